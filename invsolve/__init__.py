@@ -1,0 +1,66 @@
+"""invsolve: posterior reconstruction of undersampled measurements with diffusion priors.
+
+Names are loaded on first use, so `import invsolve` costs milliseconds and does not import torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from invsolve import testing as testing
+    from invsolve.api import load_prior as load_prior
+    from invsolve.api import operator as operator
+    from invsolve.api import reconstruct as reconstruct
+    from invsolve.api import simulate as simulate
+    from invsolve.api import strategy as strategy
+    from invsolve.contracts.layout import Measurement as Measurement
+    from invsolve.contracts.noise import Gaussian as Gaussian
+    from invsolve.contracts.noise import Poisson as Poisson
+    from invsolve.contracts.operator import LinearOperator as LinearOperator
+    from invsolve.contracts.operator import MaskableOperator as MaskableOperator
+    from invsolve.contracts.operator import Operator as Operator
+    from invsolve.contracts.operator import stack as stack
+    from invsolve.contracts.prior import Prior as Prior
+    from invsolve.contracts.problem import Problem as Problem
+    from invsolve.contracts.result import Reconstruction as Reconstruction
+    from invsolve.contracts.scale import Scale as Scale
+    from invsolve.contracts.strategy import Strategy as Strategy
+    from invsolve.errors import UserError as UserError
+    from invsolve.hooks import hookimpl as hookimpl
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "reconstruct": "invsolve.api",
+    "simulate": "invsolve.api",
+    "load_prior": "invsolve.api",
+    "operator": "invsolve.api",
+    "strategy": "invsolve.api",
+    "Operator": "invsolve.contracts.operator",
+    "LinearOperator": "invsolve.contracts.operator",
+    "MaskableOperator": "invsolve.contracts.operator",
+    "stack": "invsolve.contracts.operator",
+    "Strategy": "invsolve.contracts.strategy",
+    "Problem": "invsolve.contracts.problem",
+    "Prior": "invsolve.contracts.prior",
+    "Gaussian": "invsolve.contracts.noise",
+    "Poisson": "invsolve.contracts.noise",
+    "Scale": "invsolve.contracts.scale",
+    "Measurement": "invsolve.contracts.layout",
+    "Reconstruction": "invsolve.contracts.result",
+    "UserError": "invsolve.errors",
+    "hookimpl": "invsolve.hooks",
+}
+__all__ = [*_HOME, "testing"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name == "testing":
+        return importlib.import_module("invsolve.testing")
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'invsolve' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

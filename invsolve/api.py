@@ -1,0 +1,355 @@
+"""The functions that users call: operator, strategy, load_prior, simulate, reconstruct."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invsolve import engine, registry
+from invsolve.contracts.layout import Measurement, Sink
+from invsolve.contracts.noise import Noise
+from invsolve.contracts.operator import LinearOperator, Operator
+from invsolve.contracts.prior import Prior
+from invsolve.contracts.random import ChainRandom
+from invsolve.contracts.result import Reconstruction
+from invsolve.contracts.scale import Scale
+from invsolve.contracts.strategy import Strategy
+from invsolve.errors import UserError, suggestion
+from invsolve.parameters import build, parameters
+from invsolve.provenance import provenance
+
+
+def operator(name: str, **parameters_: Any) -> Operator:
+    """Make a registered operator, such as `operator("ct", image_size=128, angles=60)`.
+
+    Raises:
+        UserError: unknown name or parameter, or a value of the wrong type.
+    """
+    return build(registry.find("operator", name), "operator", name, parameters_)
+
+
+def strategy(name: str, **parameters_: Any) -> Strategy:
+    """Make a registered strategy, such as `strategy("dps", steps=200)`.
+
+    Raises:
+        UserError: unknown name or parameter, or a value of the wrong type.
+    """
+    return build(registry.find("strategy", name), "strategy", name, parameters_)
+
+
+def load_prior(name: str | Path, **parameters_: Any) -> Prior:
+    """Load a prior by registered name, or from a checkpoint file. Never runs code from the file.
+
+    Raises:
+        UserError: neither a known name nor a file that a registered format opens.
+    """
+    known = registry.available("prior")
+    if str(name) in known:
+        return build(known[str(name)], "prior", str(name), parameters_)
+    path = Path(name)
+    if not path.exists():
+        raise UserError(f"unknown prior {str(name)!r}, and no file of that name.{suggestion(str(name), known)}")
+    for cls in known.values():
+        if cls.opens(path):  # type: ignore[attr-defined]
+            return cls.load(path)  # type: ignore[attr-defined]
+    raise UserError(
+        f"{str(name)!r} is no checkpoint that a registered prior opens; invsolve's own are .safetensors with a header. "
+        "Pickled modules (.pkl, whole .pt objects) are refused because loading them runs code: save the state dict instead"
+    )
+
+
+def simulate(truth: Tensor | np.ndarray, operator: Operator | str, noise: Noise, seed: int = 0) -> Tensor:
+    """Measure known images: y = A(truth) + noise.
+
+    Args:
+        truth: (N, C, *spatial), physical units.
+        operator: an Operator, or the name of one that needs no parameters.
+        noise: `Gaussian(sigma)` or `Poisson(gain)`.
+        seed: the noise of item i depends on (seed, i) alone.
+
+    Returns:
+        y (N, *measurement), float32 (complex64 for complex operators); zero where nothing is measured.
+    """
+    images = _tensor(truth, "truth").to(torch.float32)
+    forward = resolve_operator(operator)
+    if forward.image_shape is not None and tuple(images.shape[1:]) != tuple(forward.image_shape):
+        raise UserError(
+            f"truth has images (channels, *size) of {tuple(images.shape[1:])}, but the operator measures "
+            f"{tuple(forward.image_shape)}; truth must be (items, channels, *size)"
+        )
+    if forward.complex_image:
+        images = torch.complex(images[:, :1], images[:, 1:] if images.shape[1] == 2 else torch.zeros_like(images[:, :1]))
+    measured = forward.measured()
+    rows = []
+    with torch.no_grad():
+        for item in range(len(images)):
+            # Keyed apart from the samplers' draws, so that a run with the same seed never reuses the noise it fights.
+            noisy = noise.sample(forward(images[item : item + 1]), ChainRandom(seed, [(item, 2**32 - 2)]))
+            rows.append(noisy if measured is None else noisy * measured)
+    return torch.cat(rows)
+
+
+def reconstruct(
+    y: Tensor | np.ndarray | Measurement,
+    operator: Operator | str,
+    prior: Prior | str | Path | None = None,
+    *,
+    noise: Noise | None = None,
+    strategy: Strategy | str = "dps",
+    samples: int = 1,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    scale: Scale | tuple[float, float] | str | None = None,
+    callback: engine.Callback | None = None,
+    progress: bool | None = None,
+) -> Reconstruction:
+    """Draw samples of the image given what was measured.
+
+    Args:
+        y: measurements (N, *measurement), in the instrument's units.
+        operator: an Operator, or the name of one that needs no parameters.
+        prior: a Prior, a registered name or a checkpoint file; not needed by strategies such as "tv".
+        noise: how y scatters, `Gaussian(sigma)` or `Poisson(gain)`.
+        strategy: a Strategy or the name of one with its default parameters.
+        samples: S, samples an item.
+        seed: a sample depends on (inputs, prior, parameters, seed, item, sample) alone.
+        batch_size: chains that go through the network at once; memory grows with it. Default 8, on a GPU 16.
+        device: "cpu", "cuda", "cuda:1", ...
+        dtype: precision of operators and states.
+        scale: how network units map to physical ones: a (low, high) pair or a Scale; "auto" estimates it from the data;
+            None takes the prior's own data range.
+        callback: called with a `StepInfo` after each step; return True to end the batch early.
+        progress: a bar on the terminal; None shows it only where standard error is a terminal.
+
+    Returns:
+        Reconstruction: mean, std (N, C, *spatial), samples (N, S, C, *spatial), diagnostics, provenance.
+
+    Raises:
+        UserError: the parts do not fit one another; the message says how to mend it.
+        NonFinite: a chain diverged; says at which step and the likely cause.
+    """
+    measurement = y if isinstance(y, Measurement) else Measurement(_tensor(y, "y"), resolve_operator(operator), noise)
+    run = plan(measurement, prior, strategy, samples, seed, batch_size, device, dtype, scale)
+    run.callback = callback
+    sink = Memory(len(measurement.y))
+    execute(run, sink, progress)
+    return Reconstruction(
+        mean=sink.stack("mean"),
+        std=sink.stack("std"),
+        samples=sink.stack("samples"),
+        diagnostics=sink.diagnostics(),
+        provenance=provenance(run),
+    )
+
+
+def plan(
+    measurement: Measurement,
+    prior: Prior | str | Path | None,
+    strategy_: Strategy | str,
+    samples: int,
+    seed: int,
+    batch_size: int | None,
+    device: str | torch.device,
+    dtype: torch.dtype = torch.float32,
+    scale: Scale | tuple[float, float] | str | None = None,
+) -> engine.Run:
+    """Put the parts of a run together and check that they fit, before anything is computed or written."""
+    if samples < 1:
+        raise UserError(f"samples must be at least 1, got {samples}")
+    if seed < 0:
+        raise UserError(f"seed must be at least 0, got {seed}")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, got {batch_size}")
+    if measurement.noise is None:
+        raise UserError("the noise is not known: give noise=, such as Gaussian(0.01) (command line: --noise gaussian:0.01)")
+    place = _device(device)
+    chosen = strategy(strategy_) if isinstance(strategy_, str) else strategy_
+    knowledge = load_prior(prior) if isinstance(prior, str | Path) else prior
+    if knowledge is not None:
+        knowledge.requires_grad_(False).eval().to(place)
+    forward = measurement.operator.to(place)
+    shape = _image_shape(measurement, knowledge)
+    _check_measurement(measurement, shape)
+    run = engine.Run(
+        measurement,
+        knowledge,
+        chosen,
+        shape,
+        Scale(),
+        samples,
+        seed,
+        batch_size or (16 if place.type == "cuda" else 8),
+        place,
+        dtype,
+    )
+    engine.check_needs(chosen, run.problem([(0, s) for s in range(samples if chosen.couples_samples else 1)]))
+    run.scale = _scale(measurement, forward, knowledge, scale, shape, place, dtype)
+    return run
+
+
+def execute(run: engine.Run, sink: Sink, progress: bool | None = None) -> None:
+    """Run with a progress bar: items, step, residual against its expected value, time left."""
+    from invsolve.progress import Bar
+
+    with Bar(run, sink, disable=None if progress is None else not progress):
+        run.execute(sink)
+
+
+def resolve_operator(given: Operator | str) -> Operator:
+    """An operator, from itself or from its name."""
+    if isinstance(given, str):
+        return operator(given)
+    if not isinstance(given, Operator):
+        raise UserError(f"operator must be an invsolve.Operator or a name, got {type(given).__name__}")
+    return given
+
+
+def fill_image_size(name: str, given: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """Add `image_size` to an operator's parameters where it takes one and none is given."""
+    takes = {p.name for p in parameters(registry.find("operator", name))}
+    missing = "image_size" in takes and "image_size" not in given and "mask" not in given
+    return {**given, "image_size": size} if missing else dict(given)
+
+
+class Memory:
+    """A sink that keeps everything, for runs from Python."""
+
+    def __init__(self, items: int) -> None:
+        self.arrays: list[Mapping[str, Tensor] | None] = [None] * items
+        self.facts: list[Mapping[str, float]] = [{}] * items
+
+    def is_done(self, item: int) -> bool:
+        return self.arrays[item] is not None
+
+    def write(self, item: int, arrays: Mapping[str, Tensor], facts: Mapping[str, float]) -> None:
+        self.arrays[item], self.facts[item] = arrays, facts
+
+    def stack(self, name: str) -> Tensor:
+        return torch.stack([a[name] for a in self.arrays if a is not None])
+
+    def diagnostics(self) -> dict[str, Any]:
+        first = next(a for a in self.arrays if a is not None)
+        arrays = {name: self.stack(name) for name in first if name not in ("mean", "std", "samples")}
+        return arrays | {name: [f[name] for f in self.facts] for name in self.facts[0]}
+
+
+def _tensor(value: Any, name: str) -> Tensor:
+    array = torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+    if not isinstance(array, Tensor) or array.ndim < 2:
+        raise UserError(f"{name} must be a tensor or array with the items along its first axis, got {type(value).__name__}")
+    return array
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return place
+
+
+def _image_shape(measurement: Measurement, prior: Prior | None) -> tuple[int, ...]:
+    """The shape (C, *spatial) of the images: from the operator, else the prior, else the measurement's own shape."""
+    forward, measured = measurement.operator, tuple(measurement.y[:1].shape[1:])
+    channels = prior.event_shape[0] if prior is not None else None
+    spatial = None
+    if forward.image_shape is None and prior is not None and None not in prior.event_shape:
+        spatial = tuple(s for s in prior.event_shape[1:] if s is not None)
+        shape: tuple[int, ...] | None = (prior.event_shape[0] or 1, *spatial)
+    elif forward.complex_image and forward.image_shape is not None:
+        shape = (channels or 2, *forward.image_shape[1:])
+    else:
+        shape = forward.image_shape_for(measured, channels or measured[0])
+        if shape is not None and forward.complex_image:
+            shape = (channels or 2, *shape[1:])
+    if shape is None:
+        raise UserError(
+            f"the image size cannot be told from measurements of shape {measured}; set image_shape in the operator, such as "
+            "self.image_shape = (1, 128, 128)"
+        )
+    if prior is not None:
+        prior.check_shape(shape)
+    return shape
+
+
+def _check_measurement(measurement: Measurement, shape: tuple[int, ...]) -> None:
+    """Refuse measurements whose shape the operator would not give; name a permutation when that would fit."""
+    forward = measurement.operator
+    got = tuple(measurement.y[:1].shape[1:])
+    wanted = forward.measurement_shape((1, *shape[1:]) if forward.complex_image else shape)
+    where = f"{measurement.source}: " if measurement.source else ""
+    if got != wanted:
+        hint = "; the axes look permuted: y must be (items, *measurement)" if sorted(got) == sorted(wanted) else ""
+        raise UserError(
+            f"{where}y has measurements of shape {got}, but operator {forward.name or type(forward).__name__!r} gives "
+            f"{wanted} for images {shape}{hint}"
+        )
+    if forward.complex_image and not measurement.y[:1].is_complex():
+        raise UserError(f"{where}y is real, but operator {forward.name!r} measures complex numbers; give complex64 data")
+
+
+def _scale(
+    measurement: Measurement,
+    forward: Operator,
+    prior: Prior | None,
+    given: Scale | tuple[float, float] | str | None,
+    shape: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Scale:
+    """The map between network and physical units: given, the file's, the prior's own, or estimated from the data."""
+    if isinstance(given, Scale):
+        return given
+    if isinstance(given, tuple):
+        return Scale.from_range(*given)
+    if given is not None and given != "auto":
+        raise UserError(f"scale must be a (low, high) pair, a Scale, 'auto' or None, got {given!r}")
+    if given is None and measurement.scale is not None:
+        return measurement.scale
+    own = prior.data_range if prior is not None else None
+    same_unit = prior is None or not measurement.unit or measurement.unit == prior.unit
+    if given is None and same_unit:
+        return Scale() if own is None else Scale.from_range(*own, origin="prior")
+    if not isinstance(forward, LinearOperator):
+        raise UserError("the scale of a nonlinear operator cannot be estimated: give scale=(low, high)")
+    return estimate_scale(measurement, forward, shape, own is not None and own[0] >= 0, device, dtype)
+
+
+def estimate_scale(
+    measurement: Measurement,
+    forward: LinearOperator,
+    shape: tuple[int, ...],
+    from_zero: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Scale:
+    """Take the range of the linear reconstruction (0.5 to 99.5 %), of up to 16 items spread over the data, for the prior's.
+
+    Args:
+        from_zero: the prior's images start at zero (attenuation, magnitude): so does the range.
+    """
+    count = len(measurement.y)
+    picked = sorted({int(i) for i in np.linspace(0, count - 1, min(count, 16))})
+    low, high = [], []
+    for item in picked:
+        y = engine.read_rows(measurement, item, item + 1).to(device)
+        y = y.to(dtype.to_complex() if y.is_complex() else dtype)
+        with torch.no_grad():
+            image = forward.baseline(y, 0.0)
+        values = (image.abs() if image.is_complex() else image).flatten().double().cpu().numpy()
+        low.append(np.quantile(values, 0.005))
+        high.append(np.quantile(values, 0.995))
+    bottom = 0.0 if from_zero else float(np.median(low))
+    top = float(np.median(high))
+    if not top > bottom:
+        raise UserError("the scale cannot be estimated: the linear reconstruction is constant; give scale=(low, high)")
+    return Scale.from_range(bottom, top, origin="estimated")
+

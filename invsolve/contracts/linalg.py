@@ -1,0 +1,77 @@
+"""Batched conjugate gradients and the power iteration: each batch row is solved and stopped for itself."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Real inner product per batch row: Re <a, b>, shape (B,)."""
+    product = a.conj() * b if a.is_complex() else a * b
+    return (product.real if product.is_complex() else product).flatten(1).sum(1)
+
+
+def norm(a: Tensor) -> Tensor:
+    """Euclidean norm per batch row, shape (B,), real also for complex `a`."""
+    return torch.linalg.vector_norm(a.flatten(1), dim=1)
+
+
+def rows(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape (B,) so that it broadcasts against (B, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def conjugate_gradients(
+    apply: Callable[[Tensor], Tensor],
+    b: Tensor,
+    start: Tensor | None = None,
+    tolerance: float = 1e-5,
+    iterations: int = 100,
+) -> Tensor:
+    """Solve `apply(x) = b` for a symmetric positive (semi)definite map, every batch row for itself.
+
+    Args:
+        apply: the map, (B, ...) -> (B, ...).
+        b: right-hand sides, (B, ...), real or complex.
+        start: warm start, same shape; zero when absent.
+        tolerance: a row stops when its residual norm is below `tolerance * |b|`. A stopped row is frozen, so its
+            answer does not depend on what else is in the batch.
+        iterations: upper limit; the current iterate is returned when it is reached.
+    """
+    x = torch.zeros_like(b) if start is None else start.clone()
+    r = b - apply(x) if start is not None else b.clone()
+    p = r
+    rr = inner(r, r)
+    goal = (tolerance * norm(b)) ** 2
+    # On a GPU, asking whether all rows are done waits for the device, so it is asked less often there.
+    stride = 1 if b.device.type == "cpu" else 5
+    for k in range(iterations):
+        active = rr > goal
+        if k % stride == 0 and not bool(active.any()):
+            break
+        q = apply(p)
+        pq = inner(p, q)
+        alpha = torch.where(active & (pq > 0), rr / pq.clamp_min(torch.finfo(rr.dtype).tiny), 0.0)
+        x = x + rows(alpha, p) * p
+        r = r - rows(alpha, q) * q
+        rr_new = inner(r, r)
+        beta = torch.where(active, rr_new / rr.clamp_min(torch.finfo(rr.dtype).tiny), 0.0)
+        p = r + rows(beta, p) * p
+        rr = torch.where(active, rr_new, rr)
+    return x
+
+
+def spectral_norm(normal: Callable[[Tensor], Tensor], start: Tensor, iterations: int = 60, tolerance: float = 1e-4) -> float:
+    """Largest singular value of A by power iteration on A'A from `start` (1, ...)."""
+    x, value = start / norm(start).clamp_min(1e-30), 0.0
+    for _ in range(iterations):
+        y = normal(x)
+        new = float(norm(y))
+        if new == 0.0:
+            return 0.0
+        x = y / new
+        if abs(new - value) <= tolerance * new:
+            return new**0.5
+        value = new
+    return value**0.5

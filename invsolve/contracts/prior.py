@@ -1,0 +1,92 @@
+"""The prior as one callable: a denoiser D(x, sigma) in variance-exploding coordinates, with its units and its origin."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invsolve.errors import UserError
+
+
+class Prior(nn.Module):
+    """What is known about images before the measurement: D(x, sigma) = E[x0 | x], x = x0 + sigma n, n standard normal.
+
+    Write `denoise`. Everything else has a default that you override as a class or instance attribute.
+
+    Attributes:
+        event_shape: (C, *spatial) of one image, None where the size is free.
+        sigma_min, sigma_max: noise levels, in network units, for which `denoise` can be trusted.
+        data_range: physical values of network -1 and +1; None when network units are the physical units.
+        unit: physical unit of the images ("HU", "1/cm"), empty when they have none.
+        differentiable: False when `denoise` cannot be differentiated (then strategies that need it are refused).
+        source: where it came from, for the record.
+    """
+
+    event_shape: tuple[int | None, ...] = (1, None, None)
+    sigma_min: float = 0.01
+    sigma_max: float = 40.0
+    data_range: tuple[float, float] | None = None
+    unit: str = ""
+    differentiable: bool = True
+    source: str = ""
+    name: str = ""
+    parameters_given: dict[str, Any] | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        # As in Operator: an author who forgets super().__init__() still gets a working module.
+        self = super().__new__(cls)
+        nn.Module.__init__(self)
+        return self
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return E[x0 | x]: x (B, C, *spatial); sigma a scalar tensor or (B,), > 0; the result like x."""
+        raise NotImplementedError(f"{type(self).__name__} must define denoise(x, sigma)")
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.denoise(x, sigma)
+
+    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return the gradient of log p_sigma at x, (D - x) / sigma^2 (Tweedie)."""
+        return (self.denoise(x, sigma) - x) / per_row(sigma, x) ** 2
+
+    def check_shape(self, image_shape: Sequence[int]) -> None:
+        """Raise UserError unless images (C, *spatial) of this shape can be denoised."""
+        wanted = self.event_shape
+        fits = len(wanted) == len(image_shape) and all(w in (None, s) for w, s in zip(wanted, image_shape, strict=True))
+        if not fits:
+            shape = tuple("any" if w is None else w for w in wanted)
+            raise UserError(
+                f"prior {self.name or type(self).__name__!r} takes images (channels, *size) of {shape}, but the operator's "
+                f"images are {tuple(image_shape)}; choose another prior or crop or resample the data"
+            )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the class, parameters and weights, for the provenance of a result."""
+        digest = hashlib.sha256(f"{type(self).__qualname__}{self.parameters_given}".encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @classmethod
+    def opens(cls, path: Path) -> bool:
+        """Whether `load` reads this file. Looks at the name and the first bytes only; runs nothing from it."""
+        return False
+
+    @classmethod
+    def load(cls, path: Path) -> Prior:
+        """Read a prior from a file that `opens` accepted. Never runs code from the file."""
+        raise NotImplementedError
+
+
+def per_row(sigma: Tensor, x: Tensor) -> Tensor:
+    """Shape sigma, a scalar or (B,), to broadcast against x (B, ...)."""
+    return sigma if sigma.ndim == 0 else sigma.view(-1, *[1] * (x.ndim - 1))

@@ -1,0 +1,246 @@
+"""The posterior that a strategy is handed: prior, operator and noise in network units, and the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from invsolve.contracts.linalg import norm
+from invsolve.contracts.noise import Gaussian, Noise
+from invsolve.contracts.operator import LinearOperator, MaskableOperator, Operator, size_of
+from invsolve.contracts.prior import Prior
+from invsolve.contracts.scale import Scale
+
+
+@dataclass
+class Calls:
+    """Batch rows sent through the network, its vector-Jacobian product, and the operator, since the start."""
+
+    network: int = 0
+    vjp: int = 0
+    forward: int = 0
+    adjoint: int = 0
+
+
+@dataclass
+class Problem:
+    """p(x | y) in network units, for a batch of chains.
+
+    Attributes:
+        prior: the denoiser, or None for strategies that do without.
+        operator: maps real network-unit images (B, C, *spatial) to y. Linear whenever the instrument's is.
+        noise: in the units of `y`.
+        y: (B, *measurement); where operator and noise allow, already shifted and scaled so that y = A x + noise holds for
+            network-unit x.
+        image_shape: (C, *spatial).
+        samples_per_item: rows that belong to one item, consecutive, for strategies that couple them.
+        calls: counters the engine reads.
+    """
+
+    prior: Prior | None
+    operator: Operator
+    noise: Noise
+    y: Tensor
+    image_shape: tuple[int, ...]
+    samples_per_item: int = 1
+    calls: Calls = field(default_factory=Calls)
+    _precision: Tensor | None = None
+
+    @property
+    def batch(self) -> int:
+        return len(self.y)
+
+    @property
+    def linear(self) -> LinearOperator:
+        """The operator, for strategies that declared the need "linear"."""
+        assert isinstance(self.operator, LinearOperator)
+        return self.operator
+
+    @property
+    def maskable(self) -> MaskableOperator:
+        """The operator, for strategies that declared the need "maskable"."""
+        assert isinstance(self.operator, MaskableOperator)
+        return self.operator
+
+    @property
+    def sigma(self) -> float | Tensor:
+        """Noise standard deviation, for strategies that declared the need "gaussian"; broadcasts against y."""
+        assert isinstance(self.noise, Gaussian)
+        return self.noise.sigma
+
+    def zeros(self) -> Tensor:
+        """Real zeros (B, C, *spatial) on the data's device."""
+        return torch.zeros(self.batch, *self.image_shape, dtype=self.y.real.dtype, device=self.y.device)
+
+    def denoise(self, x: Tensor, sigma: float) -> Tensor:
+        """D(x, sigma), counted; differentiable in x where gradients are enabled."""
+        assert self.prior is not None
+        self.calls.network += len(x)
+        # full() passes sigma as a kernel argument; a tensor made from a Python number would wait for the device.
+        estimate = self.prior.denoise(x, torch.full((), sigma, dtype=x.dtype, device=x.device))
+        if estimate.requires_grad:
+            estimate.register_hook(self._count_vjp)
+        return estimate
+
+    def _count_vjp(self, gradient: Tensor) -> None:
+        self.calls.vjp += len(gradient)
+
+    def residual(self, estimate: Tensor) -> Tensor:
+        """y - A(estimate)."""
+        return self.y - self.operator(estimate)
+
+    def misfit(self, residual: Tensor) -> Tensor:
+        """Euclidean norm of a residual per row, (B,)."""
+        return norm(residual)
+
+    def precision(self) -> Tensor | float:
+        """Relative precision of each entry of y, mean square 1, to multiply a residual with; 1.0 for Gaussian noise."""
+        if isinstance(self.noise, Gaussian):
+            return 1.0
+        if self._precision is None:
+            # A floor, because an empty Poisson bin would otherwise count as exact.
+            std = self.noise.std(self.y)
+            weight = 1 / std.clamp_min(0.05 * std.flatten(1).mean(1).view(-1, *[1] * (std.ndim - 1)))
+            self._precision = weight / weight.flatten(1).square().mean(1).sqrt().view(-1, *[1] * (std.ndim - 1))
+        return self._precision
+
+    def operator_norm(self) -> float:
+        """Largest singular value of a linear operator; 1 for others, whose users set strengths themselves."""
+        return self.operator.norm(self.y[:1]) if isinstance(self.operator, LinearOperator) else 1.0
+
+    def data_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient of |y - A(x)|^2 / 2 with respect to x, (B, C, *spatial), and the residual y - A(x)."""
+        if isinstance(self.operator, LinearOperator):
+            residual = self.residual(x)
+            return -self.operator.adjoint(residual), residual
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            residual = self.residual(x)
+            (gradient,) = torch.autograd.grad((residual.abs() ** 2).sum() / 2, x)
+        return gradient, residual.detach()
+
+    def numbers(self) -> int:
+        """Real numbers measured per item: complex entries count twice, unmeasured ones not at all."""
+        shape = self.y.shape[1:]
+        mask = self.operator.measured()
+        entries = size_of(shape) if mask is None else int(mask.expand(shape).sum())
+        return entries * (2 if self.y.is_complex() else 1)
+
+    def expected_misfit(self) -> Tensor:
+        """|y - A(x)| that the noise alone explains, (B,); Poisson: from the data."""
+        std = self.noise.std(self.y).expand(self.y.shape).to(self.y.real.dtype)
+        mask = self.operator.measured()
+        if mask is not None:
+            std = std * mask
+        return norm(std) * (2**0.5 if self.y.is_complex() else 1.0)
+
+
+def make_problem(
+    prior: Prior | None,
+    operator: Operator,
+    noise: Noise,
+    y: Tensor,
+    image_shape: tuple[int, ...],
+    scale: Scale,
+    samples_per_item: int = 1,
+) -> Problem:
+    """Bring an instrument's operator and data, in physical units, to the prior's network units.
+
+    Args:
+        operator, noise, y: as the instrument states them; y (B, *measurement).
+        image_shape: (C, *spatial) of the prior's images.
+        scale: one value, or one a row of y.
+    """
+    if operator.complex_image:
+        operator = real_view(operator, image_shape[0])
+    if isinstance(operator, LinearOperator) and isinstance(noise, Gaussian):
+        factor, offset = scale.broadcast(y)
+        if isinstance(offset, Tensor) or offset != 0.0:
+            ones = torch.ones(1, *image_shape, dtype=y.real.dtype, device=y.device)
+            y = y - offset * operator(ones)
+        if isinstance(factor, Tensor) or factor != 1.0:
+            y, noise = y / factor, Gaussian(noise.sigma / factor)
+    elif scale != Scale():
+        operator = InPhysicalUnits(operator, scale)
+    return Problem(prior, operator, noise, y, tuple(image_shape), samples_per_item)
+
+
+def real_view(operator: Operator, channels: int) -> Operator:
+    """See a complex-image operator as one on real images with `channels` 1 (real part) or 2 (real, imaginary)."""
+    if not isinstance(operator, LinearOperator):
+        return RealView(operator, channels)
+    return (MaskableRealView if isinstance(operator, MaskableOperator) else LinearRealView)(operator, channels)
+
+
+class RealView(Operator):
+    """A complex-image operator on real images: (B, 1, ...) is the real part, (B, 2, ...) real and imaginary part."""
+
+    def __init__(self, inner: Operator, channels: int) -> None:
+        super().__init__()
+        self.inner, self.channels = inner, channels
+        self.name, self.image_unit = inner.name, inner.image_unit
+        if inner.image_shape is not None:
+            self.image_shape = (channels, *inner.image_shape[1:])
+
+    def to_complex(self, x: Tensor) -> Tensor:
+        imaginary = x[:, 1:] if self.channels == 2 else torch.zeros_like(x)
+        return torch.complex(x[:, :1], imaginary)
+
+    def to_real(self, x: Tensor) -> Tensor:
+        return torch.cat([x.real, x.imag], 1) if self.channels == 2 else x.real
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.to_complex(x))
+
+    def measured(self) -> Tensor | None:
+        return self.inner.measured()
+
+
+class LinearRealView(RealView, LinearOperator):
+    """`RealView` of a linear operator; closed forms carry over where both parts are free."""
+
+    inner: LinearOperator
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.to_real(self.inner.adjoint(y))
+
+    def prox(self, z: Tensor, y: Tensor, rho: float | Tensor, start: Tensor | None = None, **solver: object) -> Tensor:
+        if self.channels == 1:
+            return super().prox(z, y, rho, start, **solver)  # type: ignore[arg-type]
+        begin = None if start is None else self.to_complex(start)
+        return self.to_real(self.inner.prox(self.to_complex(z), y, rho, begin, **solver))  # type: ignore[arg-type]
+
+    def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
+        if self.channels == 1:
+            return super().pinv(y, tolerance, iterations)
+        return self.to_real(self.inner.pinv(y, tolerance, iterations))
+
+    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
+        return self.to_real(self.inner.baseline(y, sigma))
+
+
+class MaskableRealView(LinearRealView, MaskableOperator):
+    """`RealView` of a maskable operator: the measurement, and so its groups, are the same."""
+
+    inner: MaskableOperator
+
+    @property
+    def group_index(self) -> Tensor:  # type: ignore[override]
+        return self.inner.group_index
+
+
+class InPhysicalUnits(Operator):
+    """A(factor x + offset): an operator that cannot be rescaled, fed from network units."""
+
+    def __init__(self, inner: Operator, scale: Scale) -> None:
+        super().__init__()
+        self.inner, self.scale = inner, scale
+        self.name, self.image_shape = inner.name, inner.image_shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.scale.to_physical(x))
+
+    def measured(self) -> Tensor | None:
+        return self.inner.measured()

@@ -1,0 +1,73 @@
+"""Random numbers keyed by (seed, item, sample, step): the same bits for every batch size, order, device and resume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Stands for "all samples of this item" in a chain's key: draws that the particles of one item share.
+SHARED = 2**32 - 1
+
+
+def _key(seed: int, item: int, sample: int) -> np.ndarray:
+    return np.random.SeedSequence([seed, item, sample]).generate_state(2, np.uint64)
+
+
+@dataclass
+class ChainRandom:
+    """Draws for a batch of chains, one (item, sample) pair a row, at one step.
+
+    Counter-based (Philox): nothing is carried from step to step, so a checkpoint needs no generator state.
+
+    Args:
+        seed: the run's seed, >= 0.
+        chains: the (item, sample) pair of each batch row.
+        step: position in the loop; the engine advances it.
+    """
+
+    seed: int
+    chains: Sequence[tuple[int, int]]
+    step: int = 0
+    _draw: int = 0
+    _keys: list[np.ndarray] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        self._keys = [_key(self.seed, item, sample) for item, sample in self.chains]
+
+    def at(self, step: int) -> ChainRandom:
+        """Position at the start of a step."""
+        self.step, self._draw = step, 0
+        return self
+
+    def _generators(self) -> list[np.random.Generator]:
+        self._draw += 1
+        counter = [0, self._draw, self.step, 0]
+        return [np.random.Generator(np.random.Philox(key=key, counter=counter)) for key in self._keys]
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal numbers of the shape, dtype and device of `like` (B, ...); complex: each part has variance 1."""
+        real = like.dtype.to_real() if like.is_complex() else like.dtype
+        wide = np.float64 if real == torch.float64 else np.float32
+        shape = (*like.shape[1:], 2) if like.is_complex() else tuple(like.shape[1:])
+        drawn = np.empty((len(self.chains), *shape), wide)
+        for row, generator in zip(drawn, self._generators(), strict=True):
+            row[...] = generator.standard_normal(shape, dtype=wide)
+        host = torch.from_numpy(drawn)
+        if like.device.type == "cuda":
+            host = host.pin_memory()
+        out = host.to(like.device, real, non_blocking=True)
+        return torch.view_as_complex(out) if like.is_complex() else out
+
+    def uniform(self) -> Tensor:
+        """One number in [0, 1) a chain, (B,), float64 on the CPU."""
+        return torch.tensor([g.random() for g in self._generators()], dtype=torch.float64)
+
+    def poisson(self, rate: Tensor) -> Tensor:
+        """Poisson counts with mean `rate` (B, ...), >= 0; drawn on the CPU in float64, returned like `rate`."""
+        host = rate.detach().to("cpu", torch.float64).numpy()
+        drawn = np.stack([g.poisson(row) for g, row in zip(self._generators(), host, strict=True)])
+        return torch.from_numpy(drawn).to(rate)

@@ -1,0 +1,34 @@
+"""What a run returns: mean, uncertainty, samples, diagnostics and where it all came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class Reconstruction:
+    """A posterior, summarised; images in physical units.
+
+    Attributes:
+        mean: (N, C, *spatial), mean of the samples.
+        std: (N, C, *spatial), their standard deviation (unbiased); zeros when there is only one sample.
+        samples: (N, S, C, *spatial).
+        diagnostics: `residual` (N, S, steps), norm of y - A(D) per step in units of its expected value, NaN for steps at
+            which the strategy did not compute it; per-item lists `network_calls`, `vjp_calls`, `operator_calls` (each per
+            sample) and `seconds`; and whatever the strategy recorded.
+        provenance: versions, parameters, seed, scale, prior and its hash.
+    """
+
+    mean: Tensor
+    std: Tensor
+    samples: Tensor
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        n, s = self.samples.shape[:2]
+        strategy = self.provenance.get("strategy", {}).get("name", "?")
+        return f"Reconstruction({n} items x {s} samples of {tuple(self.samples.shape[2:])}, strategy {strategy!r})"

@@ -1,0 +1,80 @@
+"""The strategy contract: frozen settings, a schedule, and a step from state to state. The engine owns the loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from invsolve.contracts.problem import Problem
+    from invsolve.contracts.random import ChainRandom
+
+#: Plain tensors whose first axis is the batch. "x" is the iterate; "residual" (B,), if present, is |y - A(D)| for the record.
+State = dict[str, Tensor]
+
+#: What a strategy can declare in `needs`, with the words the engine uses when it is missing.
+NEEDS = {
+    "prior": "a prior",
+    "prior-gradient": "a prior that can be differentiated",
+    "linear": "a linear operator",
+    "maskable": "a maskable operator (inpainting, ct, mri)",
+    "operator-gradient": "an operator whose forward is differentiable torch code",
+    "gaussian": "Gaussian noise",
+}
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How to draw from the posterior. Subclass as a frozen dataclass: its fields are its parameters.
+
+    A `step` must not keep anything in self; what it needs next time goes into the state. It runs without gradients;
+    open `torch.enable_grad()` where you need them, and return detached tensors.
+
+    Class attributes:
+        needs: names from `NEEDS`; the engine checks them before the first step.
+        couples_samples: True when the samples of one item interact (particles); they are then kept in one batch and
+            follow one another in it, `problem.samples_per_item` rows an item.
+        draws: True when repeated runs scatter like the posterior; False for point estimates.
+        mean_error, std_ratio: what is claimed against the exact posterior of a Gaussian field (mean error in posterior
+            standard deviations, sample over posterior standard deviation); `check_strategy` holds it to that.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("prior",)
+    couples_samples: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
+    mean_error: ClassVar[float] = 0.5
+    std_ratio: ClassVar[tuple[float, float]] = (0.7, 1.4)
+    name: ClassVar[str] = ""
+
+    def schedule(self, problem: Problem) -> Tensor:
+        """Return the noise levels, descending, (steps + 1,). Their length sets the number of steps."""
+        raise NotImplementedError
+
+    def init(self, problem: Problem, rng: ChainRandom) -> State:
+        """Return the state before the first step."""
+        raise NotImplementedError
+
+    def step(self, problem: Problem, state: State, sigma: float, sigma_next: float, rng: ChainRandom) -> State:
+        """Advance from noise level `sigma` to `sigma_next`."""
+        raise NotImplementedError
+
+    def result(self, problem: Problem, state: State) -> Tensor:
+        """Return the images (B, C, *spatial), in network units, that a state stands for."""
+        return state["x"]
+
+    def record(self, problem: Problem, state: State) -> dict[str, Tensor]:
+        """Return tensors (B, ...) worth keeping beside the images, such as the mask an active strategy chose."""
+        return {}
+
+
+def iterations(count: int) -> Tensor:
+    """The schedule of a method that does not diffuse: `count` steps at noise level zero."""
+    return torch.zeros(count + 1, dtype=torch.float64)
+
+
+def settings(strategy: Strategy) -> dict[str, Any]:
+    """The strategy's parameters, for the record."""
+    return {name: getattr(strategy, name) for name in strategy.__dataclass_fields__}

@@ -1,0 +1,17 @@
+"""The one exception a user's mistake raises, and the near-match suggestion in its text."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """What is wrong, where, what was expected and how to mend it, in one line. The command line exits with code 2."""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return ' Did you mean ...?' for near matches of `name`, else the list of what is known."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.55)
+    if near:
+        return f" Did you mean {' or '.join(repr(n) for n in near)}?"
+    return f" Known: {', '.join(names)}." if names else " None are registered."

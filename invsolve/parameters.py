@@ -1,0 +1,143 @@
+"""Parameters of plugins: read from their keyword arguments, validated, listed, and explained in one line when wrong."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import docstring_parser
+import numpy as np
+import pydantic
+import torch
+from torch import Tensor
+
+from invsolve.errors import UserError, suggestion
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One row of a plugin's parameter table."""
+
+    name: str
+    type: str
+    default: Any
+    required: bool
+    text: str
+
+
+def _to_tensor(value: Any) -> Any:
+    """Accept a tensor, an array, a (nested) list of numbers, or the path of a .npy file."""
+    if isinstance(value, str):
+        path = Path(value)
+        if path.suffix != ".npy":
+            raise ValueError("expected numbers or the path of a .npy file")
+        if not path.exists():
+            raise ValueError(f"no such file {value!r}")
+        value = np.load(path, allow_pickle=False)
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, list | tuple | int | float):
+        value = torch.as_tensor(value)
+    if not isinstance(value, Tensor):
+        raise ValueError("expected an array")
+    return value.float() if value.dtype == torch.float64 else value
+
+
+def _annotation(hint: Any) -> Any:
+    """Replace Tensor by a type that pydantic checks, anywhere in a union."""
+    if hint is Tensor:
+        return typing.Annotated[Any, pydantic.BeforeValidator(_to_tensor)]
+    arguments = typing.get_args(hint)
+    if arguments and Tensor in arguments:
+        return typing.Union[tuple(_annotation(a) for a in arguments)]  # noqa: UP007
+    return hint
+
+
+def _readable(hint: Any) -> str:
+    if isinstance(hint, type):
+        return "array" if hint is Tensor else hint.__name__
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(repr(a) for a in typing.get_args(hint))
+    if typing.get_origin(hint) in (typing.Union, __import__("types").UnionType):
+        return " | ".join("None" if a is type(None) else _readable(a) for a in typing.get_args(hint))
+    return str(hint).replace("typing.", "")
+
+
+def _signature(plugin: type) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
+    function = plugin.__init__  # type: ignore[misc]
+    signature = dict(inspect.signature(function).parameters)
+    signature.pop("self")
+    for parameter in list(signature.values()):
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            signature.pop(parameter.name)
+    owner = plugin if hasattr(plugin, "__dataclass_fields__") else function
+    hints = typing.get_type_hints(owner)
+    return signature, hints
+
+
+@cache
+def parameters(plugin: type) -> tuple[Parameter, ...]:
+    """The parameters of a plugin class, with the text of its docstring's Args section."""
+    signature, hints = _signature(plugin)
+    texts = {}
+    for doc in (plugin.__doc__, plugin.__init__.__doc__):  # type: ignore[misc]
+        texts |= {p.arg_name: " ".join((p.description or "").split()) for p in docstring_parser.parse(doc or "").params}
+    for names in [n for n in texts if "," in n]:
+        texts |= {name.strip(): texts[names] for name in names.split(",")}
+    return tuple(
+        Parameter(
+            name,
+            _readable(hints.get(name, Any)),
+            None if p.default is p.empty else p.default,
+            p.default is p.empty,
+            texts.get(name, ""),
+        )
+        for name, p in signature.items()
+    )
+
+
+@cache
+def _model(plugin: type) -> type[pydantic.BaseModel]:
+    signature, hints = _signature(plugin)
+    fields: dict[str, Any] = {
+        name: (_annotation(hints.get(name, Any)), ... if p.default is p.empty else p.default)
+        for name, p in signature.items()
+    }
+    config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+    return pydantic.create_model(plugin.__name__, __config__=config, **fields)
+
+
+def build(plugin: type, kind: str, name: str, given: dict[str, Any]) -> Any:
+    """Validate keyword arguments and make the plugin.
+
+    Raises:
+        UserError: an unknown or missing parameter, or a value of the wrong type or out of its range.
+    """
+    known = {p.name: p for p in parameters(plugin)}
+    for key in given:
+        if key not in known:
+            raise UserError(f"{kind} {name!r} has no parameter {key!r}.{suggestion(key, known)}")
+    try:
+        model = _model(plugin)(**given)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        if first["type"] == "missing":
+            raise UserError(f"{kind} {name!r} needs {key}=: {known[key].type}. {known[key].text}".rstrip()) from None
+        what = first["msg"].removeprefix("Value error, ")
+        value = _short(given[key])
+        raise UserError(f"{kind} {name!r}: {key}={value} is not {known[key].type}: {what}") from None
+    values = {key: getattr(model, key) for key in known}
+    made = plugin(**values)
+    if hasattr(plugin, "parameters_given"):
+        made.parameters_given = {key: values[key] for key in given}
+    return made
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,1 @@
+"""Forward operators, one physical system a file; found through the registry, never by import."""

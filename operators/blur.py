@@ -1,0 +1,127 @@
+"""Blur: convolution with a point-spread function, with circular, reflecting or zero boundaries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from invsolve import hookimpl
+from invsolve.contracts.operator import LinearOperator, matching
+from invsolve.errors import UserError
+
+
+def gaussian_kernel(sigma: float) -> Tensor:
+    """Gaussian of standard deviation `sigma` pixels, cut at 4 sigma, sum 1; (2r + 1, 2r + 1)."""
+    radius = max(1, math.ceil(4 * sigma))
+    line = torch.exp(-(torch.arange(-radius, radius + 1, dtype=torch.float64) ** 2) / (2 * sigma**2))
+    kernel = line[:, None] * line[None]
+    return (kernel / kernel.sum()).float()
+
+
+class Blur(LinearOperator):
+    """y = k * x, a true convolution (the kernel is the image of a point); y has the shape of x, (B, C, rows, columns).
+
+    Args:
+        kernel: point-spread function (rows, columns); its centre is element (rows // 2, columns // 2). Used as given: it
+            is not normalised.
+        sigma: instead of a kernel, a Gaussian of this standard deviation in pixels.
+        boundary: what lies outside the image: its periodic repetition, its mirror image, or zeros.
+
+    Raises:
+        UserError: both or neither of kernel and sigma.
+    """
+
+    examples: ClassVar[tuple[dict[str, object], ...]] = (
+        {"sigma": 0.8},
+        {"kernel": [[0.1, 0.3, 0.0, 0.1], [0.0, 0.4, 0.1, 0.0]]},
+        {"sigma": 0.8, "boundary": "reflect"},
+        {"kernel": [[0.2, 0.0, 0.3], [0.1, 0.3, 0.1]], "boundary": "zero"},
+    )
+
+    def __init__(
+        self,
+        kernel: Tensor | None = None,
+        sigma: float | None = None,
+        boundary: Literal["circular", "reflect", "zero"] = "circular",
+    ) -> None:
+        super().__init__()
+        if (kernel is None) == (sigma is None):
+            raise UserError("operator 'blur' needs exactly one of kernel= and sigma=")
+        if sigma is not None and not sigma > 0:
+            raise UserError(f"operator 'blur': sigma must be > 0 pixels, got {sigma}")
+        if kernel is not None and kernel.ndim != 2:
+            raise UserError(f"operator 'blur': kernel must be (rows, columns), got shape {tuple(kernel.shape)}")
+        self.kernel = gaussian_kernel(sigma) if sigma is not None else torch.as_tensor(kernel).float()
+        self.boundary = boundary
+
+    def transfer(self, x: Tensor) -> Tensor:
+        """Optical transfer function for images like x: the rfft2 of the kernel, its centre at the origin."""
+        cache: dict[tuple[object, ...], Tensor] = self.__dict__.setdefault("_transfer", {})
+        key = (*x.shape[-2:], x.dtype, x.device)
+        if key not in cache:
+            rows, columns = x.shape[-2:]
+            kernel = matching(self.kernel, x)
+            # A kernel wider than the image wraps around, as the periodic repetition says.
+            padded = x.new_zeros(rows, columns)
+            i = (torch.arange(kernel.shape[0], device=x.device) - kernel.shape[0] // 2) % rows
+            j = (torch.arange(kernel.shape[1], device=x.device) - kernel.shape[1] // 2) % columns
+            padded.index_put_((i[:, None], j[None]), kernel, accumulate=True)
+            cache[key] = torch.fft.rfft2(padded)
+        return cache[key]
+
+    def _filter(self, x: Tensor, response: Tensor) -> Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(x) * response, s=x.shape[-2:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.boundary == "circular":
+            return self._filter(x, self.transfer(x))
+        height, width = self.kernel.shape
+        top, left = (height - 1) - height // 2, (width - 1) - width // 2
+        pad = (left, width - 1 - left, top, height - 1 - top)
+        mode = "reflect" if self.boundary == "reflect" else "constant"
+        if mode == "reflect" and (max(pad[:2]) >= x.shape[-1] or max(pad[2:]) >= x.shape[-2]):
+            raise UserError(
+                f"operator 'blur': a {height} x {width} kernel reflects beyond an image of "
+                f"{x.shape[-2]} x {x.shape[-1]}; use boundary='circular' or a smaller kernel"
+            )
+        flat = F.pad(x.flatten(0, 1)[:, None], pad, mode=mode)
+        weight = matching(self.kernel, x).flip(0, 1)[None, None]
+        return F.conv2d(flat, weight).view(x.shape)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        if self.boundary == "circular":
+            return self._filter(y, self.transfer(y).conj())
+        return super().adjoint(y)
+
+    def prox(
+        self,
+        z: Tensor,
+        y: Tensor,
+        rho: float | Tensor,
+        start: Tensor | None = None,
+        tolerance: float = 1e-5,
+        iterations: int = 100,
+    ) -> Tensor:
+        if self.boundary != "circular":
+            return super().prox(z, y, rho, start, tolerance, iterations)
+        transfer = self.transfer(z)
+        both = transfer.conj() * torch.fft.rfft2(y) + rho * torch.fft.rfft2(z)
+        return torch.fft.irfft2(both / (transfer.abs() ** 2 + rho), s=z.shape[-2:])
+
+    def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
+        if self.boundary != "circular":
+            return super().pinv(y, tolerance, iterations)
+        transfer = self.transfer(y)
+        kept = transfer.abs() > 1e-6 * transfer.abs().max()
+        inverse = torch.where(kept, 1 / torch.where(kept, transfer, torch.ones_like(transfer)), 0)
+        return self._filter(y, inverse)
+
+
+@hookimpl
+def invsolve_operators() -> Mapping[str, type]:
+    return {"blur": Blur}

@@ -1,0 +1,115 @@
+"""Inpainting: some pixels are measured, the others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from invsolve import hookimpl
+from invsolve.contracts.operator import MaskableOperator, matching
+from invsolve.errors import UserError
+
+
+class Inpainting(MaskableOperator):
+    """y = mask * x, zero where nothing is measured; y has the shape of x, (B, C, rows, columns).
+
+    Give exactly one of mask, fraction and box. With fraction and box the size may be left open; it is then that of the
+    first image seen.
+
+    Args:
+        mask: (rows, columns), non-zero where measured; an array or the path of a .npy file.
+        fraction: part of the pixels that is measured, 0 < fraction <= 1, drawn at random.
+        box: hidden rectangle as [top, left, height, width] in pixels.
+        image_size: rows and columns of the image, for fraction and box.
+        channels: channels of the image; all share the mask.
+        seed: of the random pixels.
+
+    Raises:
+        UserError: not exactly one of the three, or out of range.
+    """
+
+    examples: ClassVar[tuple[dict[str, object], ...]] = (
+        {"fraction": 0.5, "image_size": 12},
+        {"box": [2, 3, 4, 5], "image_size": 11},
+    )
+
+    def __init__(
+        self,
+        mask: Tensor | None = None,
+        fraction: float | None = None,
+        box: list[int] | None = None,
+        image_size: int | None = None,
+        channels: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if sum(given is not None for given in (mask, fraction, box)) != 1:
+            raise UserError("operator 'inpainting' needs exactly one of mask=, fraction=, box=")
+        if fraction is not None and not 0 < fraction <= 1:
+            raise UserError(f"operator 'inpainting': fraction must be in (0, 1], got {fraction}")
+        if box is not None and (len(box) != 4 or min(box) < 0):
+            raise UserError(f"operator 'inpainting': box must be [top, left, height, width] in pixels, got {box}")
+        self.fraction, self.box, self.seed = fraction, box, seed
+        if mask is not None:
+            if mask.ndim != 2:
+                raise UserError(f"operator 'inpainting': mask must be (rows, columns), got shape {tuple(mask.shape)}")
+            self._fix(mask != 0, channels)
+        elif image_size is not None:
+            self._fix(self._draw((image_size, image_size)), channels)
+
+    def _draw(self, size: Sequence[int]) -> Tensor:
+        if self.fraction is not None:
+            count = max(1, round(self.fraction * size[0] * size[1]))
+            order = torch.randperm(size[0] * size[1], generator=torch.Generator().manual_seed(self.seed))
+            mask = torch.zeros(size[0] * size[1], dtype=torch.bool)
+            mask[order[:count]] = True
+            return mask.view(*size)
+        assert self.box is not None
+        top, left, height, width = self.box
+        if top + height > size[0] or left + width > size[1]:
+            raise UserError(f"operator 'inpainting': box {self.box} does not fit in an image of {size[0]} x {size[1]}")
+        mask = torch.ones(*size, dtype=torch.bool)
+        mask[top : top + height, left : left + width] = False
+        return mask
+
+    def _fix(self, mask: Tensor, channels: int) -> None:
+        self.mask = mask
+        self.image_shape = (channels, *mask.shape)
+        index = torch.full(mask.shape, -1, dtype=torch.long)
+        index[mask] = torch.arange(int(mask.sum()))
+        self.group_index = index[None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.image_shape is None:
+            self._fix(self._draw(x.shape[-2:]), x.shape[1])
+            self.to(x.device)
+        if tuple(x.shape[-2:]) != tuple(self.mask.shape):
+            raise UserError(f"operator 'inpainting' has a mask of {tuple(self.mask.shape)}, got images {tuple(x.shape[-2:])}")
+        return x * matching(self.mask, x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.forward(y)
+
+    def prox(self, z: Tensor, y: Tensor, rho: float | Tensor, start: Tensor | None = None, **solver: object) -> Tensor:
+        mask = matching(self.mask, z)
+        return (mask * y + rho * z) / (mask + rho)
+
+    def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
+        return self.adjoint(y)
+
+    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
+        return self.adjoint(y)
+
+    def measured(self) -> Tensor | None:
+        return self.mask if self.image_shape is not None else None
+
+    def norm(self, like: Tensor | None = None) -> float:
+        return 1.0
+
+
+@hookimpl
+def invsolve_operators() -> Mapping[str, type]:
+    return {"inpainting": Inpainting}

@@ -1,0 +1,159 @@
+"""Cartesian MRI: undersampled Fourier measurements of a complex image, through one receive coil or several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from invsolve import hookimpl
+from invsolve.contracts.operator import MaskableOperator, matching
+from invsolve.errors import UserError
+
+_AXES = (-2, -1)
+
+
+def centred_fft(x: Tensor) -> Tensor:
+    """Orthonormal 2-D Fourier transform with the zero frequency at (rows // 2, columns // 2)."""
+    return torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(x, _AXES), norm="ortho"), _AXES)
+
+
+def centred_ifft(k: Tensor) -> Tensor:
+    """Inverse (and adjoint) of `centred_fft`."""
+    return torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(k, _AXES), norm="ortho"), _AXES)
+
+
+def column_mask(columns: int, acceleration: float, centre_fraction: float, seed: int) -> Tensor:
+    """Random columns at `acceleration`, with the central `centre_fraction` of them always measured; (columns,) boolean."""
+    centre = max(1, round(columns * centre_fraction))
+    first = columns // 2 - centre // 2
+    mask = torch.zeros(columns, dtype=torch.bool)
+    mask[first : first + centre] = True
+    wanted = max(round(columns / acceleration), centre)
+    others = (~mask).nonzero().flatten()
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
+    mask[others[order[: wanted - centre]]] = True
+    return mask
+
+
+class MRI(MaskableOperator):
+    """y_c = mask * F(coil_map_c * x), F the centred orthonormal Fourier transform.
+
+    x (B, 1, rows, columns) complex; y (B, coils, rows, columns) complex, zero where nothing is measured; without coil maps
+    one coil of sensitivity 1. Groups for active acquisition are the k-space columns (single points for a 2-D mask).
+
+    Args:
+        mask: (columns,) or (rows, columns), centred, non-zero where measured; default everything.
+        coil_maps: (coils, rows, columns), complex.
+        image_size: rows and columns, where neither a 2-D mask nor coil maps tell them.
+        acceleration: instead of a mask, measure 1 in `acceleration` columns, at random.
+        centre_fraction: part of the columns around the centre that is always measured, with acceleration.
+        seed: of the random columns.
+
+    Raises:
+        UserError: the size cannot be told, shapes disagree, or (when applied) x is not complex.
+    """
+
+    complex_image = True
+    examples: ClassVar[tuple[dict[str, object], ...]] = (
+        {"image_size": 12, "acceleration": 2},
+        {"coil_maps": torch.randn(3, 9, 11, 2, generator=torch.Generator().manual_seed(0)), "mask": [1, 0, 1, 1] * 2 + [1, 0, 1]},
+    )
+
+    def __init__(
+        self,
+        mask: Tensor | None = None,
+        coil_maps: Tensor | None = None,
+        image_size: int | None = None,
+        acceleration: float | None = None,
+        centre_fraction: float = 0.08,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        size: tuple[int, ...] | None = (image_size, image_size) if image_size else None
+        if coil_maps is not None:
+            if not coil_maps.is_complex() and coil_maps.ndim == 4 and coil_maps.shape[-1] == 2:
+                coil_maps = torch.view_as_complex(coil_maps.float().contiguous())
+            if not coil_maps.is_complex() or coil_maps.ndim != 3:
+                raise UserError(
+                    f"operator 'mri': coil_maps must be complex (coils, rows, columns), got {coil_maps.dtype} "
+                    f"{tuple(coil_maps.shape)}"
+                )
+            size = tuple(coil_maps.shape[1:])
+            coil_maps = coil_maps.to(torch.complex64)
+        if mask is not None and mask.ndim == 2:
+            size = size or tuple(mask.shape)
+        if size is None and mask is not None:
+            size = (len(mask), len(mask))
+        if size is None:
+            raise UserError("operator 'mri' needs image_size=, a 2-D mask= or coil_maps= to know the image size")
+        if acceleration is not None:
+            if mask is not None or acceleration < 1:
+                raise UserError("operator 'mri': give acceleration >= 1 or mask, not both")
+            mask = column_mask(size[1], acceleration, centre_fraction, seed)
+        if mask is None:
+            mask = torch.ones(size[1])
+        if mask.ndim not in (1, 2) or mask.shape[-1] != size[1] or (mask.ndim == 2 and mask.shape[0] != size[0]):
+            raise UserError(
+                f"operator 'mri': mask {tuple(mask.shape)} does not fit images of {size[0]} x {size[1]}; it must be "
+                "(columns,) or (rows, columns)"
+            )
+        self.columns_only = mask.ndim == 1
+        self.mask = (mask != 0).expand(*size).contiguous()
+        self.image_shape = (1, *size)
+        if coil_maps is not None:
+            self.coil_maps = coil_maps
+        self.coils = len(coil_maps) if coil_maps is not None else 1
+        units = (mask != 0).clone()
+        index = torch.full(units.shape, -1, dtype=torch.long)
+        index[units] = torch.arange(int(units.sum()))
+        self.group_index = index.view(1, -1, size[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_complex():
+            raise UserError(
+                f"operator 'mri' takes complex images (B, 1, rows, columns), got {x.dtype}; "
+                "use torch.complex(real, imaginary)"
+            )
+        if self.coils > 1 or "coil_maps" in self._buffers:
+            x = x * matching(self.coil_maps, x)
+        return centred_fft(x) * self.mask
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        x = centred_ifft(y * self.mask)
+        if "coil_maps" in self._buffers:
+            x = (x * matching(self.coil_maps, y).conj()).sum(1, keepdim=True)
+        return x
+
+    def prox(
+        self,
+        z: Tensor,
+        y: Tensor,
+        rho: float | Tensor,
+        start: Tensor | None = None,
+        tolerance: float = 1e-5,
+        iterations: int = 100,
+    ) -> Tensor:
+        if "coil_maps" in self._buffers:
+            return super().prox(z, y, rho, start, tolerance, iterations)
+        return centred_ifft((self.mask * y + rho * centred_fft(z)) / (self.mask + rho))
+
+    def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
+        return super().pinv(y, tolerance, iterations) if "coil_maps" in self._buffers else self.adjoint(y)
+
+    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
+        """Zero-filled for one coil, SENSE (Pruessmann 1999; lightly regularised) for several."""
+        if "coil_maps" not in self._buffers:
+            return self.adjoint(y)
+        rho = 1e-3 * self.norm() ** 2
+        return self.prox(torch.zeros_like(self.adjoint(y)), y, rho, tolerance=1e-4, iterations=50)
+
+    def measured(self) -> Tensor | None:
+        return self.mask
+
+
+@hookimpl
+def invsolve_operators() -> Mapping[str, type]:
+    return {"mri": MRI}

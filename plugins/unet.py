@@ -1,0 +1,140 @@
+"""Network priors: a `diffusers` U-Net in a safetensors file whose JSON header says all that a denoiser must know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from invsolve import hookimpl
+from invsolve.contracts.prior import Prior, per_row
+from invsolve.errors import UserError
+
+HEADER = "invsolve_prior"
+
+
+class UNetPrior(Prior):
+    """A U-Net denoiser with EDM preconditioning (Karras 2022, table 1).
+
+    Images of any size: those that the network's down-sampling does not divide are extended by reflection and cropped.
+
+    Args:
+        path: a .safetensors file written by `save`.
+
+    Raises:
+        UserError: the file is not of this format, or its weights do not fit the network that its header describes.
+    """
+
+    examples: ClassVar[tuple[dict[str, object], ...]] = ()
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._read(Path(path))
+
+    def _read(self, path: Path) -> None:
+        from safetensors.torch import load_file
+
+        header = read_header(path)
+        if header is None:
+            raise UserError(f"{str(path)!r} is not an invsolve prior: a .safetensors file with an {HEADER!r} header")
+        if header.get("parametrisation") != "edm" or header.get("architecture", {}).get("class") != "UNet2DModel":
+            raise UserError(
+                f"{str(path)!r}: this version reads parametrisation 'edm' of class 'UNet2DModel', the header says "
+                f"{header.get('parametrisation')!r} of {header.get('architecture', {}).get('class')!r}"
+            )
+        weights = {name: value.float() for name, value in load_file(path).items()}
+        self.network = make_network(header["architecture"]["config"])
+        try:
+            self.network.load_state_dict(weights)
+        except RuntimeError as error:
+            first = str(error).splitlines()[1].strip() if len(str(error).splitlines()) > 1 else str(error)
+            raise UserError(f"{str(path)!r}: weights do not fit the network of the header: {first}") from None
+        self.header = header
+        self.sigma_data = float(header["sigma_data"])
+        self.noise_label_scale = float(header["noise_label_scale"])
+        self.sigma_min, self.sigma_max = float(header["sigma_min"]), float(header["sigma_max"])
+        self.event_shape = tuple(header["event_shape"])
+        self.data_range = tuple(header["data_range"]) if header["data_range"] else None  # type: ignore[assignment]
+        self.unit = header["unit"]
+        self.source = header["source"]
+        self.multiple = 2 ** (len(header["architecture"]["config"]["block_out_channels"]) - 1)
+        self.eval()
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        s = per_row(sigma, x).float()
+        scale = (s**2 + self.sigma_data**2).sqrt()
+        rows, columns = x.shape[-2:]
+        pad = (0, -columns % self.multiple, 0, -rows % self.multiple)
+        inside = F.pad(x.float() / scale, pad, mode="reflect") if any(pad) else x.float() / scale
+        label = (self.noise_label_scale * sigma.float().log()).expand(len(x))
+        raw = self.network(inside, label, return_dict=False)[0][..., :rows, :columns].float()
+        return ((self.sigma_data / scale) ** 2 * x + s * self.sigma_data / scale * raw).to(x.dtype)
+
+    @classmethod
+    def opens(cls, path: Path) -> bool:
+        return cls is UNetPrior and path.suffix == ".safetensors" and read_header(path) is not None
+
+    @classmethod
+    def load(cls, path: Path) -> UNetPrior:
+        prior = cls(str(path))
+        prior.name = path.name
+        prior.parameters_given = {"path": str(path)}
+        return prior
+
+
+def make_network(config: Mapping[str, Any]) -> torch.nn.Module:
+    """The `diffusers` U-Net of a header, on the CPU with random weights."""
+    from diffusers import UNet2DModel
+
+    return UNet2DModel(**config).to(memory_format=torch.channels_last)
+
+
+def read_header(path: Path) -> dict[str, Any] | None:
+    """The JSON header of a prior file, or None when the file is no prior of ours. Reads no weights, runs nothing."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(HEADER)
+        return json.loads(text) if text is not None else None
+    except (SafetensorError, OSError, json.JSONDecodeError):
+        return None
+
+
+def save(path: Path, weights: Mapping[str, Tensor], header: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write a prior file.
+
+    Args:
+        path: ends in .safetensors.
+        weights: state dict of the network.
+        header: parametrisation, architecture (class, config), sigma_data, noise_label_scale, sigma_min, sigma_max,
+            event_shape, data_range, unit, source and training, as `UNetPrior` reads them.
+        dtype: precision of the stored weights.
+    """
+    from safetensors.torch import save_file
+
+    stored = {name: value.to(dtype).contiguous() for name, value in weights.items()}
+    save_file(stored, path, metadata={HEADER: json.dumps(dict(header), sort_keys=True)})
+
+
+class Medical128(UNetPrior):
+    """The bundled prior: chest and abdomen CT and brain MR slices in grey values from 0 (black) to 1 (white).
+
+    Trained at 128 x 128 by scripts/train_medical.py on real slices; any size works. Its file's header says on what.
+    """
+
+    examples: ClassVar[tuple[dict[str, object], ...]] = ({},)
+
+    def __init__(self) -> None:
+        Prior.__init__(self)
+        self._read(Path(__file__).parent / "weights" / "medical-128.safetensors")
+
+
+@hookimpl
+def invsolve_priors() -> Mapping[str, type]:
+    return {"unet": UNetPrior, "medical-128": Medical128}
