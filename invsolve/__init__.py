@@ -13,17 +13,22 @@ if TYPE_CHECKING:
     from invsolve.api import reconstruct as reconstruct
     from invsolve.api import simulate as simulate
     from invsolve.api import strategy as strategy
+    from invsolve.contracts import schedules as schedules
+    from invsolve.contracts.layout import Layout as Layout
     from invsolve.contracts.layout import Measurement as Measurement
     from invsolve.contracts.noise import Gaussian as Gaussian
     from invsolve.contracts.noise import Poisson as Poisson
     from invsolve.contracts.operator import LinearOperator as LinearOperator
     from invsolve.contracts.operator import MaskableOperator as MaskableOperator
     from invsolve.contracts.operator import Operator as Operator
+    from invsolve.contracts.operator import matching as matching
     from invsolve.contracts.operator import stack as stack
     from invsolve.contracts.prior import Prior as Prior
     from invsolve.contracts.problem import Problem as Problem
+    from invsolve.contracts.random import ChainRandom as ChainRandom
     from invsolve.contracts.result import Reconstruction as Reconstruction
     from invsolve.contracts.scale import Scale as Scale
+    from invsolve.contracts.strategy import State as State
     from invsolve.contracts.strategy import Strategy as Strategy
     from invsolve.errors import UserError as UserError
     from invsolve.hooks import hookimpl as hookimpl
@@ -40,6 +45,10 @@ _HOME = {
     "LinearOperator": "invsolve.contracts.operator",
     "MaskableOperator": "invsolve.contracts.operator",
     "stack": "invsolve.contracts.operator",
+    "matching": "invsolve.contracts.operator",
+    "State": "invsolve.contracts.strategy",
+    "ChainRandom": "invsolve.contracts.random",
+    "Layout": "invsolve.contracts.layout",
     "Strategy": "invsolve.contracts.strategy",
     "Problem": "invsolve.contracts.problem",
     "Prior": "invsolve.contracts.prior",
@@ -51,12 +60,13 @@ _HOME = {
     "UserError": "invsolve.errors",
     "hookimpl": "invsolve.hooks",
 }
-__all__ = [*_HOME, "testing"]  # noqa: PLE0604
+_MODULES = {"testing": "invsolve.testing", "schedules": "invsolve.contracts.schedules"}
+__all__ = [*_HOME, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "testing":
-        return importlib.import_module("invsolve.testing")
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'invsolve' has no attribute {name!r}")

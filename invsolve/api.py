@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from invsolve import engine, registry
-from invsolve.contracts.layout import Measurement, Sink
+from invsolve.contracts.layout import Layout, Measurement, Sink
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.prior import Prior
@@ -22,6 +23,14 @@ from invsolve.contracts.strategy import Strategy
 from invsolve.errors import UserError, suggestion
 from invsolve.parameters import build, parameters
 from invsolve.provenance import provenance
+
+
+def _make_operator(name: str, given: dict[str, Any]) -> Operator:
+    return operator(name, **given)
+
+
+# Layouts may import no registry; this is how they come by the operator that a file names.
+Layout.make_operator = staticmethod(_make_operator)
 
 
 def operator(name: str, **parameters_: Any) -> Operator:
@@ -67,7 +76,8 @@ def simulate(truth: Tensor | np.ndarray, operator: Operator | str, noise: Noise,
     """Measure known images: y = A(truth) + noise.
 
     Args:
-        truth: (N, C, *spatial), physical units.
+        truth: (N, C, *spatial), physical units; for complex operators complex with one channel, or real with one
+            channel (real part) or two (real and imaginary part).
         operator: an Operator, or the name of one that needs no parameters.
         noise: `Gaussian(sigma)` or `Poisson(gain)`.
         seed: the noise of item i depends on (seed, i) alone.
@@ -75,15 +85,17 @@ def simulate(truth: Tensor | np.ndarray, operator: Operator | str, noise: Noise,
     Returns:
         y (N, *measurement), float32 (complex64 for complex operators); zero where nothing is measured.
     """
-    images = _tensor(truth, "truth").to(torch.float32)
+    images = _tensor(truth, "truth")
+    images = images.to(torch.complex64 if images.is_complex() else torch.float32)
     forward = resolve_operator(operator)
+    if forward.complex_image and not images.is_complex():
+        imaginary = images[:, 1:] if images.shape[1] == 2 else torch.zeros_like(images[:, :1])
+        images = torch.complex(images[:, :1], imaginary)
     if forward.image_shape is not None and tuple(images.shape[1:]) != tuple(forward.image_shape):
         raise UserError(
-            f"truth has images (channels, *size) of {tuple(images.shape[1:])}, but the operator measures "
+            f"truth has images (channels, *size) of {tuple(truth.shape[1:])}, but the operator measures "
             f"{tuple(forward.image_shape)}; truth must be (items, channels, *size)"
         )
-    if forward.complex_image:
-        images = torch.complex(images[:, :1], images[:, 1:] if images.shape[1] == 2 else torch.zeros_like(images[:, :1]))
     measured = forward.measured()
     rows = []
     with torch.no_grad():
@@ -96,7 +108,7 @@ def simulate(truth: Tensor | np.ndarray, operator: Operator | str, noise: Noise,
 
 def reconstruct(
     y: Tensor | np.ndarray | Measurement,
-    operator: Operator | str,
+    operator: Operator | str | None = None,
     prior: Prior | str | Path | None = None,
     *,
     noise: Noise | None = None,
@@ -114,7 +126,7 @@ def reconstruct(
 
     Args:
         y: measurements (N, *measurement), in the instrument's units.
-        operator: an Operator, or the name of one that needs no parameters.
+        operator: an Operator, or the name of one that needs no parameters; a Measurement brings its own.
         prior: a Prior, a registered name or a checkpoint file; not needed by strategies such as "tv".
         noise: how y scatters, `Gaussian(sigma)` or `Poisson(gain)`.
         strategy: a Strategy or the name of one with its default parameters.
@@ -135,7 +147,10 @@ def reconstruct(
         UserError: the parts do not fit one another; the message says how to mend it.
         NonFinite: a chain diverged; says at which step and the likely cause.
     """
-    measurement = y if isinstance(y, Measurement) else Measurement(_tensor(y, "y"), resolve_operator(operator), noise)
+    if isinstance(y, Measurement):
+        measurement = y if noise is None else replace(y, noise=noise)
+    else:
+        measurement = Measurement(_tensor(y, "y"), resolve_operator(operator), noise)
     run = plan(measurement, prior, strategy, samples, seed, batch_size, device, dtype, scale)
     run.callback = callback
     sink = Memory(len(measurement.y))
@@ -168,7 +183,9 @@ def plan(
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     if measurement.noise is None:
-        raise UserError("the noise is not known: give noise=, such as Gaussian(0.01) (command line: --noise gaussian:0.01)")
+        raise UserError(
+            "the noise is not known: give noise=, such as Gaussian(0.01) (command line: --noise gaussian:0.01)"
+        )
     place = _device(device)
     chosen = strategy(strategy_) if isinstance(strategy_, str) else strategy_
     knowledge = load_prior(prior) if isinstance(prior, str | Path) else prior
@@ -202,7 +219,7 @@ def execute(run: engine.Run, sink: Sink, progress: bool | None = None) -> None:
         run.execute(sink)
 
 
-def resolve_operator(given: Operator | str) -> Operator:
+def resolve_operator(given: Operator | str | None) -> Operator:
     """An operator, from itself or from its name."""
     if isinstance(given, str):
         return operator(given)
@@ -243,7 +260,9 @@ class Memory:
 def _tensor(value: Any, name: str) -> Tensor:
     array = torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
     if not isinstance(array, Tensor) or array.ndim < 2:
-        raise UserError(f"{name} must be a tensor or array with the items along its first axis, got {type(value).__name__}")
+        raise UserError(
+            f"{name} must be a tensor or array with the items along its first axis, got {type(value).__name__}"
+        )
     return array
 
 
@@ -293,7 +312,9 @@ def _check_measurement(measurement: Measurement, shape: tuple[int, ...]) -> None
             f"{wanted} for images {shape}{hint}"
         )
     if forward.complex_image and not measurement.y[:1].is_complex():
-        raise UserError(f"{where}y is real, but operator {forward.name!r} measures complex numbers; give complex64 data")
+        raise UserError(
+            f"{where}y is real, but operator {forward.name!r} measures complex numbers; give complex64 data"
+        )
 
 
 def _scale(
@@ -352,4 +373,3 @@ def estimate_scale(
     if not top > bottom:
         raise UserError("the scale cannot be estimated: the linear reconstruction is constant; give scale=(low, high)")
     return Scale.from_range(bottom, top, origin="estimated")
-

@@ -69,8 +69,8 @@ def check_needs(strategy: Strategy, problem: Problem) -> None:
     """Raise UserError when the problem lacks what the strategy declares to need."""
     operator = problem.operator
     have = {
-        "prior": lambda: problem.prior is not None,
-        "prior-gradient": lambda: problem.prior is not None and problem.prior.differentiable,
+        "prior": lambda: problem.known is not None,
+        "prior-gradient": lambda: problem.known is not None and problem.known.differentiable,
         "linear": lambda: isinstance(operator, LinearOperator),
         "maskable": lambda: isinstance(operator, MaskableOperator),
         "operator-gradient": lambda: _differentiable(problem),
@@ -79,8 +79,12 @@ def check_needs(strategy: Strategy, problem: Problem) -> None:
     for need in strategy.needs:
         if not have[need]():
             names = {"operator": operator.name or type(operator).__name__}
-            prior = getattr(problem.prior, "name", "") or type(problem.prior).__name__
-            got = {"prior": "none is given", "prior-gradient": f"{prior!r} cannot", "gaussian": f"it is {problem.noise.name}"}
+            prior = getattr(problem.known, "name", "") or type(problem.known).__name__
+            got = {
+                "prior": "none is given",
+                "prior-gradient": f"{prior!r} cannot",
+                "gaussian": f"it is {problem.noise.name}",
+            }
             reason = got.get(need, f"{names['operator']!r} is not" if need != "operator-gradient" else "it is not")
             raise UserError(f"strategy {strategy.name or type(strategy).__name__!r} needs {NEEDS[need]}; {reason}")
 

@@ -83,7 +83,7 @@ def _signature(plugin: type) -> tuple[dict[str, inspect.Parameter], dict[str, An
 def parameters(plugin: type) -> tuple[Parameter, ...]:
     """The parameters of a plugin class, with the text of its docstring's Args section."""
     signature, hints = _signature(plugin)
-    texts = {}
+    texts: dict[str, str] = {}
     for doc in (plugin.__doc__, plugin.__init__.__doc__):  # type: ignore[misc]
         texts |= {p.arg_name: " ".join((p.description or "").split()) for p in docstring_parser.parse(doc or "").params}
     for names in [n for n in texts if "," in n]:

@@ -40,7 +40,9 @@ class Bar:
             self.run.callback, self.run.on_batch = self.on_step, self.on_batch
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.run.callback, self.run.on_batch = self.inner
         self.bar.close()
 

@@ -54,7 +54,9 @@ def register(plugins: pluggy.PluginManager, module: Any, name: str) -> None:
         # Without this, a misspelt hook would pass silently.
         plugins.check_pending()
         if not plugins.get_hookcallers(module):
-            raise UserError(f"plugin {name} has no hook; decorate one of {', '.join(KINDS.values())} with invsolve.hookimpl")
+            raise UserError(
+                f"plugin {name} has no hook; decorate one of {', '.join(KINDS.values())} with invsolve.hookimpl"
+            )
     except Exception:
         plugins.unregister(module)
         raise
@@ -116,7 +118,7 @@ def _mapping(kind: str) -> dict[str, type]:
                 warnings.warn(text, BrokenPluginWarning, stacklevel=2)
                 continue
             found[name] = cls
-            cls.name = name  # type: ignore[attr-defined]
+            cls.name = name
     return dict(sorted(found.items()))
 
 

@@ -14,7 +14,16 @@ _HALF = 180 * 10**8
 _QUARTER = 90 * 10**8
 
 #: The square's symmetries as (transpose, a, b). Plain: f_g(x, y) = f(a x, b y). Transposed: f_g(x, y) = f(a y, b x).
-SYMMETRIES = [(False, 1, 1), (False, -1, -1), (True, 1, 1), (True, -1, -1), (False, -1, 1), (False, 1, -1), (True, 1, -1), (True, -1, 1)]
+SYMMETRIES = [
+    (False, 1, 1),
+    (False, -1, -1),
+    (True, 1, 1),
+    (True, -1, -1),
+    (False, -1, 1),
+    (False, 1, -1),
+    (True, 1, -1),
+    (True, -1, 1),
+]
 #: Subgroups to fold by: all eight, the four that keep the sign of the detector coordinate with equispaced angles, the half
 #: turn alone, and none. Which pays depends on which rays exist.
 SUBGROUPS = ([0, 1, 2, 3, 4, 5, 6, 7], [0, 2, 4, 6], [0, 1, 4, 5], [0, 1], [0])

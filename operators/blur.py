@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ class Blur(LinearOperator):
         UserError: both or neither of kernel and sigma.
     """
 
-    examples: ClassVar[tuple[dict[str, object], ...]] = (
+    examples = (
         {"sigma": 0.8},
         {"kernel": [[0.1, 0.3, 0.0, 0.1], [0.0, 0.4, 0.1, 0.0]]},
         {"sigma": 0.8, "boundary": "reflect"},

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from invsolve.operators._ct_geometry import ParallelBeam, fold, ramp_filter
 from torch import Tensor
 
 from invsolve import hookimpl
 from invsolve.contracts.linear_function import linear_map
 from invsolve.contracts.operator import MaskableOperator, matching
 from invsolve.errors import UserError
-from invsolve.operators._ct_geometry import ParallelBeam, fold, ramp_filter
 
 # Bytes of image copies that are multiplied at once on a CPU: beyond the caches it gets several times slower.
 _CACHE_BYTES = 32 * 2**20
@@ -40,7 +40,7 @@ class CT(MaskableOperator):
         UserError: a size, count or spacing that is not positive, or fewer than one angle.
     """
 
-    examples: ClassVar[tuple[dict[str, object], ...]] = (
+    examples = (
         {"image_size": 12, "angles": 8},
         {"image_size": 11, "angles": [0.0, 17.0, 45.0, 90.0, 133.3], "detectors": 14, "centre": 5.8, "pixel_size": 0.5},
         {"image_size": 10, "angles": 6, "detector_spacing": 1.5, "detectors": 9},
@@ -98,8 +98,6 @@ class CT(MaskableOperator):
         return max(1, _CACHE_BYTES // per_image) if x.device.type == "cpu" else len(x)
 
     def _project(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[1:]) != self.image_shape:
-            raise UserError(f"operator 'ct' takes images of {self.image_shape}, got {tuple(x.shape[1:])}")
         size = self.geometry.image_size
         out = []
         for images in x.detach().view(len(x), size, size).split(self._group(x)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ class Inpainting(MaskableOperator):
         UserError: not exactly one of the three, or out of range.
     """
 
-    examples: ClassVar[tuple[dict[str, object], ...]] = (
+    examples = (
         {"fraction": 0.5, "image_size": 12},
         {"box": [2, 3, 4, 5], "image_size": 11},
     )
@@ -86,14 +85,20 @@ class Inpainting(MaskableOperator):
         if self.image_shape is None:
             self._fix(self._draw(x.shape[-2:]), x.shape[1])
             self.to(x.device)
-        if tuple(x.shape[-2:]) != tuple(self.mask.shape):
-            raise UserError(f"operator 'inpainting' has a mask of {tuple(self.mask.shape)}, got images {tuple(x.shape[-2:])}")
         return x * matching(self.mask, x)
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.forward(y)
 
-    def prox(self, z: Tensor, y: Tensor, rho: float | Tensor, start: Tensor | None = None, **solver: object) -> Tensor:
+    def prox(
+        self,
+        z: Tensor,
+        y: Tensor,
+        rho: float | Tensor,
+        start: Tensor | None = None,
+        tolerance: float = 1e-5,
+        iterations: int = 100,
+    ) -> Tensor:
         mask = matching(self.mask, z)
         return (mask * y + rho * z) / (mask + rho)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -57,9 +56,12 @@ class MRI(MaskableOperator):
     """
 
     complex_image = True
-    examples: ClassVar[tuple[dict[str, object], ...]] = (
+    examples = (
         {"image_size": 12, "acceleration": 2},
-        {"coil_maps": torch.randn(3, 9, 11, 2, generator=torch.Generator().manual_seed(0)), "mask": [1, 0, 1, 1] * 2 + [1, 0, 1]},
+        {
+            "coil_maps": torch.randn(3, 9, 11, 2, generator=torch.Generator().manual_seed(0)),
+            "mask": [1, 0, 1, 1] * 2 + [1, 0, 1],
+        },
     )
 
     def __init__(

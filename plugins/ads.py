@@ -55,7 +55,6 @@ class ADS(Strategy):
     std_ratio: ClassVar[tuple[float, float]] = (0.5, 5.0)
 
     def schedule(self, problem: Problem) -> Tensor:
-        assert problem.prior is not None
         low = problem.prior.sigma_min
         top = min(problem.prior.sigma_max, math.tan(math.acos(0.02)))
         rates = schedules.cosine_rates(self.steps - 1, 1 / math.sqrt(1 + top**2), 1 / math.sqrt(1 + low**2))
@@ -66,7 +65,9 @@ class ADS(Strategy):
         groups = problem.maskable.groups
         budget = max(len(self.initial), groups // 4, 1) if self.budget is None else self.budget
         if not max(1, len(self.initial)) <= budget <= groups:
-            raise UserError(f"strategy 'ads': budget {budget} must lie between {max(1, len(self.initial))} and {groups} groups")
+            raise UserError(
+                f"strategy 'ads': budget {budget} must lie between {max(1, len(self.initial))} and {groups} groups"
+            )
         if any(not 0 <= g < groups for g in self.initial):
             raise UserError(f"strategy 'ads': initial groups {self.initial} must lie in 0..{groups - 1}")
         return groups, budget

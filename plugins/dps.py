@@ -41,7 +41,6 @@ class DPS(Strategy):
     std_ratio: ClassVar[tuple[float, float]] = (0.5, 2.0)
 
     def schedule(self, problem: Problem) -> Tensor:
-        assert problem.prior is not None
         return schedules.ddpm_linear(self.steps, problem.prior.sigma_min, problem.prior.sigma_max)
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:

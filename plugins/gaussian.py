@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,7 +30,8 @@ class GaussianField(Prior):
         UserError: a spectrum of the wrong shape or with negative values.
     """
 
-    examples: ClassVar[tuple[dict[str, object], ...]] = ({"size": 12, "std": 0.4}, {"size": 11, "mean": 0.3, "length": 1.0})
+    spectrum: Tensor
+    examples = ({"size": 12, "std": 0.4}, {"size": 11, "mean": 0.3, "length": 1.0})
 
     def __init__(
         self,
@@ -49,33 +49,33 @@ class GaussianField(Prior):
             spectrum = std**2 * shape / shape.mean()
         if spectrum.ndim != 2 or spectrum.shape[0] != spectrum.shape[1] or bool((spectrum < 0).any()):
             raise UserError(f"prior 'gaussian': spectrum must be (N, N) and >= 0, got {tuple(spectrum.shape)}")
-        self.register_buffer("spectrum", spectrum.double(), persistent=True)
+        self.spectrum = spectrum.double()
         self.mean = mean
         self.event_shape = (1, *spectrum.shape)
         self.source = "analytic Gaussian field"
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
-        spectrum = matching(self.spectrum, x)  # type: ignore[arg-type]
+        spectrum = matching(self.spectrum, x)
         gain = spectrum / (spectrum + per_row(sigma, x) ** 2)
         return self.mean + torch.fft.ifft2(gain * torch.fft.fft2(x - self.mean)).real
 
     def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
         """log density, up to a constant, of x = x0 + sigma n, (B,)."""
         power = torch.fft.fft2(x - self.mean, norm="ortho").abs() ** 2
-        variance = matching(self.spectrum, x) + per_row(sigma, x) ** 2  # type: ignore[arg-type]
+        variance = matching(self.spectrum, x) + per_row(sigma, x) ** 2
         return -(power / variance).flatten(1).sum(1) / 2
 
     def sample(self, rng: ChainRandom, like: Tensor) -> Tensor:
         """Draw images (B, 1, N, N) of the dtype and device of `like`."""
-        white = rng.normal(like.new_zeros(len(rng.chains), *self.event_shape))  # type: ignore[arg-type]
-        root = matching(self.spectrum, white).sqrt()  # type: ignore[arg-type]
+        white = rng.normal(like.new_zeros(len(rng.chains), 1, *self.spectrum.shape))
+        root = matching(self.spectrum, white).sqrt()
         return self.mean + torch.fft.ifft2(root * torch.fft.fft2(white)).real
 
     def covariance(self) -> Tensor:
         """Dense covariance (N^2, N^2), float64."""
-        size = self.spectrum.shape[0]  # type: ignore[union-attr,index]
+        size = self.spectrum.shape[0]
         identity = torch.eye(size * size, dtype=torch.float64).view(-1, size, size)
-        columns = torch.fft.ifft2(self.spectrum.cpu() * torch.fft.fft2(identity)).real  # type: ignore[operator]
+        columns = torch.fft.ifft2(self.spectrum.cpu() * torch.fft.fft2(identity)).real
         return columns.reshape(size * size, size * size).T
 
 

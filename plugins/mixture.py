@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,7 +27,9 @@ class GaussianMixture(Prior):
         UserError: shapes that disagree, or weights or std that are not positive.
     """
 
-    examples: ClassVar[tuple[dict[str, object], ...]] = (
+    means: Tensor
+    log_weights: Tensor
+    examples = (
         {"means": torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), "weights": [1.0, 2.0, 3.0]},
         {"means": torch.randn(4, 1, 7, 9, generator=torch.Generator().manual_seed(1)), "std": 0.3},
     )
@@ -41,25 +42,25 @@ class GaussianMixture(Prior):
                 f"prior 'gaussian-mixture': means must be (K, C, *spatial) with K positive weights and std > 0, got means "
                 f"{tuple(means.shape)}, weights {tuple(weight.shape)}, std {std}"
             )
-        self.register_buffer("means", means.double())
-        self.register_buffer("log_weights", (weight.double() / weight.double().sum()).log())
+        self.means = means.double()
+        self.log_weights = (weight.double() / weight.double().sum()).log()
         self.std = std
         self.event_shape = tuple(means.shape[1:])
         self.source = "analytic Gaussian mixture"
 
     def _log_joint(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """log w_k N(x; m_k, v) up to a constant, (B, K), and v = std^2 + sigma^2 as a scalar or (B,)."""
-        means = matching(self.means, x)  # type: ignore[arg-type]
+        means = matching(self.means, x)
         variance = self.std**2 + sigma**2
         squared = torch.stack([((x - m) ** 2).flatten(1).sum(1) for m in means], 1)
         column = variance.view(-1, 1)
         size = math.prod(x.shape[1:])
-        log = matching(self.log_weights, x) - squared / (2 * column) - size / 2 * column.log()  # type: ignore[arg-type]
+        log = matching(self.log_weights, x) - squared / (2 * column) - size / 2 * column.log()
         return log, variance
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         log, variance = self._log_joint(x, sigma)
-        centre = torch.tensordot(log.softmax(1), matching(self.means, x), 1)  # type: ignore[arg-type]
+        centre = torch.tensordot(log.softmax(1), matching(self.means, x), 1)
         return centre + per_row(self.std**2 / variance, x) * (x - centre)
 
     def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -68,9 +69,9 @@ class GaussianMixture(Prior):
 
     def sample(self, rng: ChainRandom, like: Tensor) -> Tensor:
         """Draw images (B, C, *spatial) of the dtype and device of `like`."""
-        edges = self.log_weights.exp().cumsum(0).cpu()  # type: ignore[operator]
+        edges = self.log_weights.exp().cumsum(0).cpu()
         which = torch.searchsorted(edges, rng.uniform()).clamp(max=len(edges) - 1)
-        means = self.means[which.to(self.means.device)].to(like)  # type: ignore[index,union-attr]
+        means = self.means[which.to(self.means.device)].to(like)
         return means + self.std * rng.normal(means)
 
 

@@ -58,7 +58,6 @@ class REDDiff(Strategy):
     mean_error: ClassVar[float] = 1.5
 
     def schedule(self, problem: Problem) -> Tensor:
-        assert problem.prior is not None
         return schedules.ddpm_linear(self.steps, problem.prior.sigma_min, problem.prior.sigma_max)
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:

@@ -30,7 +30,7 @@ class UNetPrior(Prior):
         UserError: the file is not of this format, or its weights do not fit the network that its header describes.
     """
 
-    examples: ClassVar[tuple[dict[str, object], ...]] = ()
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ()
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class UNetPrior(Prior):
         self.noise_label_scale = float(header["noise_label_scale"])
         self.sigma_min, self.sigma_max = float(header["sigma_min"]), float(header["sigma_max"])
         self.event_shape = tuple(header["event_shape"])
-        self.data_range = tuple(header["data_range"]) if header["data_range"] else None  # type: ignore[assignment]
+        self.data_range = tuple(header["data_range"]) if header["data_range"] else None
         self.unit = header["unit"]
         self.source = header["source"]
         self.multiple = 2 ** (len(header["architecture"]["config"]["block_out_channels"]) - 1)
@@ -91,7 +91,8 @@ def make_network(config: Mapping[str, Any]) -> torch.nn.Module:
     """The `diffusers` U-Net of a header, on the CPU with random weights."""
     from diffusers import UNet2DModel
 
-    return UNet2DModel(**config).to(memory_format=torch.channels_last)
+    network: Any = UNet2DModel(**config)
+    return network.to(memory_format=torch.channels_last)
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
@@ -106,7 +107,9 @@ def read_header(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def save(path: Path, weights: Mapping[str, Tensor], header: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16) -> None:
+def save(
+    path: Path, weights: Mapping[str, Tensor], header: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16
+) -> None:
     """Write a prior file.
 
     Args:
@@ -128,7 +131,7 @@ class Medical128(UNetPrior):
     Trained at 128 x 128 by scripts/train_medical.py on real slices; any size works. Its file's header says on what.
     """
 
-    examples: ClassVar[tuple[dict[str, object], ...]] = ({},)
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     def __init__(self) -> None:
         Prior.__init__(self)

@@ -58,8 +58,16 @@ class Scaled(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return self.factor * self.inner.adjoint(y)
 
-    def prox(self, z: Tensor, y: Tensor, rho: float | Tensor, **solver: object) -> Tensor:
-        return self.inner.prox(z, y / self.factor, rho / self.factor**2, **solver)  # type: ignore[arg-type]
+    def prox(
+        self,
+        z: Tensor,
+        y: Tensor,
+        rho: float | Tensor,
+        start: Tensor | None = None,
+        tolerance: float = 1e-5,
+        iterations: int = 100,
+    ) -> Tensor:
+        return self.inner.prox(z, y / self.factor, rho / self.factor**2, start, tolerance, iterations)
 
     def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
         return self.inner.pinv(y / self.factor, tolerance, iterations)

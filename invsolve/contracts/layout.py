@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -50,9 +50,15 @@ class Measurement:
 
 
 class Layout:
-    """One kind of measurement file. Options are keyword arguments of the constructor; two methods do the work."""
+    """One kind of measurement file. Options are keyword arguments of the constructor; two methods do the work.
+
+    Attributes:
+        make_operator: makes a registered operator from its name and parameters. The engine sets it before a file is opened,
+            because a layout may not import the registry. Call it as `type(self).make_operator(name, parameters)`.
+    """
 
     name: ClassVar[str] = ""
+    make_operator: ClassVar[Callable[[str, dict[str, Any]], Operator] | None] = None
 
     @classmethod
     def recognises(cls, file: Any) -> bool:

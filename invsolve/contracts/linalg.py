@@ -62,7 +62,9 @@ def conjugate_gradients(
     return x
 
 
-def spectral_norm(normal: Callable[[Tensor], Tensor], start: Tensor, iterations: int = 60, tolerance: float = 1e-4) -> float:
+def spectral_norm(
+    normal: Callable[[Tensor], Tensor], start: Tensor, iterations: int = 60, tolerance: float = 1e-4
+) -> float:
     """Largest singular value of A by power iteration on A'A from `start` (1, ...)."""
     x, value = start / norm(start).clamp_min(1e-30), 0.0
     for _ in range(iterations):

@@ -21,11 +21,11 @@ class _Linear(torch.autograd.Function):
         _, ctx.map, ctx.transpose = inputs
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return linear_map(gradient, ctx.transpose, ctx.map), None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         return linear_map(tangent, ctx.map, ctx.transpose)
 
     @staticmethod

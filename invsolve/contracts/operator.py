@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from invsolve.contracts.linalg import conjugate_gradients, spectral_norm
+from invsolve.contracts.module import Module
 from invsolve.errors import UserError
 
 
@@ -19,7 +20,7 @@ def matching(buffer: Tensor, x: Tensor) -> Tensor:
     return buffer.to(real.to_complex() if buffer.is_complex() else real)
 
 
-class Operator(nn.Module):
+class Operator(Module):
     """A forward operator y = A(x): x (B, C, *spatial), y (B, *measurement), of any dtype and device.
 
     Write `forward`. Tensors that you assign to attributes become buffers: they move with `.to()`.
@@ -29,6 +30,7 @@ class Operator(nn.Module):
         complex_image: True when x must be complex (MRI). Priors with one channel are then used as real images, priors
             with two as real and imaginary parts.
         image_unit: the physical unit of x ("1/cm"), empty when it has none.
+        examples: keyword arguments of small instances, from which the conformance tests make theirs.
         parameters_given: the keyword arguments it was made from, as written to scan files.
     """
 
@@ -37,29 +39,16 @@ class Operator(nn.Module):
     image_unit: str = ""
     name: str = ""
     parameters_given: dict[str, Any] | None = None
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        # Initialised here so that an author who forgets super().__init__() still gets a working module.
-        self = super().__new__(cls)
-        nn.Module.__init__(self)
-        return self
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and name not in self._buffers:
-            self.__dict__.pop(name, None)
-            self.register_buffer(name, value)
-        else:
-            super().__setattr__(name, value)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Operator:
-        # nn.Module would drop the imaginary part of complex buffers on .to(torch.float64).
-        def on_real(t: Tensor) -> Tensor:
-            return torch.view_as_complex(fn(torch.view_as_real(t))) if t.is_complex() else fn(t)
-
-        return super()._apply(on_real, recurse)
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return A(x); refuses images whose size the operator was not made for."""
+        if self.image_shape is not None and tuple(x.shape[1:]) != tuple(self.image_shape):
+            raise UserError(
+                f"operator {self.name or type(self).__name__!r} takes images (channels, *size) of "
+                f"{tuple(self.image_shape)}, got {tuple(x.shape[1:])}"
+            )
+        return super().__call__(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return A(x)."""
@@ -91,7 +80,9 @@ class Operator(nn.Module):
         with torch.no_grad():
             return tuple(self(self.blank(1, image_shape)).shape[1:])
 
-    def blank(self, batch: int = 1, image_shape: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    def blank(
+        self, batch: int = 1, image_shape: Sequence[int] | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """Return zeros (batch, C, *spatial) of the operator's domain, on its device."""
         shape = image_shape if image_shape is not None else self.image_shape
         if shape is None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from invsolve.contracts.module import Module
 from invsolve.errors import UserError
 
 
-class Prior(nn.Module):
+class Prior(Module):
     """What is known about images before the measurement: D(x, sigma) = E[x0 | x], x = x0 + sigma n, n standard normal.
 
     Write `denoise`. Everything else has a default that you override as a class or instance attribute.
@@ -25,6 +26,7 @@ class Prior(nn.Module):
         unit: physical unit of the images ("HU", "1/cm"), empty when they have none.
         differentiable: False when `denoise` cannot be differentiated (then strategies that need it are refused).
         source: where it came from, for the record.
+        examples: keyword arguments of small instances, from which the conformance tests make theirs.
     """
 
     event_shape: tuple[int | None, ...] = (1, None, None)
@@ -36,15 +38,7 @@ class Prior(nn.Module):
     source: str = ""
     name: str = ""
     parameters_given: dict[str, Any] | None = None
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        # As in Operator: an author who forgets super().__init__() still gets a working module.
-        self = super().__new__(cls)
-        nn.Module.__init__(self)
-        return self
-
-    def __init__(self) -> None:
-        super().__init__()
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return E[x0 | x]: x (B, C, *spatial); sigma a scalar tensor or (B,), > 0; the result like x."""

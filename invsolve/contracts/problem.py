@@ -29,7 +29,7 @@ class Problem:
     """p(x | y) in network units, for a batch of chains.
 
     Attributes:
-        prior: the denoiser, or None for strategies that do without.
+        known: the prior, or None for strategies that do without; strategies use the property `prior`.
         operator: maps real network-unit images (B, C, *spatial) to y. Linear whenever the instrument's is.
         noise: in the units of `y`.
         y: (B, *measurement); where operator and noise allow, already shifted and scaled so that y = A x + noise holds for
@@ -39,7 +39,7 @@ class Problem:
         calls: counters the engine reads.
     """
 
-    prior: Prior | None
+    known: Prior | None
     operator: Operator
     noise: Noise
     y: Tensor
@@ -47,6 +47,12 @@ class Problem:
     samples_per_item: int = 1
     calls: Calls = field(default_factory=Calls)
     _precision: Tensor | None = None
+
+    @property
+    def prior(self) -> Prior:
+        """The denoiser, for strategies that declared the need "prior"."""
+        assert self.known is not None
+        return self.known
 
     @property
     def batch(self) -> int:
@@ -70,13 +76,23 @@ class Problem:
         assert isinstance(self.noise, Gaussian)
         return self.noise.sigma
 
+    def rho(self, variance: float | Tensor) -> float | Tensor:
+        """sigma_y^2 / variance, as `prox` wants it: positive, and shaped to broadcast against images.
+
+        Args:
+            variance: of the image given what is known without the data; a number, or one a row (B,).
+        """
+        ratio = torch.as_tensor(self.sigma, device=self.y.device) ** 2 / variance
+        # Noise-free data: a solve that is exact to single precision, where zero would divide by zero.
+        ratio = ratio.clamp_min(1e-7 * self.operator_norm() ** 2)
+        return ratio.to(self.y.real.dtype).reshape(-1, *[1] * len(self.image_shape)) if ratio.ndim else float(ratio)
+
     def zeros(self) -> Tensor:
         """Real zeros (B, C, *spatial) on the data's device."""
         return torch.zeros(self.batch, *self.image_shape, dtype=self.y.real.dtype, device=self.y.device)
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         """D(x, sigma), counted; differentiable in x where gradients are enabled."""
-        assert self.prior is not None
         self.calls.network += len(x)
         # full() passes sigma as a kernel argument; a tensor made from a Python number would wait for the device.
         estimate = self.prior.denoise(x, torch.full((), sigma, dtype=x.dtype, device=x.device))
@@ -206,11 +222,19 @@ class LinearRealView(RealView, LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return self.to_real(self.inner.adjoint(y))
 
-    def prox(self, z: Tensor, y: Tensor, rho: float | Tensor, start: Tensor | None = None, **solver: object) -> Tensor:
+    def prox(
+        self,
+        z: Tensor,
+        y: Tensor,
+        rho: float | Tensor,
+        start: Tensor | None = None,
+        tolerance: float = 1e-5,
+        iterations: int = 100,
+    ) -> Tensor:
         if self.channels == 1:
-            return super().prox(z, y, rho, start, **solver)  # type: ignore[arg-type]
+            return super().prox(z, y, rho, start, tolerance, iterations)
         begin = None if start is None else self.to_complex(start)
-        return self.to_real(self.inner.prox(self.to_complex(z), y, rho, begin, **solver))  # type: ignore[arg-type]
+        return self.to_real(self.inner.prox(self.to_complex(z), y, rho, begin, tolerance, iterations))
 
     def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
         if self.channels == 1:

@@ -48,6 +48,7 @@ class Strategy:
     mean_error: ClassVar[float] = 0.5
     std_ratio: ClassVar[tuple[float, float]] = (0.7, 1.4)
     name: ClassVar[str] = ""
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     def schedule(self, problem: Problem) -> Tensor:
         """Return the noise levels, descending, (steps + 1,). Their length sets the number of steps."""

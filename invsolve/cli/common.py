@@ -1,0 +1,72 @@
+"""What the commands share: reading key=value, loading --plugin files, notes on standard error, tables, JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Plugins = Annotated[
+    list[Path] | None, typer.Option("--plugin", help="A .py file with plugins; repeatable.", metavar="FILE")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="A parameter, as key=value; repeatable.", metavar="KEY=VALUE")
+]
+
+
+def key_values(given: Sequence[str] | None) -> dict[str, Any]:
+    """Read key=value options; values are TOML (numbers, true, [1, 2], "text"), or text as it stands."""
+    from invsolve.errors import UserError
+
+    found: dict[str, Any] = {}
+    for text in given or []:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"{text!r}: write KEY=VALUE, such as steps=200")
+        try:
+            found[key.strip()] = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            found[key.strip()] = value.strip()
+    return found
+
+
+def start(plugin_files: Sequence[Path] | None) -> None:
+    """Load plugin files, and show warnings as one line each."""
+    from invsolve import registry
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        print(f"invsolve: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    warnings.showwarning = show
+    for file in plugin_files or []:
+        registry.load_file(file)
+
+
+def note(line: str) -> None:
+    """A remark for the person watching; kept off standard output, which may be parsed."""
+    print(f"invsolve: {line}", file=sys.stderr)
+
+
+def emit(result: Any, as_json: bool, text: str) -> None:
+    """Print a result, as JSON or as text."""
+    print(json.dumps(result, indent=2) if as_json else text)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned by spaces; the first to the left, the others to the right."""
+    widths = [max(len(str(row[k])) for row in [header, *rows]) for k in range(len(header))]
+    lines = []
+    for row in [header, *rows]:
+        cells = [
+            str(c).ljust(w) if k == 0 else str(c).rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])

@@ -1,0 +1,163 @@
+"""The commands that turn one file into another: demo, simulate, reconstruct, evaluate, report."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from invsolve.cli.common import AsJson, Overwrite, Plugins, Settings, emit, key_values, note, start, table
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("-o", "--output", help="Folder for the pictures and files.")] = Path(
+        "demo_output"
+    ),
+    json_: AsJson = False,
+) -> None:
+    """The main job on bundled data and a bundled prior: sparse-view CT, four methods, under a minute on two cores."""
+    start(None)
+    from invsolve.demo import run_demo
+
+    result = run_demo(folder, note)
+    rows = [
+        [r["method"], f"{r['psnr']:.2f}", f"{r['ssim']:.3f}", f"{r['network_calls']:.0f}", f"{r['seconds']:.1f}"]
+        for r in result["rows"]
+    ]
+    text = table(["method", "PSNR dB", "SSIM", "network calls", "seconds"], rows)
+    emit(result, json_, f"{text}\n\npictures: {', '.join(result['pictures'])}")
+
+
+def simulate(
+    truth: Annotated[Path, typer.Argument(help="HDF5 file with images x (items, channels, rows, columns).")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Scan file to write.")],
+    operator: Annotated[str, typer.Option(help="Registered operator, see `invsolve plugins list`.")],
+    set_: Settings = None,
+    noise: Annotated[
+        str, typer.Option(help="gaussian:SIGMA or poisson:GAIN, in units of the measurement.")
+    ] = "gaussian:0.01",
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    plugin: Plugins = None,
+    overwrite: Overwrite = False,
+    json_: AsJson = False,
+) -> None:
+    """Measure known images with an operator: y = A(x) + noise."""
+    start(plugin)
+    from invsolve.jobs import simulate_file
+
+    result = simulate_file(truth, out, operator, key_values(set_), noise, seed, overwrite)
+    shape = " x ".join(map(str, result["measurement_shape"]))
+    emit(result, json_, f"{result['output']}: {result['items']} items, y of {shape}")
+
+
+def reconstruct(
+    scan: Annotated[Path, typer.Argument(help="Measurement file: ours, or of a known layout (dxchange).")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Result file to write; the same command resumes it.")],
+    prior: Annotated[
+        str | None, typer.Option(help="Registered prior or checkpoint file; pinv and tv need none.")
+    ] = None,
+    strategy: Annotated[str, typer.Option(help="Posterior-sampling strategy.")] = "dps",
+    set_: Settings = None,
+    samples: Annotated[int, typer.Option(help="Samples an item; 2 or more for an uncertainty.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same samples.")] = 0,
+    noise: Annotated[
+        str | None, typer.Option(help="gaussian:SIGMA or poisson:GAIN, where the file does not say.")
+    ] = None,
+    scale: Annotated[str | None, typer.Option(help="Physical values of the prior's range, LOW:HIGH, or auto.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    batch_size: Annotated[int | None, typer.Option(help="Samples that go through the network at once.")] = None,
+    layout: Annotated[str | None, typer.Option(help="Layout of the file, where it is not recognised.")] = None,
+    read: Annotated[
+        list[str] | None, typer.Option(help="How to read the file; repeatable.", metavar="KEY=VALUE")
+    ] = None,
+    plugin: Plugins = None,
+    overwrite: Overwrite = False,
+    json_: AsJson = False,
+) -> None:
+    """Draw samples of every item of a scan, and write their mean, standard deviation and samples."""
+    start(plugin)
+    from invsolve.jobs import Request, reconstruct_file
+
+    request = Request(
+        scan=scan,
+        out=out,
+        prior=prior,
+        strategy=strategy,
+        parameters=key_values(set_),
+        samples=samples,
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+        noise=noise,
+        scale=scale,
+        layout=layout,
+        read=key_values(read),
+        overwrite=overwrite,
+    )
+    stop = _StopOnSignal()
+    result = reconstruct_file(request, note, stop.asked, " ".join(["invsolve", *sys.argv[1:]]))
+    emit(result, json_, f"{result['output']}: {result['items']} items in {result['seconds']:.1f} s")
+
+
+class _StopOnSignal:
+    """The first Ctrl-C or SIGTERM ends the run after the current step, the second at once."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self.count > 1:
+            raise KeyboardInterrupt
+
+    def asked(self) -> bool:
+        return self.count > 0
+
+
+HEADINGS = {"psnr": "PSNR dB", "coverage_50": "in 50 % interval", "coverage_90": "in 90 % interval"}
+
+
+def evaluate(
+    recon: Annotated[Path, typer.Argument(help="Result file.")],
+    truth: Annotated[Path | None, typer.Option(help="Images x; default the truth that the result carries.")] = None,
+    data_range: Annotated[
+        float | None, typer.Option(help="Span of values for PSNR and SSIM; default the truth's.")
+    ] = None,
+    json_: AsJson = False,
+) -> None:
+    """Compare a result with the truth: PSNR, SSIM, NRMSE, coverage of the uncertainty."""
+    start(None)
+    from invsolve.jobs import evaluate_file
+
+    result = evaluate_file(recon, truth, data_range)
+    names = list(result["mean"])
+    rows = [[f"item {i}", *(_figure(n, row[n]) for n in names)] for i, row in enumerate(result["items"])]
+    rows.append(["mean", *(_figure(n, result["mean"][n]) for n in names)])
+    if "pinv" in result:
+        rows.append(["mean of pinv", *(_figure(n, result["pinv"][n]) if n in result["pinv"] else "-" for n in names)])
+    emit(result, json_, table(["", *(HEADINGS.get(n, n.upper()) for n in names)], rows))
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{value:.2f}" if name == "psnr" else f"{value:.3f}"
+
+
+def report(
+    recon: Annotated[Path, typer.Argument(help="Result file.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Picture (.png) or page (.html) to write.")],
+    item: Annotated[list[int] | None, typer.Option(help="Items to show; default the first four.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="Images x; default the truth that the result carries.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw a result: truth, linear baseline, mean, standard deviation, samples, error, residual by step."""
+    start(None)
+    from invsolve.report import write_report
+
+    write_report(recon, out, item, truth, overwrite)
+    print(out)

@@ -1,0 +1,112 @@
+"""The commands about plugins: list, show, check, new."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from invsolve.cli.common import AsJson, Plugins, emit, start, table
+
+app = typer.Typer(help="List, explain, check and scaffold plugins.", no_args_is_help=True)
+
+
+class Kind(enum.StrEnum):
+    """What `plugins new` can make."""
+
+    operator = "operator"
+    strategy = "strategy"
+    prior = "prior"
+
+
+@app.command("list")
+def list_(plugin: Plugins = None, json_: AsJson = False) -> None:
+    """Everything registered, built-in and foreign."""
+    start(plugin)
+    from invsolve import registry
+
+    found = {kind: {name: _summary(cls) for name, cls in registry.available(kind).items()} for kind in registry.KINDS}
+    rows = [[kind, name, text] for kind, names in found.items() for name, text in names.items()]
+    widths = [max(len(row[k]) for row in rows) for k in (0, 1)]
+    lines = [f"{kind.ljust(widths[0])}  {name.ljust(widths[1])}  {text}" for kind, name, text in rows]
+    emit(found, json_, "\n".join(lines))
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="Name of an operator, strategy, prior or layout.")],
+    plugin: Plugins = None,
+    json_: AsJson = False,
+) -> None:
+    """What a plugin does and its parameters."""
+    start(plugin)
+    from invsolve import registry
+    from invsolve.errors import UserError, suggestion
+    from invsolve.parameters import parameters
+
+    known = {n: (kind, cls) for kind in registry.KINDS for n, cls in registry.available(kind).items()}
+    if name not in known:
+        raise UserError(f"no plugin is called {name!r}.{suggestion(name, known)}")
+    kind, cls = known[name]
+    rows = [
+        {"name": p.name, "type": p.type, "default": "required" if p.required else _plain(p.default), "text": p.text}
+        for p in parameters(cls)
+    ]
+    result = {"name": name, "kind": kind, "class": f"{cls.__module__}:{cls.__qualname__}", "text": _description(cls)}
+    text = f"{kind} {name}  ({result['class']})\n\n{result['text']}"
+    if rows:
+        lines = [[r["name"], r["type"], str(r["default"])] for r in rows]
+        text += "\n\n" + table(["parameter", "type", "default"], lines) + "\n"
+        text += "".join(f"\n{r['name']}: {r['text']}" for r in rows if r["text"])
+    emit(result | {"parameters": rows}, json_, text)
+
+
+@app.command()
+def check(
+    target: Annotated[str, typer.Argument(help="FILE.py:CLASS, MODULE:CLASS, or a registered name.")],
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    plugin: Plugins = None,
+    json_: AsJson = False,
+) -> None:
+    """Hold a plugin to what its kind promises; exit code 1 when a property is broken."""
+    start(plugin)
+    from invsolve.check import check_target
+
+    reports = check_target(target, device)
+    findings = [
+        {"subject": r.subject, "property": f.name, "ok": f.ok, "figure": f.figure, "limit": f.limit, "text": f.text}
+        for r in reports
+        for f in r.findings
+    ]
+    emit(findings, json_, "\n".join(str(r) for r in reports))
+    if not all(reports):
+        raise typer.Exit(1)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Name to register, such as my-scanner.")],
+    kind: Annotated[Kind, typer.Option(help="What to make.")] = Kind.operator,
+    folder: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")] = Path(),
+) -> None:
+    """Write a working plugin and its test, to start from."""
+    start(None)
+    from invsolve.scaffold import write_plugin
+
+    for file in write_plugin(name, kind.value, folder):
+        print(file)
+
+
+def _summary(cls: type) -> str:
+    return (cls.__doc__ or "").strip().split("\n")[0]
+
+
+def _description(cls: type) -> str:
+    text = (cls.__doc__ or "").strip().split("\n    Args:")[0].split("\n    Raises:")[0]
+    return "\n".join(line.strip() for line in text.strip().splitlines())
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)

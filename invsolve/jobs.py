@@ -1,0 +1,215 @@
+"""The file-to-file jobs behind the command line and pipelines: simulate, reconstruct, evaluate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invsolve import api, engine, metrics, registry
+from invsolve.contracts.layout import Measurement
+from invsolve.contracts.noise import Gaussian, noise_from_text
+from invsolve.contracts.operator import LinearOperator
+from invsolve.contracts.prior import Prior
+from invsolve.contracts.strategy import Strategy
+from invsolve.datasets import own
+from invsolve.datasets._hdf5 import open_readonly
+from invsolve.errors import UserError
+from invsolve.parameters import build
+from invsolve.provenance import provenance
+
+
+def open_measurement(path: Path, layout: str | None = None, options: Mapping[str, Any] | None = None) -> Measurement:
+    """Open a measurement file with the layout that recognises it.
+
+    Args:
+        path: the file.
+        layout: name of a registered layout; None asks each whether it recognises the file.
+        options: the layout's parameters, such as {"thin": 4} for dxchange.
+
+    Raises:
+        UserError: unreadable, recognised by none, or wrong options.
+    """
+    known = registry.available("layout")
+    if layout is None:
+        with open_readonly(path) as file:
+            fitting = [name for name, cls in known.items() if cls.recognises(file)]  # type: ignore[attr-defined]
+            inside = ", ".join(sorted(file)) or "nothing"
+        if not fitting:
+            raise UserError(
+                f"{path}: no known layout ({', '.join(known)}); the file holds {inside}. A scan file of ours has a dataset y "
+                "and a group operator with the attribute name"
+            )
+        layout = fitting[0]
+    reader = build(registry.find("layout", layout), "layout", layout, dict(options or {}))
+    return reader.open(path)
+
+
+def simulate_file(
+    truth: Path, out: Path, operator: str, parameters: Mapping[str, Any], noise: str, seed: int, overwrite: bool
+) -> dict[str, Any]:
+    """Measure every image of a file, and write a scan file with the truth beside the measurement."""
+    images = own.read_images(truth)
+    _refuse_existing(out, overwrite, truth)
+    first = images[0:1]
+    forward = api.operator(operator, **api.fill_image_size(operator, parameters, first.shape[-1]))
+    model = noise_from_text(noise)
+    everything = images[0 : len(images)]
+    if not bool(everything.isfinite().all()):
+        raise UserError(f"{truth}: the images hold NaN or infinite values")
+    y = api.simulate(everything, forward, model, seed)
+    own.write_scan(out, y, forward, model, truth=everything)
+    return {"output": str(out), "items": len(y), "measurement_shape": list(y.shape[1:]), "noise": noise, "seed": seed}
+
+
+@dataclass
+class Baselines:
+    """A sink that adds the linear reconstruction, and the truth where it is known, to each item on its way to a file."""
+
+    run: engine.Run
+    inner: own.ResultFile
+
+    def is_done(self, item: int) -> bool:
+        return self.inner.is_done(item)
+
+    def write(self, item: int, arrays: Mapping[str, Tensor], facts: Mapping[str, float]) -> None:
+        extra: dict[str, Tensor] = {}
+        problem = self.run.problem([(item, 0)])
+        if isinstance(problem.operator, LinearOperator) and isinstance(problem.noise, Gaussian):
+            with torch.no_grad():
+                image = problem.operator.baseline(problem.y, problem.sigma)
+            extra["pinv"] = self.run.scale.rows([item]).to_physical(image)[0].cpu()
+        if self.run.measurement.truth is not None:
+            extra["truth"] = self.run.measurement.truth[item : item + 1][0]
+        self.inner.write(item, {**arrays, **extra}, facts)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `reconstruct_file` is asked for; the fields are the command's options."""
+
+    scan: Path
+    out: Path
+    prior: str | None
+    strategy: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    samples: int = 1
+    seed: int = 0
+    batch_size: int | None = None
+    device: str = "cpu"
+    noise: str | None = None
+    scale: str | None = None
+    layout: str | None = None
+    read: Mapping[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
+
+
+def reconstruct_file(
+    request: Request,
+    say: Callable[[str], None] = lambda line: None,
+    should_stop: Callable[[], bool] | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Reconstruct every item of a file into a result file; the same call continues after a kill.
+
+    Args:
+        request: what to do.
+        say: told one line at a time what was found in the file and decided.
+        should_stop: asked after each step; True stops with the finished items kept.
+        command: the command line, for the record.
+    """
+    _refuse_existing(request.out, request.overwrite, request.scan)
+    strategy: Strategy = api.strategy(request.strategy, **request.parameters)
+    prior: Prior | None = api.load_prior(request.prior) if request.prior else None
+    measurement = open_measurement(request.scan, request.layout, request.read)
+    if request.noise is not None:
+        measurement.noise = noise_from_text(request.noise)
+    for note in measurement.notes:
+        say(note)
+    run = api.plan(
+        measurement,
+        prior,
+        strategy,
+        request.samples,
+        request.seed,
+        request.batch_size,
+        request.device,
+        scale=_read_scale(request.scale),
+    )
+    run.should_stop = should_stop
+    low, high = run.scale.range
+    unit = f" {measurement.unit}" if measurement.unit else ""
+    if run.scale.origin == "estimated":
+        say(f"scale estimated from the data: prior's range is {low:.4g} .. {high:.4g}{unit}; --scale LOW:HIGH fixes it")
+    if strategy.draws and request.samples == 1:
+        say("one sample: the standard deviation is 0 by construction; --samples 8 gives an uncertainty")
+    record = provenance(run) | {"command": command}
+    began = time.perf_counter()
+    result = own.ResultFile.create(
+        request.out, len(measurement.y), request.samples, record, request.overwrite, measurement.unit
+    )
+    with result:
+        sink = Baselines(run, result)
+        already = sum(sink.is_done(i) for i in range(len(measurement.y)))
+        if already:
+            say(f"continuing: {already} of {len(measurement.y)} items were done before")
+        try:
+            api.execute(run, sink)
+        except engine.Interrupted:
+            done = sum(sink.is_done(i) for i in range(len(measurement.y)))
+            raise engine.Interrupted(
+                f"stopped; {done} of {len(measurement.y)} items are kept, run the same command to go on"
+            ) from None
+        result.finish()
+    return {"output": str(request.out), "items": len(measurement.y), "seconds": round(time.perf_counter() - began, 3)}
+
+
+def evaluate_file(recon: Path, truth: Path | None, data_range: float | None) -> dict[str, Any]:
+    """Score a result against a truth file, or against the truth it carries; also its linear baseline if it has one."""
+    result = own.read_result(recon)
+    reference = own.read_images(truth) if truth is not None else result.truth
+    if reference is None:
+        raise UserError(f"{recon} carries no truth: give --truth IMAGES.h5")
+    count = len(result.mean)
+    if len(reference) != count or reference[0:1].shape != result.mean[0:1].shape:
+        raise UserError(
+            f"truth has {len(reference)} images of {tuple(reference[0:1].shape[1:])}, the result {count} of "
+            f"{tuple(result.mean[0:1].shape[1:])}; they must agree"
+        )
+    span = data_range or max(metrics.range_of(reference[i : i + 1]) for i in range(count))
+    rows: list[dict[str, float]] = []
+    linear: list[dict[str, float]] = []
+    for i in range(count):
+        target, mean, std = reference[i : i + 1][0], result.mean[i : i + 1][0], result.std[i : i + 1][0]
+        spread = std if result.samples.shape[1] > 1 else None
+        rows.append(metrics.score(mean, target, span, spread, result.samples.shape[1]))
+        if result.pinv is not None:
+            linear.append(metrics.score(result.pinv[i : i + 1][0], target, span))
+    summary: dict[str, Any] = {"items": rows, "mean": metrics.average(rows), "data_range": span}
+    if linear:
+        summary["pinv"] = metrics.average(linear)
+    return summary
+
+
+def _read_scale(text: str | None) -> tuple[float, float] | str | None:
+    if text is None or text == "auto":
+        return text
+    low, _, high = text.partition(":")
+    try:
+        return float(low), float(high)
+    except ValueError:
+        raise UserError(f"--scale {text!r}: write LOW:HIGH, such as 0:0.03, or auto") from None
+
+
+def _refuse_existing(out: Path, overwrite: bool, source: Path) -> None:
+    if out.resolve() == source.resolve():
+        raise UserError(f"{out}: the output would replace the input; choose another name")
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: the folder {str(out.parent)!r} does not exist; create it first")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists; give --overwrite to replace it")

@@ -1,0 +1,74 @@
+"""Image quality against a known truth, and whether the stated uncertainty is honest."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+#: Nominal probabilities of the central intervals whose coverage is measured.
+LEVELS = (0.5, 0.9)
+
+
+def magnitude(image: Tensor) -> Tensor:
+    """(..., C, rows, columns) -> (..., rows, columns): two channels are real and imaginary part, more are averaged."""
+    if image.shape[-3] == 2:
+        return image.square().sum(-3).sqrt()
+    return image.mean(-3)
+
+
+def psnr(image: Tensor, truth: Tensor, data_range: float) -> float:
+    """Peak signal-to-noise ratio in dB; infinite for equal images."""
+    error = float((image.double() - truth.double()).square().mean())
+    return math.inf if error == 0 else 10 * math.log10(data_range**2 / error)
+
+
+def ssim(image: Tensor, truth: Tensor, data_range: float) -> float:
+    """Structural similarity (Wang 2004, Gaussian weights of 1.5 pixels) of magnitudes (C, rows, columns), 1 when equal."""
+    a, b = (magnitude(v).double().numpy() for v in (image, truth))
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return float(structural_similarity(a, b, data_range=data_range, **options))
+
+
+def nrmse(image: Tensor, truth: Tensor) -> float:
+    """Root mean squared error over the truth's root mean square."""
+    return float((image - truth).double().norm() / truth.double().norm().clamp_min(1e-30))
+
+
+def coverage(mean: Tensor, std: Tensor, truth: Tensor, samples: int) -> dict[str, float]:
+    """Part of the pixels whose truth lies in the central interval of each nominal level; equal to it when honest.
+
+    The interval is that of a new draw given `samples` draws: Student's t with samples - 1 degrees of freedom.
+    """
+    from scipy.stats import t as student
+
+    if samples < 2:
+        return {}
+    found = {}
+    for level in LEVELS:
+        factor = student.ppf((1 + level) / 2, samples - 1) if samples < 200 else NormalDist().inv_cdf((1 + level) / 2)
+        half = float(factor) * math.sqrt(1 + 1 / samples) * std
+        found[f"coverage_{round(level * 100)}"] = float(((truth - mean).abs() <= half).double().mean())
+    return found
+
+
+def score(
+    mean: Tensor, truth: Tensor, data_range: float, std: Tensor | None = None, samples: int = 1
+) -> dict[str, float]:
+    """All metrics of one item (C, rows, columns)."""
+    found = {"psnr": psnr(mean, truth, data_range), "ssim": ssim(mean, truth, data_range), "nrmse": nrmse(mean, truth)}
+    return found | (coverage(mean, std, truth, samples) if std is not None else {})
+
+
+def range_of(truth: Tensor) -> float:
+    """The span of the truth's values, which PSNR and SSIM are measured against; 1 for a constant image."""
+    span = float(truth.max() - truth.min())
+    return span if span > 0 else 1.0
+
+
+def average(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric over items."""
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}

@@ -1,0 +1,181 @@
+"""Drawing a result: a sheet of pictures as PNG, and the same with metrics and provenance as one HTML page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invsolve import metrics
+from invsolve.datasets import own
+from invsolve.errors import UserError
+
+
+def write_report(
+    recon: Path, out: Path, items: Sequence[int] | None, truth: Path | None, overwrite: bool = False
+) -> None:
+    """Write a picture or a page about a result file.
+
+    Args:
+        recon: result file.
+        out: ends in .png or .html.
+        items: which items to show; None for the first four.
+        truth: images x; None for the truth that the result carries, if any.
+        overwrite: replace `out`.
+
+    Raises:
+        UserError: unknown ending, item out of range, or `out` exists.
+    """
+    if out.suffix not in (".png", ".html"):
+        raise UserError(f"{out}: the name must end in .png or .html")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists; give --overwrite to replace it")
+    result = own.read_result(recon)
+    reference = own.read_images(truth) if truth is not None else result.truth
+    count = len(result.mean)
+    shown = list(items) if items else list(range(min(count, 4)))
+    if any(not 0 <= i < count for i in shown):
+        raise UserError(f"{recon} has items 0..{count - 1}, got {shown}")
+    picture = draw(result, reference, shown)
+    if out.suffix == ".png":
+        out.write_bytes(picture)
+    else:
+        out.write_text(page(result, reference, shown, picture, recon.name), encoding="utf-8")
+
+
+def draw(result: Any, reference: Any, items: Sequence[int]) -> bytes:
+    """The sheet as PNG bytes: a row of pictures an item, and its residual by step below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [_pictures(result, reference, item) for item in items]
+    columns = max(len(row) for row in rows)
+    residual = result.diagnostics.get("residual")
+    extra = 1 if residual is not None else 0
+    figure, axes = plt.subplots(
+        len(rows) + extra,
+        columns,
+        figsize=(2.3 * columns, 2.55 * len(rows) + 2.3 * extra),
+        squeeze=False,
+        gridspec_kw={"height_ratios": [1.0] * len(rows) + [0.8] * extra},
+        layout="constrained",
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for line, row in zip(axes, rows, strict=False):
+        for axis, (title, image, window, colours) in zip(line, row, strict=False):
+            shown = axis.imshow(image, cmap=colours, vmin=window[0], vmax=window[1], interpolation="nearest")
+            axis.set_title(title, fontsize=8)
+            if colours != "gray":
+                figure.colorbar(shown, ax=axis, fraction=0.046, pad=0.02).ax.tick_params(labelsize=6)
+    if residual is not None:
+        grid = axes[-1, 0].get_gridspec()
+        axis = figure.add_subplot(grid[-1, :])
+        for item in items:
+            curve = np.nanmean(np.asarray(residual[item], dtype=float).reshape(-1, residual.shape[-1]), 0)
+            steps = np.arange(1, len(curve) + 1)
+            known = np.isfinite(curve)
+            axis.plot(steps[known], curve[known], marker="o" if known.sum() == 1 else "", label=f"item {item}")
+        axis.axhline(1.0, color="0.4", linewidth=0.8, linestyle="--")
+        axis.set_yscale("log")
+        axis.set_xlabel("step", fontsize=8)
+        axis.set_ylabel("residual / expected", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.legend(fontsize=7)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _pictures(result: Any, reference: Any, item: int) -> list[tuple[str, np.ndarray, tuple[float, float], str]]:
+    """Title, image, grey window and colours of each picture of an item."""
+    mean, std, samples = (getattr(result, n)[item : item + 1][0] for n in ("mean", "std", "samples"))
+    target = reference[item : item + 1][0] if reference is not None else None
+    linear = result.pinv[item : item + 1][0] if result.pinv is not None else None
+    basis = metrics.magnitude(target if target is not None else mean)
+    window = (float(np.quantile(basis, 0.001)), float(np.quantile(basis, 0.999)))
+    span = metrics.range_of(target) if target is not None else window[1] - window[0]
+    found: list[tuple[str, np.ndarray, tuple[float, float], str]] = []
+
+    def grey(title: str, image: Tensor) -> None:
+        found.append((title, metrics.magnitude(image).numpy(), window, "gray"))
+
+    def quality(image: Tensor) -> str:
+        return "" if target is None else f"\n{metrics.psnr(image, target, span):.1f} dB"
+
+    if target is not None:
+        grey(f"item {item}: truth", target)
+    if linear is not None:
+        grey(f"pinv{quality(linear)}", linear)
+    grey(f"mean of {len(samples)}{quality(mean)}", mean)
+    if len(samples) > 1:
+        spread = metrics.magnitude(std).numpy() if std.shape[-3] != 2 else std.square().sum(-3).sqrt().numpy()
+        found.append(("standard deviation", spread, (0.0, float(np.quantile(spread, 0.999)) or 1.0), "magma"))
+        for k in range(min(len(samples), 2)):
+            grey(f"sample {k}{quality(samples[k])}", samples[k])
+    if target is not None:
+        error = (metrics.magnitude(mean) - metrics.magnitude(target)).abs().numpy()
+        found.append(("|mean - truth|", error, (0.0, float(np.quantile(error, 0.999)) or 1.0), "magma"))
+    return found
+
+
+def page(result: Any, reference: Any, items: Sequence[int], picture: bytes, name: str) -> str:
+    """One self-contained HTML page; no network."""
+    rows = []
+    if reference is not None:
+        for item in items:
+            target, mean, std = (v[item : item + 1][0] for v in (reference, result.mean, result.std))
+            count = result.samples.shape[1]
+            rows.append(metrics.score(mean, target, metrics.range_of(target), std if count > 1 else None, count))
+    table = ""
+    if rows:
+        head = "".join(f"<th>{html.escape(k)}</th>" for k in rows[0])
+        body = "".join(
+            f"<tr><th>item {i}</th>" + "".join(f"<td>{v:.3f}</td>" for v in row.values()) + "</tr>"
+            for i, row in zip(items, rows, strict=True)
+        )
+        table = f"<table><tr><th></th>{head}</tr>{body}</table>"
+    record = html.escape(json.dumps(result.config, indent=2))
+    image = base64.b64encode(picture).decode()
+    style = (
+        "body{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2em auto;padding:0 1em}img{max-width:100%}"
+        "table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:right}pre{background:#f4f4f4;padding:1em;overflow:auto}"
+    )
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(name)}</title><style>{style}</style>"
+        f"<h1>{html.escape(name)}</h1><img alt='truth, baseline, mean, standard deviation, samples, error; residual by step' "
+        f"src='data:image/png;base64,{image}'>{table}<h2>How it was made</h2><pre>{record}</pre></html>"
+    )
+
+
+def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Tensor]]]], window: tuple[float, float], path: Path) -> None:
+    """Write a plain sheet of grey pictures: rows of (label, [(title, image (C, rows, columns)), ...])."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = max(len(pictures) for _, pictures in rows)
+    size = (2.2 * columns, 2.5 * len(rows))
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for line, (label, pictures) in zip(axes, rows, strict=True):
+        for k, (axis, (title, image)) in enumerate(zip(line, pictures, strict=False)):
+            low, high = window if "std" not in title else (0.0, float(image.quantile(0.999)))
+            grey = metrics.magnitude(torch.as_tensor(image)).numpy()
+            axis.imshow(grey, cmap="gray" if "std" not in title else "magma", vmin=low, vmax=high)
+            axis.set_title(f"{label}\n{title}" if k == 0 else f"\n{title}", fontsize=8)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,67 @@
+"""The documentation cannot drift: every python block runs, and every hook and need is on the page."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pluggy
+import pytest
+
+from invsolve import hooks
+from invsolve.contracts.strategy import NEEDS
+
+ROOT = Path(__file__).parent.parent
+EXTENDING = ROOT / "docs" / "extending.md"
+HOOKS = [name for name, value in vars(hooks).items() if name.startswith("invsolve_") and callable(value)]
+
+
+def blocks(text: str) -> list[tuple[int, str]]:
+    """The fenced python blocks of a page, each with the line on which its code starts."""
+    found = re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, match.start(1)), match.group(1)) for match in found]
+
+
+@pytest.mark.parametrize("page", ["docs/extending.md", "README.md"])
+def test_python_blocks_run_in_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = ROOT / page
+    if not file.exists():
+        pytest.skip(f"no {page}")
+    monkeypatch.chdir(tmp_path)
+    # A real module, because pickling and dataclasses look classes up in theirs.
+    module = ModuleType(f"page_{file.stem}".lower())
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for line, code in blocks(file.read_text(encoding="utf-8")):
+        # Blank lines in front, so that a traceback shows the page's own line.
+        exec(compile("\n" * line + code, str(file), "exec", dont_inherit=True), module.__dict__)
+
+
+def test_the_page_has_examples() -> None:
+    assert len(blocks(EXTENDING.read_text(encoding="utf-8"))) >= 7
+
+
+def test_there_are_four_hooks() -> None:
+    plugins = pluggy.PluginManager(hooks.PROJECT)
+    plugins.add_hookspecs(hooks)
+    assert sorted(HOOKS) == sorted(name for name in vars(plugins.hook) if name.startswith("invsolve_"))
+    assert len(HOOKS) == 4
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_hook_is_shown_with_its_signature(hook: str) -> None:
+    signature = str(inspect.signature(getattr(hooks, hook))).replace("collections.abc.", "")
+    assert f"@hookimpl\ndef {hook}{signature}:\n" in EXTENDING.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("need", NEEDS)
+def test_need_is_explained(need: str) -> None:
+    assert f'| `"{need}"` |' in EXTENDING.read_text(encoding="utf-8")
+
+
+def test_strategy_example_is_short() -> None:
+    code = next(code for _, code in blocks(EXTENDING.read_text(encoding="utf-8")) if "(Strategy)" in code)
+    body = code[code.index("@dataclass") : code.index("report =")]
+    assert len([line for line in body.splitlines() if line.strip()]) <= 40
