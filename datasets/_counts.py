@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from invsolve.datasets._hdf5 import dataset, open_readonly, read, to_tensor
 from torch import Tensor
 
+from invsolve.datasets._hdf5 import dataset, open_readonly, read, to_tensor
 from invsolve.errors import UserError
 
 #: Transmissions below this are set to it: their logarithm would be noise alone, or not a number.

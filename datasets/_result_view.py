@@ -8,10 +8,10 @@ from typing import Any
 
 import h5py
 import numpy as np
+
 from invsolve.datasets._hdf5 import LazyRows, open_readonly, read, text
 from invsolve.datasets._results import IMAGES, partial_path
 from invsolve.datasets._resume import stored_config
-
 from invsolve.errors import UserError
 
 

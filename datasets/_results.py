@@ -12,11 +12,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-from invsolve.datasets._resume import continue_partial
-from invsolve.datasets._writing import check_target, image_axes, replace, sync, to_numpy
 from torch import Tensor
 
 from invsolve.contracts.layout import Rows
+from invsolve.datasets._resume import continue_partial
+from invsolve.datasets._writing import check_target, image_axes, replace, sync, to_numpy
 from invsolve.errors import UserError
 
 #: Arrays that are images and lie at the root; everything else is a diagnostic.
@@ -122,6 +122,11 @@ class ResultFile:
         for leftover in (self.partial, copy):
             leftover.unlink(missing_ok=True)
         return self.path
+
+    def discard(self) -> None:
+        """Close the partial file and remove it: for runs that failed before their first item."""
+        self.close()
+        self.partial.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the file; the partial stays."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import h5py
 import numpy as np
-from invsolve.datasets._hdf5 import text
 
+from invsolve.datasets._hdf5 import text
 from invsolve.errors import UserError
 
 _COMPARED = ("operator", "noise", "prior", "strategy", "scale", "samples", "seed", "dtype", "image_shape", "input")

@@ -9,14 +9,14 @@ from typing import Any
 
 import h5py
 import numpy as np
-from invsolve.datasets._building import make_operator
-from invsolve.datasets._centre import find_centre
-from invsolve.datasets._counts import FLOOR, Frames, LineIntegrals, noise_sigma
-from invsolve.datasets._hdf5 import dataset, fingerprint, open_readonly, read, text
 
 from invsolve import hookimpl
 from invsolve.contracts.layout import Layout, Measurement
 from invsolve.contracts.noise import Gaussian
+from invsolve.datasets._building import make_operator
+from invsolve.datasets._centre import find_centre
+from invsolve.datasets._counts import FLOOR, Frames, LineIntegrals, noise_sigma
+from invsolve.datasets._hdf5 import dataset, fingerprint, open_readonly, read, text
 from invsolve.errors import UserError
 
 _DATA, _WHITE, _DARK, _THETA = "/exchange/data", "/exchange/data_white", "/exchange/data_dark", "/exchange/theta"

@@ -10,20 +10,29 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from invsolve.datasets._building import make_operator
-from invsolve.datasets._hdf5 import LazyRows, dataset, fingerprint, open_readonly, read, text
-from invsolve.datasets._result_view import ResultView, read_result
-from invsolve.datasets._results import ResultFile, partial_path
-from invsolve.datasets._writing import atomic, check_target, image_axes, to_numpy
 from torch import Tensor
 
 from invsolve import hookimpl
 from invsolve.contracts.layout import Layout, Measurement, Rows
 from invsolve.contracts.noise import MODELS, Noise
 from invsolve.contracts.operator import Operator
+from invsolve.datasets._building import make_operator
+from invsolve.datasets._hdf5 import LazyRows, dataset, fingerprint, open_readonly, read, text
+from invsolve.datasets._result_view import ResultView, read_result
+from invsolve.datasets._results import ResultFile, partial_path
+from invsolve.datasets._writing import atomic, check_target, image_axes, to_numpy
 from invsolve.errors import UserError, suggestion
 
-__all__ = ["OwnLayout", "ResultFile", "ResultView", "partial_path", "read_images", "read_result", "write_scan"]
+__all__ = [
+    "OwnLayout",
+    "ResultFile",
+    "ResultView",
+    "partial_path",
+    "read_images",
+    "read_result",
+    "write_images",
+    "write_scan",
+]
 
 # HDF5 takes attributes up to 64 kB; longer text becomes a dataset.
 _ATTRIBUTE_LIMIT = 60_000
@@ -35,7 +44,7 @@ class OwnLayout(Layout):
     @classmethod
     def recognises(cls, file: Any) -> bool:
         group = file.get("operator")
-        return "y" in file and isinstance(group, h5py.Group) and "name" in group.attrs
+        return isinstance(group, h5py.Group) and "name" in group.attrs
 
     def open(self, path: Path) -> Measurement:
         with open_readonly(path) as file:
@@ -158,12 +167,8 @@ def _write_rows(file: h5py.File, name: str, rows: Rows | np.ndarray, *leading: s
     for item in range(len(rows)):
         stored[item] = to_numpy(rows[item : item + 1])[0]
     # The axes of a measurement are its operator's business; those of an image have names.
-    axes = (
-        image_axes(stored.ndim, *leading)
-        if name == "truth"
-        else " ".join(["item", *("measurement",) * (stored.ndim - 1)])
-    )
-    stored.attrs["axes"] = axes
+    measured = " ".join(["item", *("measurement",) * (stored.ndim - 1)])
+    stored.attrs["axes"] = image_axes(stored.ndim, *leading) if len(leading) == 2 else measured
 
 
 def _write_parameters(group: h5py.Group, name: str, given: Mapping[str, Any], path: str | Path) -> None:
@@ -214,6 +219,32 @@ def read_images(path: str | Path, dataset: str | None = None) -> LazyRows:
             "missing, for grey images with x[:, None] (1-D signals: set the attribute axes = 'item channel position')"
         )
     return rows
+
+
+def write_images(path: str | Path, images: Rows | np.ndarray, unit: str = "", overwrite: bool = False) -> None:
+    """Write images as dataset `x`; the file appears under its name only when it is complete.
+
+    Args:
+        path: the file.
+        images: (N, C, rows, columns), or with a third spatial axis.
+        unit: physical unit of the values.
+        overwrite: replace an existing file.
+
+    Raises:
+        UserError: the path cannot be written or exists, or the images have no channel axis.
+    """
+    target = Path(path)
+    check_target(target)
+    if target.exists() and not overwrite:
+        raise UserError(f"{target} exists; give --overwrite to replace it")
+    shape = (len(images), *images[0:1].shape[1:])
+    if len(shape) < 4:
+        raise UserError(
+            f"{target}: images {shape}: expected (items, channels, rows, columns); add the axis that is missing"
+        )
+    with atomic(target) as file:
+        file.attrs["unit"] = unit
+        _write_rows(file, "x", images, "item", "channel")
 
 
 @hookimpl

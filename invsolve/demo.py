@@ -55,7 +55,7 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     low, high = prior.data_range or (-1.0, 1.0)
     patient = Scale.from_range(low, high).to_physical(draw(prior, seed=11)).clamp(low, high)
     truth = torch.cat([patient, phantoms.render(phantoms.thorax(), SIZE)[None]])
-    own.write_images(folder / "truth.h5", truth, overwrite=True)
+    own.write_images(folder / "truth.h5", truth)
     say(
         f"scanning: {VIEWS} views, {SIZE} x {SIZE} pixels, noise {NOISE} in line integrals up to {float(truth.sum(-1).max()):.0f}"
     )

@@ -159,7 +159,12 @@ def reconstruct_file(
         if already:
             say(f"continuing: {already} of {len(measurement.y)} items were done before")
         try:
+            _check_finite(measurement, sink)
             api.execute(run, sink)
+        except (UserError, engine.NonFinite):
+            if not any(sink.is_done(i) for i in range(len(measurement.y))):
+                result.discard()
+            raise
         except engine.Interrupted:
             done = sum(sink.is_done(i) for i in range(len(measurement.y)))
             raise engine.Interrupted(
@@ -167,6 +172,13 @@ def reconstruct_file(
             ) from None
         result.finish()
     return {"output": str(request.out), "items": len(measurement.y), "seconds": round(time.perf_counter() - began, 3)}
+
+
+def _check_finite(measurement: Measurement, sink: Baselines) -> None:
+    """Read what is still to do once, so that NaN in the last item is not found after a night."""
+    for item in range(len(measurement.y)):
+        if not sink.is_done(item):
+            engine.read_rows(measurement, item, item + 1)
 
 
 def evaluate_file(recon: Path, truth: Path | None, data_range: float | None) -> dict[str, Any]:

@@ -40,11 +40,12 @@ def _to_tensor(value: Any) -> Any:
         value = np.load(path, allow_pickle=False)
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.ascontiguousarray(value))
-    if isinstance(value, list | tuple | int | float):
-        value = torch.as_tensor(value)
+    if isinstance(value, list | tuple):
+        # Double precision: angles are compared with one another to find symmetries.
+        value = torch.from_numpy(np.asarray(value))
     if not isinstance(value, Tensor):
         raise ValueError("expected an array")
-    return value.float() if value.dtype == torch.float64 else value
+    return value
 
 
 def _annotation(hint: Any) -> Any:

@@ -73,11 +73,14 @@ def provenance(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "dtype": str(run.dtype).removeprefix("torch."),
         "image_shape": list(run.image_shape),
-        "input": {"file": run.measurement.source, "fingerprint": run.measurement.fingerprint},
+        "input": {"fingerprint": run.measurement.fingerprint},
     }
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
     return {
         **config,
-        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        "config_sha256": digest,
+        # The name is not part of the configuration: a run goes on after its input was moved.
+        "input": {"fingerprint": run.measurement.fingerprint, "file": run.measurement.source},
         "notes": run.measurement.notes,
         "versions": {
             "invsolve": invsolve.__version__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import sys
@@ -71,7 +72,8 @@ def load_file(path: str | Path) -> ModuleType:
     file = Path(path).resolve()
     if not file.is_file():
         raise UserError(f"plugin file {str(path)!r} does not exist")
-    name = f"invsolve_plugin_{file.stem}"
+    # Two files of one name in different folders are two plugins.
+    name = f"invsolve_plugin_{file.stem}_{hashlib.sha256(bytes(file)).hexdigest()[:8]}"
     module = import_file(file, name)
     plugins = manager()
     for old in [p for p in plugins.get_plugins() if getattr(p, "__file__", None) == str(file)]:

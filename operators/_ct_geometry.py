@@ -24,9 +24,9 @@ SYMMETRIES = [
     (True, 1, -1),
     (True, -1, 1),
 ]
-#: Subgroups to fold by: all eight, the four that keep the sign of the detector coordinate with equispaced angles, the half
-#: turn alone, and none. Which pays depends on which rays exist.
-SUBGROUPS = ([0, 1, 2, 3, 4, 5, 6, 7], [0, 2, 4, 6], [0, 1, 4, 5], [0, 1], [0])
+#: Subgroups to fold by: all eight, those that serve a rotation centre off the detector's middle, the half turn alone, and
+#: none. Which pays depends on which rays exist.
+SUBGROUPS = ([0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3], [0, 1, 4, 5], [0, 1], [0, 2], [0, 4], [0])
 
 
 @dataclass(frozen=True)

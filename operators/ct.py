@@ -9,13 +9,13 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from invsolve.operators._ct_geometry import ParallelBeam, fold, ramp_filter
 from torch import Tensor
 
 from invsolve import hookimpl
 from invsolve.contracts.linear_function import linear_map
 from invsolve.contracts.operator import MaskableOperator, matching
 from invsolve.errors import UserError
+from invsolve.operators._ct_geometry import ParallelBeam, fold, ramp_filter
 
 # Bytes of image copies that are multiplied at once on a CPU: beyond the caches it gets several times slower.
 _CACHE_BYTES = 32 * 2**20

@@ -6,11 +6,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from invsolve.datasets.dxchange import DXchange
-from invsolve.datasets.phantoms import Ellipse, render, sinogram, thorax
 
 import invsolve
 from invsolve.contracts.layout import Layout
+from invsolve.datasets.dxchange import DXchange
+from invsolve.datasets.phantoms import Ellipse, render, sinogram, thorax
 from invsolve.errors import UserError
 
 TOOTH = Path(__file__).parents[2] / "shared" / "data" / "ct_tooth" / "tooth.h5"

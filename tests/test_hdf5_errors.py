@@ -8,9 +8,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
+
 from invsolve.datasets._hdf5 import LazyRows, fingerprint, open_readonly
 from invsolve.datasets.own import read_images
-
 from invsolve.errors import UserError
 
 

@@ -8,10 +8,10 @@ import scipy.ndimage
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from invsolve.operators._ct_geometry import joseph
 
 import invsolve
 from invsolve.contracts.linalg import inner, norm
+from invsolve.operators._ct_geometry import joseph
 from invsolve.testing.operators import dense
 
 MODES = {"circular": "wrap", "reflect": "mirror", "zero": "constant"}

@@ -4,11 +4,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from invsolve.datasets.own import OwnLayout, read_images, write_scan
 
 import invsolve
 from invsolve.contracts.layout import Layout
 from invsolve.contracts.noise import Gaussian, Poisson
+from invsolve.datasets.own import OwnLayout, read_images, write_images, write_scan
 from invsolve.errors import UserError
 
 
@@ -157,6 +157,22 @@ def test_images(scan, tmp_path):
     with h5py.File(path, "w") as file:
         file["x"] = np.arange(16, dtype=np.uint8).reshape(1, 1, 4, 4)
     assert read_images(path)[0:1].dtype == torch.float32
+
+
+def test_images_round_trip(tmp_path):
+    path = tmp_path / "x.h5"
+    images = torch.rand(3, 2, 5, 4)
+    write_images(path, images, unit="HU")
+    assert torch.equal(read_images(path)[:], images)
+    with h5py.File(path) as file:
+        assert file["x"].attrs["axes"] == "item channel row column"
+        assert file.attrs["unit"] == "HU"
+    with pytest.raises(UserError, match="give --overwrite"):
+        write_images(path, images)
+    write_images(path, images[:1].numpy(), overwrite=True)
+    assert read_images(path).shape == (1, 2, 5, 4)
+    with pytest.raises(UserError, match=r"expected \(items, channels"):
+        write_images(tmp_path / "flat.h5", images[0])
 
 
 def test_the_layout_is_registered():

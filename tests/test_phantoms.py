@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from invsolve.datasets.phantoms import Ellipse, render, shepp_logan, sinogram, thorax
 
 import invsolve
+from invsolve.datasets.phantoms import Ellipse, render, shepp_logan, sinogram, thorax
 
 PHANTOMS = {"shepp_logan": shepp_logan(), "thorax": thorax()}
 

@@ -14,9 +14,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from invsolve.datasets.own import ResultFile, partial_path, read_result
 
 from invsolve.contracts.layout import Sink
+from invsolve.datasets.own import ResultFile, partial_path, read_result
 from invsolve.errors import UserError
 
 ITEMS, SAMPLES = 12, 2

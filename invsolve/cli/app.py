@@ -6,7 +6,6 @@ import os
 import sys
 import traceback
 
-import click
 import typer
 
 from invsolve.cli import files, plugins
@@ -50,16 +49,15 @@ def run(arguments: list[str]) -> int:
         code = app(arguments, standalone_mode=False)
     except UserError as error:
         return _fail(f"{' '.join(str(error).split())}", 2)
-    except click.exceptions.Abort:
-        return _fail("interrupted", 130)
-    except click.ClickException as error:
-        return _fail(error.format_message(), 2)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        # Typer brings its own copy of click from 0.20 on, so its usage errors have no class we could name.
+        if hasattr(error, "format_message"):
+            return _fail(error.format_message(), 2)
         from invsolve import engine
 
         if isinstance(error, engine.Interrupted):
