@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def draw(prior: Prior, seed: int, steps: int = 24) -> Tensor:
     levels = schedules.edm(steps, prior.sigma_min, prior.sigma_max).tolist()
     x = levels[0] * ChainRandom(seed, [(0, 0)]).normal(torch.zeros(1, *shape))
     before: Tensor | None = None
-    for k, (sigma, sigma_next) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for k, (sigma, sigma_next) in enumerate(pairwise(levels)):
         with torch.no_grad():
             estimate = prior.denoise(x, torch.tensor(sigma))
         forecast = estimate

@@ -150,7 +150,8 @@ def page(result: Any, reference: Any, items: Sequence[int], picture: bytes, name
     image = base64.b64encode(picture).decode()
     style = (
         "body{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2em auto;padding:0 1em}img{max-width:100%}"
-        "table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:right}pre{background:#f4f4f4;padding:1em;overflow:auto}"
+        "table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:right}"
+        "pre{background:#f4f4f4;padding:1em;overflow:auto}"
     )
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(name)}</title><style>{style}</style>"

@@ -56,21 +56,23 @@ class CT(MaskableOperator):
         pixel_size: float = 1.0,
     ) -> None:
         super().__init__()
-        if isinstance(angles, int):
-            degrees = [180 * k / angles for k in range(angles)]
-        else:
-            degrees = angles.double().flatten().tolist()
+        count = angles if isinstance(angles, int) else 0
+        degrees = (
+            angles.double().flatten().tolist()
+            if isinstance(angles, Tensor)
+            else [180 * k / count for k in range(count)]
+        )
         spacing = pixel_size if detector_spacing is None else detector_spacing
         for name, value in (("image_size", image_size), ("pixel_size", pixel_size), ("detector_spacing", spacing)):
             if not value > 0:
                 raise UserError(f"operator 'ct': {name} must be > 0, got {value}")
         if not degrees or not all(math.isfinite(d) for d in degrees):
             raise UserError("operator 'ct': angles must be a count >= 1 or a list of finite degrees")
-        count = math.ceil(image_size * pixel_size / spacing * math.sqrt(2)) if detectors is None else detectors
-        if count < 1:
-            raise UserError(f"operator 'ct': detectors must be >= 1, got {count}")
-        middle = (count - 1) / 2 if centre is None else centre
-        self.geometry = ParallelBeam(image_size, tuple(degrees), count, spacing, pixel_size, middle)
+        bins = math.ceil(image_size * pixel_size / spacing * math.sqrt(2)) if detectors is None else detectors
+        if bins < 1:
+            raise UserError(f"operator 'ct': detectors must be >= 1, got {bins}")
+        middle = (bins - 1) / 2 if centre is None else centre
+        self.geometry = ParallelBeam(image_size, tuple(degrees), bins, spacing, pixel_size, middle)
         self.image_shape = (1, image_size, image_size)
         self.group_index = torch.arange(len(degrees))[:, None]
         self._store(self.geometry)

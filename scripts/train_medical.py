@@ -136,7 +136,7 @@ def export(data: Path, work: Path, out: Path) -> None:
     from invsolve.plugins.unet import save
 
     saved = torch.load(work / "last.pt", weights_only=True)
-    images, is_ct, held_out = load_slices(data)
+    _, is_ct, held_out = load_slices(data)
     network = UNet2DModel(**ARCHITECTURE).eval()
     # The curve is that of the weights as stored, after rounding.
     network.load_state_dict({k: v.to(torch.bfloat16).float() for k, v in saved["ema"].items()})
