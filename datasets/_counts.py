@@ -30,18 +30,23 @@ class Frames:
     order: tuple[int, int, int]
 
     def read(self, start: int, stop: int, every: int = 1) -> np.ndarray:
-        """Detector rows start..stop of every so-many-th frame: (rows, frames, columns), float64."""
+        """Detector rows start..stop of the frames that `kept` picks: (rows, frames, columns), float64."""
         frame, row, _ = self.order
         with open_readonly(self.path) as file:
             found = dataset(file, self.name)
             selection = [slice(None)] * found.ndim
             selection[row] = slice(start, stop)
             if frame >= 0:
-                selection[frame] = slice(None, None, every)
+                selection[frame] = kept(found.shape[frame], every)
             values = read(found, tuple(selection)).astype(np.float64)
         if frame < 0:
             return (values if row == 0 else values.T)[:, None]
         return values.transpose(row, frame, self.order[2])
+
+
+def kept(count: int, thin: int) -> slice:
+    """The first of each complete group of `thin` angles: 181 thinned by 4 are 45, without the repeated half turn."""
+    return slice(0, max(count // thin, 1) * thin, thin)
 
 
 @dataclass
@@ -73,7 +78,7 @@ class LineIntegrals:
         data: projections.
         white, dark: flats and darks; None when the data are transmissions already.
         start, stop: detector rows.
-        thin: every thin-th angle.
+        thin: one angle of each group of so many, see `kept`.
         bin: detector pixels whose counts are averaged, as a wider pixel would.
     """
 

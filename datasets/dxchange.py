@@ -15,7 +15,7 @@ from invsolve.contracts.layout import Layout, Measurement
 from invsolve.contracts.noise import Gaussian
 from invsolve.datasets._building import make_operator
 from invsolve.datasets._centre import find_centre
-from invsolve.datasets._counts import FLOOR, Frames, LineIntegrals, noise_sigma
+from invsolve.datasets._counts import FLOOR, Frames, LineIntegrals, kept, noise_sigma
 from invsolve.datasets._hdf5 import dataset, fingerprint, open_readonly, read, text
 from invsolve.errors import UserError
 
@@ -32,7 +32,7 @@ class DXchange(Layout):
     that turns the other way come out mirrored.
 
     Args:
-        thin: keep every thin-th angle.
+        thin: keep the first of each complete group of so many angles.
         bin: average the counts of so many neighbouring detector pixels.
         centre: detector pixel (0-based, unbinned, may be fractional) onto which the rotation axis projects; default
             search it.
@@ -83,9 +83,9 @@ class DXchange(Layout):
         if width < 2 * self.bin:
             raise UserError(f"{path}: bin={self.bin} leaves fewer than 2 of {width} detector pixels; lower it")
         y = LineIntegrals(data, white, dark, start, stop, self.thin, self.bin)
-        kept = degrees[:: self.thin]
-        span = f"{kept.min():.4g} to {kept.max():.4g} degrees"
-        notes.append(f"{len(kept)} of {angles} angles kept ({span}), detector rows {start} to {stop - 1} as items")
+        left = degrees[kept(len(degrees), self.thin)]
+        span = f"{left.min():.4g} to {left.max():.4g} degrees"
+        notes.append(f"{len(left)} of {angles} angles kept ({span}), detector rows {start} to {stop - 1} as items")
         if width % self.bin:
             notes.append(f"bin={self.bin} drops the last {width % self.bin} of {width} detector pixels")
         looked = _Looked(y)
@@ -100,7 +100,7 @@ class DXchange(Layout):
         count = width // self.bin
         parameters = {
             "image_size": self.image_size or count,
-            "angles": kept.tolist(),
+            "angles": left.tolist(),
             "detectors": count,
             "centre": (centre + 0.5) / self.bin - 0.5,
             "pixel_size": (self.pixel_size or 1.0) * self.bin,

@@ -1,6 +1,6 @@
 """Train the bundled prior `medical-128` on real CT and MR slices: EDM loss, EMA, resumable; CPU is enough.
 
-    python scripts/train_medical.py ../shared/data/slices_128.h5 --work /tmp/medical --steps 11000
+    python scripts/train_medical.py ../shared/data/slices_128.h5 --work /tmp/medical --steps 10500
 
 
 The second line writes the EMA weights as a bundled checkpoint, together with the validation curve it measures.
@@ -50,13 +50,19 @@ def denoise(network: torch.nn.Module, x: torch.Tensor, sigma: torch.Tensor) -> t
     return (SIGMA_DATA / scale) ** 2 * x + s * SIGMA_DATA / scale * raw
 
 
-def augment(batch: torch.Tensor, size: int, rng: np.random.Generator) -> torch.Tensor:
-    """Random flip, zoom (0.85 to 1.25), small rotation, gain and crop: 73 CT slices would be learned by heart otherwise."""
+def augment(batch: torch.Tensor, size: int, rng: np.random.Generator, strength: float) -> torch.Tensor:
+    """Random flip, zoom, small rotation, gain and crop: 73 CT slices would be learned by heart otherwise.
+
+    Args:
+        batch: (n, 1, 128, 128).
+        size: of the crop.
+        strength: 1 for the first half of the training, less towards the end, where anatomy as it stands is learned.
+    """
     n = len(batch)
-    angle = torch.from_numpy(rng.normal(0, 0.12, n)).float()
-    zoom = torch.from_numpy(rng.uniform(0.8, 1.18, n)).float()
+    angle = torch.from_numpy(rng.normal(0, 0.12 * strength, n)).float()
+    zoom = torch.from_numpy(1 + strength * (rng.uniform(0.8, 1.18, n) - 1)).float()
     flip = torch.from_numpy(rng.choice([-1.0, 1.0], n)).float()
-    flip_rows = torch.from_numpy(rng.choice([-1.0, 1.0], n, p=[0.25, 0.75])).float()
+    flip_rows = torch.from_numpy(rng.choice([-1.0, 1.0], n, p=[0.25 * (strength == 1), 1 - 0.25 * (strength == 1)])).float()
     window = size / batch.shape[-1]
     reach = np.maximum(1 - window * zoom.numpy(), 0)
     shift = torch.from_numpy(rng.uniform(-1, 1, (n, 2))).float() * torch.from_numpy(reach).float()[:, None]
@@ -65,7 +71,7 @@ def augment(batch: torch.Tensor, size: int, rng: np.random.Generator) -> torch.T
     cols = torch.stack([scale * angle.sin() * flip, scale * angle.cos() * flip_rows, shift[:, 1]], 1)
     grid = F.affine_grid(torch.stack([rows, cols], 1), [n, 1, size, size], align_corners=False)
     image = F.grid_sample(batch + 1, grid, mode="bicubic", padding_mode="zeros", align_corners=False)
-    gain = torch.from_numpy(np.where(rng.random(n) < 0.5, 1.0, rng.uniform(0.75, 1.1, n))).float()
+    gain = torch.from_numpy(np.where(rng.random(n) < 1 - 0.5 * strength, 1.0, rng.uniform(0.75, 1.1, n))).float()
     return (image * gain.view(-1, 1, 1, 1)).clamp(0, 2) - 1
 
 
@@ -101,10 +107,12 @@ def train(data: Path, work: Path, steps: int) -> None:
         warm, done = min(1.0, (step + 1) / 300), step / steps
         for group in optimiser.param_groups:
             group["lr"] = 5e-4 * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        size, count = (64, 16) if rng.random() < 0.5 else (128, 4)
-        half = count // 2
-        picked = torch.cat([ct[rng.integers(len(ct), size=half)], mr[rng.integers(len(mr), size=count - half)]])
-        clean = augment(picked, size, rng)
+        late = done > 0.55
+        size, count = (64, 16) if rng.random() < (0.1 if late else 0.5) else (128, 4)
+        # CT has the fewer slices and the more varied patients: it gets half of the batches, later three quarters.
+        share = 3 * count // 4 if late else count // 2
+        picked = torch.cat([ct[rng.integers(len(ct), size=share)], mr[rng.integers(len(mr), size=count - share)]])
+        clean = augment(picked, size, rng, 0.25 if late else 1.0)
         sigma = torch.from_numpy(np.exp(rng.normal(-1.0, 1.5, count))).float().clamp(0.002, 40)
         noisy = clean + sigma.view(-1, 1, 1, 1) * torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
         with torch.autocast("cpu", torch.bfloat16):
@@ -167,7 +175,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=11000)
+    parser.add_argument("--steps", type=int, default=10500)
     parser.add_argument("--export", type=Path, help="write the prior file instead of training")
     arguments = parser.parse_args()
     if arguments.export:
