@@ -62,7 +62,9 @@ def augment(batch: torch.Tensor, size: int, rng: np.random.Generator, strength: 
     angle = torch.from_numpy(rng.normal(0, 0.12 * strength, n)).float()
     zoom = torch.from_numpy(1 + strength * (rng.uniform(0.8, 1.18, n) - 1)).float()
     flip = torch.from_numpy(rng.choice([-1.0, 1.0], n)).float()
-    flip_rows = torch.from_numpy(rng.choice([-1.0, 1.0], n, p=[0.25 * (strength == 1), 1 - 0.25 * (strength == 1)])).float()
+    flip_rows = torch.from_numpy(
+        rng.choice([-1.0, 1.0], n, p=[0.25 * (strength == 1), 1 - 0.25 * (strength == 1)])
+    ).float()
     window = size / batch.shape[-1]
     reach = np.maximum(1 - window * zoom.numpy(), 0)
     shift = torch.from_numpy(rng.uniform(-1, 1, (n, 2))).float() * torch.from_numpy(reach).float()[:, None]
