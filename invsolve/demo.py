@@ -1,4 +1,4 @@
-"""The demo: a synthetic patient and a phantom scanned by sparse-view CT, four methods, one table, two pictures."""
+"""The demo: a synthetic patient and a phantom scanned by sparse-view CT, five methods, one table, two pictures."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "tv": {"steps": 600},
     "red-diff": {"steps": 80, "weight": 0.08},
     "dps": {"steps": 80, "zeta": 5.0},
+    "moment": {"steps": 20},
 }
 
 
@@ -78,12 +79,12 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
         calls = float(result.diagnostics["network_calls"][0] + result.diagnostics["vjp_calls"][0])
         rows.append({"method": method, **metrics.average(scores), "network_calls": calls, "seconds": seconds})
         images.append((method, image, scores))
-    overview, detail = folder / "demo.png", folder / "dps.png"
+    overview, detail = folder / "demo.png", folder / "moment.png"
     names = ("synthetic patient", "phantom")
     pictures = [
         (names[i], [("truth", truth[i]), *((f"{m} {s[i]['psnr']:.1f} dB", x[i]) for m, x, s in images)])
         for i in range(len(truth))
     ]
     sheet(pictures, (low, high), overview)
-    write_report(folder / "dps.h5", detail, None, None, overwrite=True)
+    write_report(folder / "moment.h5", detail, None, None, overwrite=True)
     return {"rows": rows, "pictures": [str(overview), str(detail)], "seconds": time.perf_counter() - began}

@@ -59,6 +59,9 @@ class GaussianField(Prior):
         gain = spectrum / (spectrum + per_row(sigma, x) ** 2)
         return self.mean + torch.fft.ifft2(gain * torch.fft.fft2(x - self.mean)).real
 
+    def error(self, sigma: float) -> float:
+        return float((self.spectrum * sigma**2 / (self.spectrum + sigma**2)).mean())
+
     def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
         """log density, up to a constant, of x = x0 + sigma n, (B,)."""
         power = torch.fft.fft2(x - self.mean, norm="ortho").abs() ** 2

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -74,6 +75,15 @@ class UNetPrior(Prior):
         label = (self.noise_label_scale * sigma.float().log()).expand(len(x))
         raw = self.network(inside, label, return_dict=False)[0][..., :rows, :columns].float()
         return ((self.sigma_data / scale) ** 2 * x + s * self.sigma_data / scale * raw).to(x.dtype)
+
+    def error(self, sigma: float) -> float:
+        curve = self.header.get("validation_mse")
+        if not curve:
+            return super().error(sigma)
+        levels = sorted((float(s), float(e)) for s, e in curve.items())
+        log = np.interp(np.log(sigma), *zip(*((np.log(s), np.log(e)) for s, e in levels), strict=True))
+        # Below the measured levels the noise itself is what is left.
+        return float(min(np.exp(log), sigma**2))
 
     @classmethod
     def opens(cls, path: Path) -> bool:
