@@ -80,8 +80,8 @@ class UNetPrior(Prior):
         curve = self.header.get("validation_mse")
         if not curve:
             return super().error(sigma)
-        levels = sorted((float(s), float(e)) for s, e in curve.items())
-        log = np.interp(np.log(sigma), *zip(*((np.log(s), np.log(e)) for s, e in levels), strict=True))
+        levels = np.log(sorted((float(level), float(error)) for level, error in curve.items()))
+        log = np.interp(np.log(sigma), levels[:, 0], levels[:, 1])
         # Below the measured levels the noise itself is what is left.
         return float(min(np.exp(log), sigma**2))
 
