@@ -1,6 +1,6 @@
 """Train the bundled prior `medical-128` on real CT and MR slices: EDM loss, EMA, resumable; CPU is enough.
 
-    python scripts/train_medical.py ../shared/data/slices_128.h5 --work /tmp/medical --steps 9500
+    python scripts/train_medical.py ../shared/data/slices_128.h5 --work /tmp/medical --steps 8500
 
 
 The second line writes the EMA weights as a bundled checkpoint, together with the validation curve it measures.
@@ -177,7 +177,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=9500)
+    parser.add_argument("--steps", type=int, default=8500)
     parser.add_argument("--export", type=Path, help="write the prior file instead of training")
     arguments = parser.parse_args()
     if arguments.export:
