@@ -130,10 +130,11 @@ def run_batch(
             if should_stop is not None and should_stop():
                 raise Interrupted
         images = strategy.result(problem, state)
-        if not isinstance(problem.operator, LinearOperator) or len(levels) == 1 or not bool(residuals.isfinite().any()):
-            residuals[:, -1] = norm(problem.residual(images)) / expected
         watch.finish(images)
         record = strategy.record(problem, state)
+    if state.get("residual") is None:
+        with torch.no_grad():
+            residuals[:, -1] = norm(problem.residual(images)) / expected
     rows, calls = problem.batch, problem.calls
     facts = {
         "network_calls": calls.network / rows,

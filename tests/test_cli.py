@@ -354,6 +354,7 @@ def test_every_command_explains_itself_on_one_screen(cli) -> None:
         "plugins show",
         "plugins check",
         "plugins new",
+        "bench posterior",
     ):
         code, out, _ = cli(*command.split(), "--help")
         assert code == 0
@@ -382,3 +383,20 @@ def test_version(cli) -> None:
     import invsolve
 
     assert cli("--version")[1].strip() == invsolve.__version__
+
+
+def test_bench_posterior_measures_the_distance(cli) -> None:
+    code, out, err = cli(
+        "bench", "posterior", "--strategy", "moment", "--operator", "inpainting", "--samples", 128, "--json"
+    )
+    assert code == 0, err
+    (row,) = json.loads(out)
+    assert row["mean_error"] < 0.15
+    assert 0.95 < row["std_observed"] < 1.05
+    assert 0.95 < row["std_hidden"] < 1.05
+    assert row["wasserstein"] < 1.5 * row["wasserstein_floor"]
+    assert abs(row["coverage_90"] - 0.9) < 0.03
+    assert row["evaluations"] <= 120
+    code, _, err = cli("bench", "posterior", "--operator", "inpaint")
+    assert code == 2
+    assert "'inpainting'" in err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import shutil
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +32,10 @@ def list_(plugin: Plugins = None, json_: AsJson = False) -> None:
     found = {kind: {name: _summary(cls) for name, cls in registry.available(kind).items()} for kind in registry.KINDS}
     rows = [[kind, name, text] for kind, names in found.items() for name, text in names.items()]
     widths = [max(len(row[k]) for row in rows) for k in (0, 1)]
-    lines = [f"{kind.ljust(widths[0])}  {name.ljust(widths[1])}  {text}" for kind, name, text in rows]
+    room = max(shutil.get_terminal_size().columns - sum(widths) - 4, 30)
+    lines = [
+        f"{kind.ljust(widths[0])}  {name.ljust(widths[1])}  {textwrap.shorten(text, room)}" for kind, name, text in rows
+    ]
     emit(found, json_, "\n".join(lines))
 
 
