@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +28,8 @@ class Prior(Module):
         unit: physical unit of the images ("HU", "1/cm"), empty when they have none.
         differentiable: False when `denoise` cannot be differentiated (then strategies that need it are refused).
         source: where it came from, for the record.
+        error_curve: mean squared error of `denoise` on held-out images, per pixel, network units, as
+            {"sigma": [...], "mse": [...]} with rising sigmas; None where nobody measured it (`invsolve prior calibrate`).
         examples: keyword arguments of small instances, from which the conformance tests make theirs.
     """
 
@@ -36,6 +40,7 @@ class Prior(Module):
     unit: str = ""
     differentiable: bool = True
     source: str = ""
+    error_curve: Mapping[str, Sequence[float]] | None = None
     name: str = ""
     parameters_given: dict[str, Any] | None = None
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
@@ -80,7 +85,24 @@ class Prior(Module):
         """Read a prior from a file that `opens` accepted. Never runs code from the file."""
         raise NotImplementedError
 
+    def save(self, path: Path) -> None:
+        """Write the prior, with all it knows about itself, to a file that `load` reads. Not every format can.
+
+        Raises:
+            UserError: this format has no writer.
+        """
+        raise UserError(f"prior {self.name or type(self).__name__!r} cannot be written to a file by invsolve")
+
 
 def per_row(sigma: Tensor, x: Tensor) -> Tensor:
     """Shape sigma, a scalar or (B,), to broadcast against x (B, ...)."""
     return sigma if sigma.ndim == 0 else sigma.view(-1, *[1] * (x.ndim - 1))
+
+
+def is_error_curve(curve: Any) -> bool:
+    """Whether this can stand as `Prior.error_curve`: rising noise levels, and a finite error for each."""
+    try:
+        sigma, mse = [float(v) for v in curve["sigma"]], [float(v) for v in curve["mse"]]
+    except (TypeError, KeyError, ValueError):
+        return False
+    return len(sigma) == len(mse) > 0 and all(a < b for a, b in pairwise(sigma)) and all(map(math.isfinite, mse))
