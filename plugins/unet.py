@@ -143,10 +143,11 @@ def save(
             event_shape, data_range, unit, source, training and error_curve, as `UNetPrior` reads them.
         dtype: precision of the stored weights.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialise
 
     stored = {name: value.to(dtype).contiguous() for name, value in weights.items()}
-    save_file(stored, path, metadata={HEADER: json.dumps(dict(header), sort_keys=True)})
+    # safetensors' own writer leaves a file that nobody else may read.
+    path.write_bytes(serialise(stored, metadata={HEADER: json.dumps(dict(header), sort_keys=True)}))
 
 
 class Medical128(UNetPrior):

@@ -62,6 +62,7 @@ def train(
     sigma_mean, sigma_std, sigma_data, sigma_max, immiscible, stable_target, validate_every, log_every, store.
     """
     start(None)
+    from invsolve.engine import Interrupted
     from invsolve.errors import UserError
     from invsolve.training.job import train_file
     from invsolve.training.parallel import rank
@@ -92,10 +93,10 @@ def train(
         settings = make_settings(given | key_values(set_))
         request = Request(images, out, settings, device, checkpoint_seconds, checkpoint_steps, overwrite)
         result = train_file(request, note, stop.asked, " ".join(["invsolve", *sys.argv[1:]]))
-    except UserError:
-        # Every process finds the same mistake; one line about it is enough.
+    except (UserError, Interrupted) as error:
+        # Every process finds the same; one line about it is enough.
         if rank():
-            raise typer.Exit(2) from None
+            raise typer.Exit(130 if isinstance(error, Interrupted) else 2) from None
         raise
     if not result:
         return

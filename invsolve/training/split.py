@@ -83,18 +83,18 @@ def _as_labelled(images: Images, rows: np.ndarray, groups: np.ndarray | None, se
     both = [] if groups is None else sorted({*groups[train]} & {*groups[held]})
     if both:
         raise UserError(
-            f"{images.path}: {settings.split!r} puts {settings.groups} {both[0]!r} on both sides"
+            f"{images.path}: {settings.split!r} puts {settings.groups} {str(both[0])!r} on both sides"
             + (f" (and {len(both) - 1} more)" if len(both) > 1 else "")
             + "; mend the labels, or leave --split out"
         )
-    names = () if groups is None else tuple(sorted({*groups[held]}))
+    names = () if groups is None else tuple(sorted(str(g) for g in {*groups[held]}))
     return Split(rows[train], rows[held], f"labels {settings.split!r}", names)
 
 
 def _by_groups(images: Images, rows: np.ndarray, groups: np.ndarray, wanted: int, rng: np.random.Generator) -> Split:
     names = sorted({*groups})
     if len(names) < 2:
-        raise UserError(f"{images.path}: all images are of the one group {names[0]!r}; leave --groups out")
+        raise UserError(f"{images.path}: all images are of the one group {str(names[0])!r}; leave --groups out")
     held_out: list[str] = []
     held = np.zeros(len(rows), bool)
     for k in rng.permutation(len(names)):
