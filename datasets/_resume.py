@@ -80,13 +80,14 @@ def stored_config(file: h5py.File) -> dict[str, Any]:
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two configurations, one text a value."""
     plain = json.loads(json.dumps(dict(new), default=str))
-    return [line for key in _COMPARED for line in _difference(key, old.get(key), plain.get(key))]
+    return [line for key in _COMPARED for line in differences(key, old.get(key), plain.get(key))]
 
 
-def _difference(where: str, old: Any, new: Any) -> Iterator[str]:
+def differences(where: str, old: Any, new: Any) -> Iterator[str]:
+    """Each value that differs between two nested records, as "where old -> new"."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
-            yield from _difference(f"{where}.{key}", old.get(key), new.get(key))
+            yield from differences(f"{where}.{key}", old.get(key), new.get(key))
     elif old != new:
         yield f"{where} {_short(old)} -> {_short(new)}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from invsolve import engine, registry
 from invsolve.contracts.layout import Layout, Measurement, Sink
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import LinearOperator, Operator
-from invsolve.contracts.prior import Prior
+from invsolve.contracts.prior import Prior, is_error_curve
 from invsolve.contracts.random import ChainRandom
 from invsolve.contracts.result import Reconstruction
 from invsolve.contracts.scale import Scale
@@ -65,11 +66,25 @@ def load_prior(name: str | Path, **parameters_: Any) -> Prior:
         raise UserError(f"unknown prior {str(name)!r}, and no file of that name.{suggestion(str(name), known)}")
     for cls in known.values():
         if cls.opens(path):  # type: ignore[attr-defined]
-            return cls.load(path)  # type: ignore[attr-defined]
+            return _with_error_curve(cls.load(path), path)  # type: ignore[attr-defined]
     raise UserError(
         f"{str(name)!r} is no checkpoint that a registered prior opens; invsolve's own are .safetensors with a header. "
         "Pickled modules (.pkl, whole .pt objects) are refused because loading them runs code: save the state dict instead"
     )
+
+
+def _with_error_curve(prior: Prior, path: Path) -> Prior:
+    """Take over the curve that `invsolve prior calibrate` wrote beside a foreign checkpoint, if there is one."""
+    beside = path.with_name(f"{path.name}.error_curve.json")
+    if beside.is_file():
+        try:
+            curve = json.loads(beside.read_text(encoding="utf-8"))["error_curve"]
+        except (OSError, ValueError, KeyError, TypeError):
+            curve = None
+        if not is_error_curve(curve):
+            raise UserError(f"{beside}: is no error curve; remove it, or write it again with invsolve prior calibrate")
+        prior.error_curve = curve
+    return prior
 
 
 def simulate(truth: Tensor | np.ndarray, operator: Operator | str, noise: Noise, seed: int = 0) -> Tensor:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from invsolve import api, jobs, metrics
-from invsolve.contracts import schedules
-from invsolve.contracts.prior import Prior
-from invsolve.contracts.random import ChainRandom
 from invsolve.contracts.scale import Scale
 from invsolve.datasets import own, phantoms
 from invsolve.report import sheet, write_report
+from invsolve.sampling import draw
 
 SIZE, VIEWS, NOISE = 128, 24, 0.3
 PRIOR = "medical-128"
@@ -28,24 +24,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "dps": {"steps": 80, "zeta": 5.0},
     "moment": {"steps": 20},
 }
-
-
-def draw(prior: Prior, seed: int, steps: int = 24) -> Tensor:
-    """Draw one image (1, C, rows, columns) from a prior, network units: DPM-Solver++ 2M (Lu 2022) on the EDM schedule."""
-    shape = tuple(s or SIZE for s in prior.event_shape)
-    levels = schedules.edm(steps, prior.sigma_min, prior.sigma_max).tolist()
-    x = levels[0] * ChainRandom(seed, [(0, 0)]).normal(torch.zeros(1, *shape))
-    before: Tensor | None = None
-    for k, (sigma, sigma_next) in enumerate(pairwise(levels)):
-        with torch.no_grad():
-            estimate = prior.denoise(x, torch.tensor(sigma))
-        forecast = estimate
-        if before is not None and sigma_next > 0:
-            ratio = torch.tensor(levels[k - 1] / sigma).log() / torch.tensor(sigma / sigma_next).log()
-            forecast = estimate + (estimate - before) / (2 * ratio)
-        x = sigma_next / sigma * x + (1 - sigma_next / sigma) * forecast
-        before = estimate
-    return x
 
 
 def run_demo(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:

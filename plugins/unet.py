@@ -1,4 +1,4 @@
-"""Network priors: a `diffusers` U-Net in a safetensors file whose JSON header says all that a denoiser must know."""
+"""Network priors: a U-Net in a safetensors file whose JSON header says all that a denoiser must know."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,8 +14,11 @@ from torch import Tensor
 from invsolve import hookimpl
 from invsolve.contracts.prior import Prior, per_row
 from invsolve.errors import UserError
+from invsolve.plugins._unet import UNet
 
 HEADER = "invsolve_prior"
+#: `UNet2DModel` is of diffusers; `UNet` is ours, for one and three dimensions.
+NETWORKS = ("UNet2DModel", "UNet")
 
 
 class UNetPrior(Prior):
@@ -43,19 +45,24 @@ class UNetPrior(Prior):
         header = read_header(path)
         if header is None:
             raise UserError(f"{str(path)!r} is not an invsolve prior: a .safetensors file with an {HEADER!r} header")
-        if header.get("parametrisation") != "edm" or header.get("architecture", {}).get("class") != "UNet2DModel":
+        if header.get("parametrisation") != "edm" or header.get("architecture", {}).get("class") not in NETWORKS:
             raise UserError(
-                f"{str(path)!r}: this version reads parametrisation 'edm' of class 'UNet2DModel', the header says "
-                f"{header.get('parametrisation')!r} of {header.get('architecture', {}).get('class')!r}"
+                f"{str(path)!r}: this version reads parametrisation 'edm' of class {' or '.join(map(repr, NETWORKS))}, the "
+                f"header says {header.get('parametrisation')!r} of {header.get('architecture', {}).get('class')!r}"
             )
         weights = {name: value.float() for name, value in load_file(path).items()}
-        self.network = make_network(header["architecture"]["config"])
+        self._describe(header)
         try:
             self.network.load_state_dict(weights)
         except RuntimeError as error:
             first = str(error).splitlines()[1].strip() if len(str(error).splitlines()) > 1 else str(error)
             raise UserError(f"{str(path)!r}: weights do not fit the network of the header: {first}") from None
-        self.header = header
+        self.eval()
+
+    def _describe(self, header: Mapping[str, Any]) -> None:
+        """Take over what a header says; the network has random weights."""
+        self.network = make_network(header["architecture"])
+        self.header = dict(header)
         self.sigma_data = float(header["sigma_data"])
         self.noise_label_scale = float(header["noise_label_scale"])
         self.sigma_min, self.sigma_max = float(header["sigma_min"]), float(header["sigma_max"])
@@ -63,27 +70,32 @@ class UNetPrior(Prior):
         self.data_range = tuple(header["data_range"]) if header["data_range"] else None
         self.unit = header["unit"]
         self.source = header["source"]
+        self.error_curve = header.get("error_curve")
         self.multiple = 2 ** (len(header["architecture"]["config"]["block_out_channels"]) - 1)
-        self.eval()
+
+    @classmethod
+    def create(cls, header: Mapping[str, Any]) -> UNetPrior:
+        """An untrained prior, in training mode: random weights, and the header of the file that it will become."""
+        prior = cls.__new__(cls)
+        prior._describe(header)
+        return prior.train()
+
+    def save(self, path: Path) -> None:
+        """Write weights and header, in the precision that header["dtype"] names (default bfloat16)."""
+        dtype = getattr(torch, self.header.get("dtype", "bfloat16"))
+        curve = {} if self.error_curve is None else {"error_curve": self.error_curve}
+        save(path, self.network.state_dict(), {**self.header, **curve}, dtype)
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         s = per_row(sigma, x).float()
         scale = (s**2 + self.sigma_data**2).sqrt()
-        rows, columns = x.shape[-2:]
-        pad = (0, -columns % self.multiple, 0, -rows % self.multiple)
+        size = x.shape[2:]
+        pad = [amount for length in reversed(size) for amount in (0, -length % self.multiple)]
         inside = F.pad(x.float() / scale, pad, mode="reflect") if any(pad) else x.float() / scale
         label = (self.noise_label_scale * sigma.float().log()).expand(len(x))
-        raw = self.network(inside, label, return_dict=False)[0][..., :rows, :columns].float()
+        raw = self.network(inside, label, return_dict=False)[0]
+        raw = raw[(..., *(slice(length) for length in size))].float()
         return ((self.sigma_data / scale) ** 2 * x + s * self.sigma_data / scale * raw).to(x.dtype)
-
-    def error(self, sigma: float) -> float:
-        curve = self.header.get("validation_mse")
-        if not curve:
-            return super().error(sigma)
-        levels = np.log(sorted((float(level), float(error)) for level, error in curve.items()))
-        log = np.interp(np.log(sigma), levels[:, 0], levels[:, 1])
-        # Below the measured levels the noise itself is what is left.
-        return float(min(np.exp(log), sigma**2))
 
     @classmethod
     def opens(cls, path: Path) -> bool:
@@ -97,11 +109,13 @@ class UNetPrior(Prior):
         return prior
 
 
-def make_network(config: Mapping[str, Any]) -> torch.nn.Module:
-    """The `diffusers` U-Net of a header, on the CPU with random weights."""
+def make_network(architecture: Mapping[str, Any]) -> torch.nn.Module:
+    """The network that a header's `architecture` names, on the CPU with random weights."""
+    if architecture["class"] == "UNet":
+        return UNet(**architecture["config"])
     from diffusers import UNet2DModel
 
-    network: Any = UNet2DModel(**config)
+    network: Any = UNet2DModel(**architecture["config"])
     return network.to(memory_format=torch.channels_last)
 
 
@@ -126,13 +140,14 @@ def save(
         path: ends in .safetensors.
         weights: state dict of the network.
         header: parametrisation, architecture (class, config), sigma_data, noise_label_scale, sigma_min, sigma_max,
-            event_shape, data_range, unit, source and training, as `UNetPrior` reads them.
+            event_shape, data_range, unit, source, training and error_curve, as `UNetPrior` reads them.
         dtype: precision of the stored weights.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialise
 
     stored = {name: value.to(dtype).contiguous() for name, value in weights.items()}
-    save_file(stored, path, metadata={HEADER: json.dumps(dict(header), sort_keys=True)})
+    # safetensors' own writer leaves a file that nobody else may read.
+    path.write_bytes(serialise(stored, metadata={HEADER: json.dumps(dict(header), sort_keys=True)}))
 
 
 class Medical128(UNetPrior):

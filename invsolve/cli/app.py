@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from invsolve.cli import bench, files, plugins
+from invsolve.cli import bench, files, plugins, prior, train
 
 app = typer.Typer(
     name="invsolve",
@@ -23,6 +23,8 @@ app.command()(files.simulate)
 app.command()(files.reconstruct)
 app.command()(files.evaluate)
 app.command()(files.report)
+app.command()(train.train)
+app.add_typer(prior.app, name="prior")
 app.add_typer(bench.app, name="bench")
 app.add_typer(plugins.app, name="plugins")
 

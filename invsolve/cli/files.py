@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 
-from invsolve.cli.common import AsJson, Overwrite, Plugins, Settings, emit, key_values, note, start, table
+from invsolve.cli.common import AsJson, Overwrite, Plugins, Settings, StopOnSignal, emit, key_values, note, start, table
 
 
 def demo(
@@ -98,26 +96,9 @@ def reconstruct(
         read=key_values(read),
         overwrite=overwrite,
     )
-    stop = _StopOnSignal()
+    stop = StopOnSignal()
     result = reconstruct_file(request, note, stop.asked, " ".join(["invsolve", *sys.argv[1:]]))
     emit(result, json_, f"{result['output']}: {result['items']} items in {result['seconds']:.1f} s")
-
-
-class _StopOnSignal:
-    """The first Ctrl-C or SIGTERM ends the run after the current step, the second at once."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.handle)
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
-        if self.count > 1:
-            raise KeyboardInterrupt
-
-    def asked(self) -> bool:
-        return self.count > 0
 
 
 HEADINGS = {"psnr": "PSNR dB", "coverage_50": "in 50 % interval", "coverage_90": "in 90 % interval"}

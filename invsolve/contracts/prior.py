@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +29,8 @@ class Prior(Module):
         unit: physical unit of the images ("HU", "1/cm"), empty when they have none.
         differentiable: False when `denoise` cannot be differentiated (then strategies that need it are refused).
         source: where it came from, for the record.
+        error_curve: mean squared error of `denoise` on held-out images, per pixel, network units, as
+            {"sigma": [...], "mse": [...]} with rising sigmas; None where nobody measured it (`invsolve prior calibrate`).
         examples: keyword arguments of small instances, from which the conformance tests make theirs.
     """
 
@@ -36,6 +41,7 @@ class Prior(Module):
     unit: str = ""
     differentiable: bool = True
     source: str = ""
+    error_curve: Mapping[str, Sequence[float]] | None = None
     name: str = ""
     parameters_given: dict[str, Any] | None = None
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
@@ -54,10 +60,14 @@ class Prior(Module):
     def error(self, sigma: float) -> float:
         """Mean squared error of a pixel of D(x, sigma), network units: what the prior leaves unknown at that noise level.
 
-        Known in closed form for analytic priors and measured for trained ones; here that of white pixels of standard
-        deviation 0.5, half of a [-1, 1] range.
+        Read off `error_curve`, log against log; without one, that of white pixels of standard deviation 0.5, half of a
+        [-1, 1] range. Analytic priors override it by their closed form.
         """
-        return sigma**2 * 0.25 / (sigma**2 + 0.25)
+        if self.error_curve is None:
+            return sigma**2 * 0.25 / (sigma**2 + 0.25)
+        levels, errors = (np.log(self.error_curve[name]) for name in ("sigma", "mse"))
+        # Below the measured levels the noise itself is what is left.
+        return float(min(np.exp(np.interp(np.log(sigma), levels, errors)), sigma**2))
 
     def check_shape(self, image_shape: Sequence[int]) -> None:
         """Raise UserError unless images (C, *spatial) of this shape can be denoised."""
@@ -88,7 +98,24 @@ class Prior(Module):
         """Read a prior from a file that `opens` accepted. Never runs code from the file."""
         raise NotImplementedError
 
+    def save(self, path: Path) -> None:
+        """Write the prior, with all it knows about itself, to a file that `load` reads. Not every format can.
+
+        Raises:
+            UserError: this format has no writer.
+        """
+        raise UserError(f"prior {self.name or type(self).__name__!r} cannot be written to a file by invsolve")
+
 
 def per_row(sigma: Tensor, x: Tensor) -> Tensor:
     """Shape sigma, a scalar or (B,), to broadcast against x (B, ...)."""
     return sigma if sigma.ndim == 0 else sigma.view(-1, *[1] * (x.ndim - 1))
+
+
+def is_error_curve(curve: Any) -> bool:
+    """Whether this can stand as `Prior.error_curve`: rising noise levels, and a finite error for each."""
+    try:
+        sigma, mse = [float(v) for v in curve["sigma"]], [float(v) for v in curve["mse"]]
+    except (TypeError, KeyError, ValueError):
+        return False
+    return len(sigma) == len(mse) > 0 and all(a < b for a, b in pairwise(sigma)) and all(map(math.isfinite, mse))

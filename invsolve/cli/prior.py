@@ -1,0 +1,118 @@
+"""The commands about priors: show, calibrate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from invsolve.cli.common import AsJson, Overwrite, Plugins, StopOnSignal, emit, note, start, table
+from invsolve.cli.train import sizes
+
+app = typer.Typer(help="Explain a prior, and measure its error.", no_args_is_help=True)
+
+
+@app.command()
+def show(
+    prior: Annotated[str, typer.Argument(help="Registered prior or checkpoint file.")],
+    plugin: Plugins = None,
+    json_: AsJson = False,
+) -> None:
+    """What a prior knows about itself: image size, units, noise levels, origin, training, error at each noise level."""
+    start(plugin)
+    from invsolve import api
+
+    loaded = api.load_prior(prior)
+    low, high = loaded.data_range or (None, None)
+    facts: dict[str, Any] = {
+        "prior": prior,
+        "class": f"{type(loaded).__module__}:{type(loaded).__qualname__}",
+        "event_shape": list(loaded.event_shape),
+        "data_range": None if low is None else [low, high],
+        "unit": loaded.unit,
+        "sigma_min": loaded.sigma_min,
+        "sigma_max": loaded.sigma_max,
+        "weights": sum(p.numel() for p in loaded.parameters()),
+        "source": loaded.source,
+        "error_curve": loaded.error_curve,
+    }
+    header = {k: v for k, v in getattr(loaded, "header", {}).items() if k not in facts}
+    size = " x ".join("any" if s is None else str(s) for s in loaded.event_shape)
+    lines = [
+        f"{prior}: {loaded.source or 'of unknown origin'}",
+        f"images       {size}",
+        f"range        {'network units' if low is None else f'{low:g} .. {high:g} {loaded.unit}'.rstrip()}",
+        f"noise levels {loaded.sigma_min:g} .. {loaded.sigma_max:g}",
+        f"weights      {facts['weights']}",
+    ]
+    lines += [f"{name.ljust(12)} {_short(value)}" for name, value in _flat(header)]
+    text = "\n".join(lines)
+    if loaded.error_curve:
+        rows = zip(loaded.error_curve["sigma"], loaded.error_curve["mse"], strict=True)
+        text += "\n\n" + table(["sigma", "mean squared error"], [[f"{s:.4g}", f"{m:.4g}"] for s, m in rows])
+    else:
+        text += "\nerror curve  not measured: invsolve prior calibrate"
+    emit(facts | {"header": header}, json_, text)
+
+
+@app.command()
+def calibrate(
+    prior: Annotated[str, typer.Argument(help="Registered prior or checkpoint file.")],
+    images: Annotated[Path, typer.Argument(help="HDF5 file with images that the prior has not seen, in its units.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="New prior file, or .json; default PRIOR.error_curve.json."),
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Dataset in the file; default x.")] = None,
+    axes: Annotated[str | None, typer.Option(help="Names of its axes, such as item:row:column.")] = None,
+    slice_axis: Annotated[int | None, typer.Option(help="Axis along which a volume is cut into images.")] = None,
+    where: Annotated[str | None, typer.Option(help="Only items with this label, as split=val.")] = None,
+    crop: Annotated[str | None, typer.Option(help="Measure on crops of this size, 64 or 64,96.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images that go through the network at once.")] = 16,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default a GPU if there is one.")] = None,
+    plugin: Plugins = None,
+    overwrite: Overwrite = False,
+    json_: AsJson = False,
+) -> None:
+    """Measure what a prior's denoiser leaves wrong at 16 noise levels, and store the curve with it."""
+    start(plugin)
+    from invsolve.training.calibrate import calibrate_file
+    from invsolve.training.settings import make_settings
+
+    given: dict[str, Any] = {
+        "dataset": dataset,
+        "axes": axes,
+        "slice_axis": slice_axis,
+        "where": where,
+        "crop": sizes("--crop", crop),
+        "batch_size": batch_size,
+    }
+    if isinstance(given["crop"], list) and len(given["crop"]) == 1:
+        given["crop"] = given["crop"][0]
+    stop = StopOnSignal()
+    result = calibrate_file(prior, images, out, make_settings(given), device, overwrite, note, stop.asked)
+    curve = result["error_curve"]
+    rows = [[f"{s:.4g}", f"{m:.4g}"] for s, m in zip(curve["sigma"], curve["mse"], strict=True)]
+    emit(
+        result,
+        json_,
+        f"{table(['sigma', 'mean squared error'], rows)}\n\n{result['output']}: {result['images']} images",
+    )
+
+
+def _flat(values: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    """Nested facts, one a line; what is not set is left out."""
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{before}{name}.")
+        elif value is not None and value != "":
+            found.append((f"{before}{name}", value))
+    return found
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -1,0 +1,197 @@
+"""The training loop: EDM loss, averaged weights, checkpoints, validation by noise level."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from invsolve.contracts.prior import Prior
+from invsolve.engine import Interrupted, NonFinite
+from invsolve.training.batches import Batch, Batches, worker_count
+from invsolve.training.calibration import log_spaced, mean_squared_error
+from invsolve.training.checkpoint import LossCurve, write_checkpoint
+from invsolve.training.parallel import Team
+from invsolve.training.settings import Request
+
+BANDS = 8
+
+
+class Training:
+    """A network on its way to a prior. Its state is what a checkpoint holds.
+
+    Args:
+        prior: to train, with random weights, in training mode.
+        request: settings, files and checkpoint intervals.
+        config: of the run, for the checkpoint.
+        batches: of this process.
+        validation: (N, C, *size), network units.
+        team: the processes.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        request: Request,
+        config: Mapping[str, Any],
+        batches: Batches,
+        validation: Tensor,
+        team: Team,
+    ) -> None:
+        self.request, self.settings, self.config = request, request.settings, config
+        self.batches, self.validation, self.team = batches, validation, team
+        self.prior = prior.to(team.device)
+        self.averaged = copy.deepcopy(self.prior).requires_grad_(False).eval()
+        self.model = team.wrap(self.prior)
+        self.optimiser = torch.optim.AdamW(
+            self.prior.parameters(), lr=self.settings.lr, betas=(0.9, 0.99), weight_decay=1e-4
+        )
+        self.step, self.elapsed = 0, 0.0
+        self.loss_sum, self.loss_count = torch.zeros((), dtype=torch.float64, device=team.device), 0
+        self.last: dict[str, Any] = {}
+        edges = log_spaced(prior.sigma_min, prior.sigma_max, BANDS + 1)
+        self.bands = [math.sqrt(a * b) for a, b in pairwise(edges)]
+        self.half = self.settings.precision == "bf16" or (
+            self.settings.precision == "auto" and team.device.type == "cuda"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What the rest of the run depends on."""
+        return {
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "network": self.prior.state_dict(),
+            "ema": self.averaged.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "loss_sum": self.loss_sum,
+            "loss_count": self.loss_count,
+            "last": self.last,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.step, self.elapsed = int(state["step"]), float(state["elapsed"])
+        self.prior.load_state_dict(state["network"])
+        self.averaged.load_state_dict(state["ema"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.loss_sum = state["loss_sum"].to(self.team.device)
+        self.loss_count, self.last = int(state["loss_count"]), dict(state["last"])
+
+    def progress(self) -> float:
+        """Share of the run that is done, by steps or by the clock, whichever is further."""
+        by_step = self.step / self.settings.total if self.settings.total else 0.0
+        by_clock = self.elapsed / (60 * self.settings.minutes) if self.settings.minutes else 0.0
+        return min(1.0, max(by_step, by_clock))
+
+    def run(self, curve: LossCurve | None, should_stop: Callable[[], bool], bar: bool | None = None) -> None:
+        """Train to the end.
+
+        Args:
+            curve: where the losses go; None on all processes but the first.
+            should_stop: asked after each step; True writes a checkpoint and raises.
+            bar: show a progress bar; None only on a terminal.
+
+        Raises:
+            Interrupted: when asked to stop.
+            NonFinite: the loss is no number; the checkpoint before it stays.
+        """
+        began, before = time.perf_counter(), self.elapsed
+        saved_at = before
+        hidden = True if not self.team.leads else None if bar is None else not bar
+        source = self.batches.ahead(self.step, worker_count(self.team.device))
+        with (
+            closing(source),
+            tqdm(total=self.settings.total, initial=self.step, disable=hidden, unit="step", leave=False) as shown,
+        ):
+            while self.progress() < 1:
+                self._learn(next(source))
+                shown.update()
+                # Every process must see the same clock and the same wish to stop, or they would part.
+                self.elapsed, stop = self.team.largest(before + time.perf_counter() - began, float(should_stop()))
+                finished = self.progress() >= 1
+                due = self.step % self.settings.log_every == 0
+                if due or finished:
+                    self._log(curve)
+                    shown.set_postfix_str(f"loss {self.last['loss']:.4f}")
+                if self.step % self.settings.validation_interval == 0 or finished:
+                    self._validate(curve)
+                by_step = self.request.checkpoint_steps and self.step % self.request.checkpoint_steps == 0
+                if finished or stop or by_step or self.elapsed - saved_at > self.request.checkpoint_seconds:
+                    self._keep()
+                    saved_at = self.elapsed
+                if stop and not finished:
+                    of = f" of {self.settings.total}" if self.settings.total else ""
+                    raise Interrupted(f"stopped after step {self.step}{of}; run the same command to go on")
+
+    def _learn(self, batch: Batch) -> None:
+        """One step: forward, backward, optimiser, average."""
+        s, device = self.settings, self.team.device
+        noisy, sigma, target = (t.to(device, non_blocking=True) for t in (batch.noisy, batch.sigma, batch.target))
+        warm = min(1.0, (self.step + 1) / (s.warm_steps + 1))
+        rate = s.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.progress())))
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        # Dropout draws from torch's own generator.
+        key = np.random.SeedSequence([s.seed, self.step, self.team.rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(key[0] >> np.uint64(1)))
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.half):
+            estimate = self.model(noisy, sigma)
+        # Karras 2022, table 1: the network's own output has the same weight at every noise level.
+        weight = (sigma**2 + s.sigma_data**2) / (sigma * s.sigma_data) ** 2
+        loss = (weight * (estimate.float() - target).square().flatten(1).mean(1)).mean()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.prior.parameters(), s.clip_gradient)
+        self.optimiser.step()
+        # A short memory at first, so that the random start is forgotten.
+        decay = min(s.ema, (self.step + 1) / (self.step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.prior.parameters()), 1 - decay)
+        self.loss_sum += loss.detach()
+        self.loss_count += 1
+        self.step += 1
+
+    def _log(self, curve: LossCurve | None) -> None:
+        """Write the mean loss since the last line; the one place where training waits for the device."""
+        if self.loss_count:
+            loss = self.team.mean(float(self.loss_sum) / self.loss_count)
+            self._check(loss)
+            self.last["loss"] = loss
+            if curve is not None:
+                curve.write({"step": self.step, "loss": loss, "lr": self.optimiser.param_groups[0]["lr"]})
+        self.loss_sum.zero_()
+        self.loss_count = 0
+
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise NonFinite(
+                f"the loss is not finite at step {self.step}; a smaller learning rate (--set lr={self.settings.lr / 3:.2g}) "
+                "or --precision float32 may help; the last checkpoint was good"
+            )
+
+    def _validate(self, curve: LossCurve | None) -> None:
+        """Loss of the averaged weights on held-out images, one noise level a band."""
+        if curve is None:
+            return
+        mse = mean_squared_error(self.averaged, self.validation, self.bands, len(self.batches.mine), self.team.device)
+        s = self.settings.sigma_data
+        weights = [(sigma**2 + s**2) / (sigma * s) ** 2 for sigma in self.bands]
+        loss = sum(w * m for w, m in zip(weights, mse, strict=True)) / len(mse)
+        bands = {f"{sigma:.3g}": value for sigma, value in zip(self.bands, mse, strict=True)}
+        self.last |= {"validation_loss": loss, "validation_mse": bands}
+        curve.write({"step": self.step, "validation_loss": loss, "validation_mse": bands})
+
+    def _keep(self) -> None:
+        """Write a checkpoint, unless the state is spoilt."""
+        self._check(self.team.mean(float(self.loss_sum)))
+        if self.team.leads:
+            write_checkpoint(self.request.checkpoint, self.config, self.state())
