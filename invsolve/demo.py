@@ -22,7 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "tv": {"steps": 600},
     "red-diff": {"steps": 80, "weight": 0.08},
     "dps": {"steps": 60, "zeta": 6.0},
-    "moment": {"steps": 20},
+    "moment": {"steps": 16},
 }
 #: One sample of most; two of the last, for a mean and a first idea of the uncertainty within the minute.
 SAMPLES = {"moment": 2}
@@ -56,7 +56,9 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
         result = own.read_result(out)
         image = result.mean[0 : len(truth)]
         scores = [metrics.score(image[i], truth[i], high - low) for i in range(len(truth))]
-        calls = float(result.diagnostics["network_calls"][0] + result.diagnostics["vjp_calls"][0]) * SAMPLES.get(method, 1)
+        calls = float(result.diagnostics["network_calls"][0] + result.diagnostics["vjp_calls"][0]) * SAMPLES.get(
+            method, 1
+        )
         rows.append({"method": method, **metrics.average(scores), "network_calls": calls, "seconds": seconds})
         images.append((method, image, scores))
     overview, detail = folder / "demo.png", folder / "moment.png"
