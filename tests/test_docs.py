@@ -65,3 +65,12 @@ def test_strategy_example_is_short() -> None:
     code = next(code for _, code in blocks(EXTENDING.read_text(encoding="utf-8")) if "(Strategy)" in code)
     body = code[code.index("@dataclass") : code.index("report =")]
     assert len([line for line in body.splitlines() if line.strip()]) <= 40
+
+
+def test_the_readme_names_everything_registered() -> None:
+    from invsolve import registry
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for kind in ("operator", "strategy", "prior"):
+        for name in registry.available(kind):
+            assert f"`{name}`" in readme, f"{kind} {name} is missing in README.md"

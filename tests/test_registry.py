@@ -1,6 +1,7 @@
 """Plugins: every hook works, broken ones are skipped with a warning, a single file is a plugin, parameters explain themselves."""
 
 import functools
+import json
 import warnings
 from pathlib import Path
 
@@ -248,3 +249,15 @@ def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "evil.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(invsolve.UserError), warnings.catch_warnings():
         build(Documented, "operator", "documented", {"count": 2, "weights": str(tmp_path / "evil.npy")})
+
+
+def test_a_strangers_operator_goes_from_file_to_file(cumsum: Path, images: Path, tmp_path: Path, cli) -> None:
+    plugin = ("--plugin", cumsum)
+    scan, recon = tmp_path / "scan.h5", tmp_path / "recon.h5"
+    code, _, err = cli("simulate", images, "-o", scan, "--operator", "cumsum", "--set", "gain=0.5", *plugin)
+    assert code == 0, err
+    code, _, err = cli("reconstruct", scan, "-o", recon, "--strategy", "pinv", *plugin)
+    assert code == 0, err
+    code, out, _ = cli("evaluate", recon, "--json")
+    assert code == 0
+    assert json.loads(out)["mean"]["nrmse"] < 0.1
