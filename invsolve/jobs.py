@@ -82,7 +82,7 @@ class Baselines:
         problem = self.run.problem([(item, 0)])
         if isinstance(problem.operator, LinearOperator) and isinstance(problem.noise, Gaussian):
             with torch.no_grad():
-                image = problem.operator.baseline(problem.y, problem.sigma)
+                image = problem.baseline()
             extra["pinv"] = self.run.scale.rows([item]).to_physical(image)[0].cpu()
         if self.run.measurement.truth is not None:
             extra["truth"] = self.run.measurement.truth[item : item + 1][0]

@@ -29,7 +29,7 @@ class PseudoInverse(Strategy):
         return iterations(0)
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:
-        return {"x": problem.linear.baseline(problem.y, problem.sigma)}
+        return {"x": problem.baseline()}
 
     def step(self, problem: Problem, state: State, sigma: float, sigma_next: float, rng: ChainRandom) -> State:
         return state

@@ -62,7 +62,7 @@ class REDDiff(Strategy):
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:
         linear = isinstance(problem.operator, LinearOperator)
-        mu = problem.linear.baseline(problem.y, problem.sigma) if linear else problem.zeros()
+        mu = problem.baseline() if linear else problem.zeros()
         zeros = torch.zeros_like(mu)
         return {"x": mu, "first": zeros, "second": zeros, "count": zeros.new_zeros(problem.batch)}
 

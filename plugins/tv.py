@@ -44,7 +44,7 @@ class TotalVariation(Strategy):
         return iterations(self.steps)
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:
-        x = problem.linear.baseline(problem.y, problem.sigma)
+        x = problem.baseline()
         data, edges = torch.zeros_like(problem.y), torch.zeros_like(gradient(x))
         return {"x": x, "bar": x, "data": data, "edges": edges}
 

@@ -271,6 +271,23 @@ def test_physical_units_go_in_and_come_out(operator: invsolve.Operator, y: torch
     torch.testing.assert_close(b.std, a.std * factor, atol=0.02 * factor, rtol=0)
 
 
+@pytest.mark.parametrize("strategy", ["pinv", "tv", "red-diff"])
+def test_a_short_detector_is_no_trouble_for_an_offset(strategy: str, prior: invsolve.Prior) -> None:
+    # The rays miss the image's corners, where the offset lies too.
+    ct = invsolve.operator("ct", image_size=16, angles=24, detectors=16)
+    axis = torch.arange(16) - 7.5
+    disc = ((axis[:, None] ** 2 + axis[None] ** 2) < 25).float()[None, None]
+    y = invsolve.simulate(disc, ct, invsolve.Gaussian(0.01))
+    settings = {} if strategy == "pinv" else {"steps": 200}
+    rec = run(
+        y, ct, prior, noise=invsolve.Gaussian(0.01), strategy=invsolve.strategy(strategy, **settings), scale=(0.0, 1.0)
+    )
+    if strategy == "pinv":
+        torch.testing.assert_close(rec.mean, ct.baseline(y, 0.01), atol=1e-4, rtol=0)
+    else:
+        assert float((rec.mean - disc).abs().mean()) < 0.1
+
+
 def test_complex_operator_with_real_and_with_two_channel_priors(prior: invsolve.Prior) -> None:
     mri = invsolve.operator("mri", image_size=16, acceleration=2)
     truth = prior.sample(ChainRandom(3, [(0, 0)]), torch.zeros(1))  # type: ignore[operator]

@@ -37,6 +37,7 @@ class Problem:
         image_shape: (C, *spatial).
         samples_per_item: rows that belong to one item, consecutive, for strategies that couple them.
         calls: counters the engine reads.
+        shift: what the scale's offset took from y and from the image, both in network units.
     """
 
     known: Prior | None
@@ -46,6 +47,7 @@ class Problem:
     image_shape: tuple[int, ...]
     samples_per_item: int = 1
     calls: Calls = field(default_factory=Calls)
+    shift: tuple[Tensor, float | Tensor] | None = None
     _precision: Tensor | None = None
 
     @property
@@ -122,6 +124,17 @@ class Problem:
             self._precision = weight / weight.flatten(1).square().mean(1).sqrt().view(-1, *[1] * (std.ndim - 1))
         return self._precision
 
+    def baseline(self) -> Tensor:
+        """The linear reconstruction that users of the instrument know, network units (see `LinearOperator.baseline`).
+
+        It is made from the data as measured: a detector that does not see the whole image sees a constant offset as a cut
+        square, which filtered back-projection would smear over everything.
+        """
+        if self.shift is None:
+            return self.linear.baseline(self.y, self.sigma)
+        data, image = self.shift
+        return self.linear.baseline(self.y + data, self.sigma) - image
+
     def operator_norm(self) -> float:
         """Largest singular value of a linear operator; 1 for others, whose users set strengths themselves."""
         return self.operator.norm(self.y[:1]) if isinstance(self.operator, LinearOperator) else 1.0
@@ -171,16 +184,19 @@ def make_problem(
     """
     if operator.complex_image:
         operator = real_view(operator, image_shape[0])
+    shift: tuple[Tensor, float | Tensor] | None = None
     if isinstance(operator, LinearOperator) and isinstance(noise, Gaussian):
         factor, offset = scale.broadcast(y)
-        if isinstance(offset, Tensor) or offset != 0.0:
-            ones = torch.ones(1, *image_shape, dtype=y.real.dtype, device=y.device)
-            y = y - offset * operator(ones)
         if isinstance(factor, Tensor) or factor != 1.0:
             y, noise = y / factor, Gaussian(noise.sigma / factor)
+        if isinstance(offset, Tensor) or offset != 0.0:
+            ones = torch.ones(1, *image_shape, dtype=y.real.dtype, device=y.device)
+            image_factor, image_offset = scale.broadcast(ones)
+            shift = offset / factor * operator(ones), image_offset / image_factor
+            y = y - shift[0]
     elif scale != Scale():
         operator = InPhysicalUnits(operator, scale)
-    return Problem(prior, operator, noise, y, tuple(image_shape), samples_per_item)
+    return Problem(prior, operator, noise, y, tuple(image_shape), samples_per_item, shift=shift)
 
 
 def real_view(operator: Operator, channels: int) -> Operator:
