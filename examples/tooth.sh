@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Real micro-CT of a tooth, 45 of 181 angles: FBP of all angles as the reference, then four methods and a report.
+# Real micro-CT of a tooth, 45 of 181 angles: FBP of all angles as the reference, then five methods and a report.
 #
 #     examples/tooth.sh ../shared/data/ct_tooth/tooth.h5 OUTPUT_FOLDER
 #
@@ -20,10 +20,11 @@ result = read_result(f"{out}/reference.h5")
 write_images(f"{out}/truth.h5", result.mean[0:1], result.unit, overwrite=True)
 PY
 invsolve reconstruct "$scan" -o "$out/pinv.h5" --strategy pinv "${sparse[@]}" --overwrite
-invsolve reconstruct "$scan" -o "$out/tv.h5" --strategy tv --set steps=800 "${sparse[@]}" --overwrite
+invsolve reconstruct "$scan" -o "$out/tv.h5" --strategy tv --set steps=2000 "${sparse[@]}" --overwrite
 invsolve reconstruct "$scan" -o "$out/red-diff.h5" --strategy red-diff --set steps=150 --set weight=0.08 "${sparse[@]}" --overwrite
+invsolve reconstruct "$scan" -o "$out/moment.h5" --strategy moment --samples 2 "${sparse[@]}" --overwrite
 invsolve reconstruct "$scan" -o "$out/dps.h5" --strategy dps --set steps=300 --set zeta=4 --samples 4 "${sparse[@]}" --overwrite
-for method in pinv tv red-diff dps; do
+for method in pinv tv red-diff moment dps; do
     echo "== $method"
     invsolve evaluate "$out/$method.h5" --truth "$out/truth.h5"
 done

@@ -25,6 +25,9 @@ KINDS = {
 }
 
 
+_FILE_PREFIX = "invsolve_plugin_"
+
+
 class BrokenPluginWarning(UserWarning):
     """An installed plugin could not be loaded and was skipped."""
 
@@ -73,7 +76,7 @@ def load_file(path: str | Path) -> ModuleType:
     if not file.is_file():
         raise UserError(f"plugin file {str(path)!r} does not exist")
     # Two files of one name in different folders are two plugins.
-    name = f"invsolve_plugin_{file.stem}_{hashlib.sha256(bytes(file)).hexdigest()[:8]}"
+    name = f"{_FILE_PREFIX}{file.stem}_{hashlib.sha256(bytes(file)).hexdigest()[:8]}"
     module = import_file(file, name)
     plugins = manager()
     for old in [p for p in plugins.get_plugins() if getattr(p, "__file__", None) == str(file)]:
@@ -85,6 +88,13 @@ def load_file(path: str | Path) -> ModuleType:
     finally:
         _mapping.cache_clear()
     return module
+
+
+def unload_files() -> None:
+    """Forget all plugins that came from single files; installed ones stay."""
+    for module in [m for m in manager().get_plugins() if str(manager().get_name(m)).startswith(_FILE_PREFIX)]:
+        manager().unregister(module)
+    _mapping.cache_clear()
 
 
 def import_file(file: Path, name: str) -> ModuleType:

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from invsolve import registry
 from invsolve.cli.app import run
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -25,6 +26,12 @@ def shared() -> Path:
 
 # The tests' tensors are small: a second thread costs more than it brings.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_plugin_files_from_other_tests() -> Iterator[None]:
+    yield
+    registry.unload_files()
 
 
 @pytest.fixture

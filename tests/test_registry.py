@@ -141,13 +141,10 @@ def invsolve_operators():
 
 @pytest.fixture
 def cumsum(tmp_path: Path):
-    """A stranger's plugin file; forgotten afterwards."""
+    """A stranger's plugin file."""
     path = tmp_path / "stranger.py"
     path.write_text(PLUGIN % "")
-    yield path
-    for plugin in [p for p in registry.manager().get_plugins() if getattr(p, "__file__", None) == str(path)]:
-        registry.manager().unregister(plugin)
-    registry._mapping.cache_clear()
+    return path
 
 
 def test_a_single_file_is_a_plugin(cumsum: Path) -> None:
