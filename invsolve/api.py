@@ -63,12 +63,15 @@ def load_prior(name: str | Path, **parameters_: Any) -> Prior:
     path = Path(name)
     if not path.exists():
         raise UserError(f"unknown prior {str(name)!r}, and no file of that name.{suggestion(str(name), known)}")
-    for cls in known.values():
+    for kind, cls in known.items():
         if cls.opens(path):  # type: ignore[attr-defined]
+            if parameters_:
+                return build(cls, "prior", kind, {"path": str(path), **parameters_})
             return cls.load(path)  # type: ignore[attr-defined]
     raise UserError(
         f"{str(name)!r} is no checkpoint that a registered prior opens; invsolve's own are .safetensors with a header. "
-        "Pickled modules (.pkl, whole .pt objects) are refused because loading them runs code: save the state dict instead"
+        "Pickled modules (.pkl, whole .pt objects) are refused because loading them runs code: save the state dict instead "
+        "(docs/priors.md says how, and which other formats are read)"
     )
 
 
