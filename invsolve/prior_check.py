@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from invsolve.contracts.parametrisation import PARAMETRISATIONS, Coordinates
 from invsolve.contracts.prior import Prior, per_row
 
 RANGES = ((-1.0, 1.0), (0.0, 1.0))
+SCHEDULES = ("linear", "cosine", "scaled_linear")
 #: Another reading must do better than the declared one by this, in the mean logarithm of the squared error.
 MARGIN = 0.2
 #: Free sizes are tested at this many pixels a side.
@@ -100,15 +102,20 @@ def self_test(prior: Prior, images: Tensor | None = None, seed: int = 0) -> Self
         else _Reading(None, RANGES[0])
     )
     ratios = bench.ratios([own])[own]
-    suspicious = not _denoises(ratios)
-    found = bench.ratios(list(_near(own)))
-    if suspicious:
-        found |= bench.ratios(list(_far(own)))
-    found = {reading: r for reading, r in found.items() if _denoises(r) and _score(r) < _score(ratios) - MARGIN}
+    power = float(clean.double().square().mean())
+    # What shrinking each pixel by itself leaves: a network that knows images does better, at least on those it knows.
+    shrunk = [power / (power + s**2) for s in sigmas]
+    found = _better(bench.ratios(list(_near(own))), ratios)
+    # All readings are tried only where something is odd, because large networks take seconds a call.
+    if found or any(r > 1.05 * s for r, s in zip(ratios, shrunk, strict=True)):
+        found |= _better(bench.ratios(list(_far(own))), ratios)
+    # The least bad of wrong readings must not be named: the right one denoises plainly, at least where photographs and the
+    # network's own images are alike, in what is small and local.
+    found = {reading: r for reading, r in found.items() if _fits(r, shrunk)}
     best = min(found, key=lambda reading: _score(found[reading]), default=None)
     text = _text(own, ratios, best, None if best is None else found[best], sigmas)
     return SelfTest(
-        ok=best is None and not suspicious,
+        ok=best is None and _denoises(ratios),
         sigmas=tuple(float(s) for s in sigmas),
         ratios=ratios,
         declared=str(own),
@@ -186,7 +193,8 @@ def _far(own: _Reading) -> Iterator[_Reading]:
         yield from (_Reading(c, values) for c in _scheduled(given))
         if given.integer_times:
             continue
-        yield from (_Reading(replace(plain, parametrisation="edm", sigma_data=s), values) for s in sigma_data)
+        for data, scale in itertools.product(sigma_data, {1.0, 1000.0, given.time_scale}):
+            yield _Reading(replace(plain, parametrisation="edm", sigma_data=data, time_scale=scale), values)
         for name in ("epsilon", "score", "denoiser"):
             for label in {None, given.label, "log_sigma/4", "log(sigma/2)"}:
                 yield _Reading(replace(plain, parametrisation=name, label=label), values)
@@ -196,11 +204,24 @@ def _far(own: _Reading) -> Iterator[_Reading]:
 
 
 def _scheduled(given: Coordinates) -> Iterator[Coordinates]:
-    named = {n: make() for n, make in vp.NAMED.items() if n in ("linear", "cosine", "scaled_linear", "vp-sde")}
     own = given.schedule
-    for schedule in [*([own] if own is not None else []), *named.values()]:
+    # The declared schedule stands for its name; "vp-sde" and "linear" are the same to a thousandth, save for their ends.
+    stands_for = {"vp-sde": "linear"}.get(own.name, own.name) if own is not None else ""
+    others = [make() for name, make in vp.NAMED.items() if name in SCHEDULES and name != stands_for]
+    for schedule in [*([own] if own is not None else []), *others]:
         for name in ("epsilon", "v", "sample", "score"):
             yield Coordinates(name, schedule, time_scale=1.0, integer_times=given.integer_times)
+
+
+def _better(
+    found: dict[_Reading, tuple[float, ...]], ratios: tuple[float, ...]
+) -> dict[_Reading, tuple[float, ...]]:
+    """Those readings that denoise, and clearly better than the declared one."""
+    return {reading: r for reading, r in found.items() if _denoises(r) and _score(r) < _score(ratios) - MARGIN}
+
+
+def _fits(ratios: tuple[float, ...], shrunk: list[float]) -> bool:
+    return all(r <= limit * s for r, s, limit in zip(ratios, shrunk, (1.05, 1.05, 1.05, 3, 3), strict=True))
 
 
 def _denoises(ratios: tuple[float, ...]) -> bool:

@@ -123,12 +123,16 @@ class Coordinates:
         return {"edm": (0.002, 80.0), "flow": (0.002, 100.0), "flow-to-data": (0.002, 100.0)}.get(self.parametrisation)
 
     def __str__(self) -> str:
-        parts = [repr(self.parametrisation)]
+        parts = []
         if self.schedule is not None:
             parts.append(f"schedule {self.schedule.name!r}")
-        elif self.parametrisation in ("epsilon", "sample", "score"):
-            parts.append("variance-exploding, no schedule")
-        return f"{parts[0]} ({parts[1]})" if len(parts) > 1 else parts[0]
+        elif self.parametrisation in TAKES_SCHEDULE:
+            parts.append("variance-exploding")
+        if self.schedule is None and self.label is not None:
+            parts.append(f"label {self.label!r}")
+        if self.time_scale != 1:
+            parts.append(f"time scale {self.time_scale:g}")
+        return f"{self.parametrisation!r} ({', '.join(parts)})" if parts else repr(self.parametrisation)
 
 
 def first_output(out: Any, like: Tensor) -> Tensor:
