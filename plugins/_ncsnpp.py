@@ -58,7 +58,9 @@ class NCSNpp(nn.Module):
         self.biggan = not plain and option(model, "resblock_type", ("biggan", "ddpm"), "biggan") == "biggan"
         self.groups = 32 if plain else None
         self.rescale = not plain and bool(model.get("skip_rescale", True))
-        self.taps = [float(k) for k in model.get("fir_kernel", (1, 3, 3, 1))] if model.get("fir", not plain) else None
+        self.taps = (
+            [float(k) for k in model.get("fir_kernel", (1, 3, 3, 1))] if not plain and model.get("fir", True) else None
+        )
         self.convolved = bool(model.get("resamp_with_conv", True))
         self.into = "none" if plain else option(model, "progressive_input", ("none", "input_skip", "residual"), "none")
         self.merge = option(model, "progressive_combine", ("sum", "cat"), "sum")

@@ -88,6 +88,7 @@ def _network(config: dict[str, Any], folder: Path) -> nn.Module:
 
     if config.get("class_embed_type") or config.get("num_class_embeds"):
         raise UserError(f"{str(folder)!r}: the network is class-conditional; only unconditional ones are read")
+    weights = _renamed(_weights(folder))
     known = inspect.signature(UNet2DModel.__init__).parameters
     options = {key: value for key, value in config.items() if key in known}
     unknown = [key for key in config if key not in known and not key.startswith("_")]
@@ -97,7 +98,7 @@ def _network(config: dict[str, Any], folder: Path) -> nn.Module:
         net: Any = UNet2DModel(**options)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{str(folder / 'config.json')!r}: {str(error).splitlines()[0]}") from None
-    fill(net, _renamed(_weights(folder)), folder)
+    fill(net, weights, folder)
     return net
 
 

@@ -101,6 +101,3 @@ def arguments(kind: str, unit_range: bool = False) -> dict[str, object]:
     if unit_range:
         given["network_range"] = (0.0, 1.0)
     return given
-
-
-

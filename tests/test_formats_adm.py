@@ -214,7 +214,13 @@ def test_side_file_says_otherwise(tmp_path: Path) -> None:
     model = Model(learned=False)
     weights = model.make()
     torch.save(weights, path)
-    side = {"format": "adm", "parametrisation": "flow-to-data", "num_head_channels": 16, "data_range": [0, 400], "unit": "HU"}
+    side = {
+        "format": "adm",
+        "parametrisation": "flow-to-data",
+        "num_head_channels": 16,
+        "data_range": [0, 400],
+        "unit": "HU",
+    }
     path.with_suffix(".json").write_text(json.dumps(side))
     prior = invsolve.load_prior(path, self_test=False)
     assert (prior.data_range, prior.unit) == ((0.0, 400.0), "HU")

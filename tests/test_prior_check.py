@@ -20,7 +20,9 @@ CONFUSED = [*itertools.product(KINDS, (False, True))]
 
 def wanted(kind: str, unit_range: bool) -> str:
     """How a rightly read network of this kind calls itself."""
-    return invsolve.self_test(invsolve.prior_from(GaussianNet(kind, unit_range), **arguments(kind, unit_range))).declared
+    return invsolve.self_test(
+        invsolve.prior_from(GaussianNet(kind, unit_range), **arguments(kind, unit_range))
+    ).declared
 
 
 @pytest.mark.parametrize(("kind", "unit_range"), TRUTHS)
@@ -122,3 +124,33 @@ def test_conformance(kind: str) -> None:
     report = check_prior(invsolve.prior_from(GaussianNet(kind), **arguments(kind)))
     # Predicting the image itself is exact only to the network's rounding, and its smallest sigma is that of the schedule.
     assert report, str(report)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "ve score", "flow"])
+def test_reconstruction_through_a_foreign_network(kind: str) -> None:
+    """A strategy must not notice that the denoiser in its hands is a wrapped network."""
+    net = GaussianNet(kind)
+    prior = invsolve.prior_from(net, **arguments(kind))
+
+    class Native(Prior):
+        """The same denoiser, in closed form."""
+
+        event_shape = (1, 64, 64)
+        sigma_min, sigma_max = prior.sigma_min, prior.sigma_max
+
+        def denoise(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            return net.exact(x, sigma.double()).to(x.dtype)
+
+    operator, noise = invsolve.operator("inpainting", fraction=0.5), invsolve.Gaussian(0.02)
+    y = invsolve.simulate(reference_images((1, 64, 64))[:1], operator, noise, seed=0)
+    strategy = invsolve.strategy("dps", steps=8)
+    found, wanted = (
+        invsolve.reconstruct(y, operator, p, noise=noise, strategy=strategy, seed=0).mean for p in (prior, Native())
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_fingerprint_knows_how_the_network_is_read() -> None:
+    net = GaussianNet("epsilon")
+    readings = [arguments("epsilon"), arguments("epsilon cosine"), arguments("v"), arguments("epsilon", True)]
+    assert len({invsolve.prior_from(net, **reading).fingerprint() for reading in readings}) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -81,6 +82,14 @@ class NetworkPrior(Prior):
         level = sigma.to(x.dtype).expand(len(x))
         out = self.raw_output(self.coordinates, self.network_range, x, level)
         return self.denoised(self.coordinates, self.network_range, x, level, out)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of class, parameters and weights, and of how the network is read."""
+        schedule = self.coordinates.schedule
+        digest = hashlib.sha256(f"{super().fingerprint()}{self.coordinates}{self.network_range}".encode())
+        if schedule is not None:
+            digest.update(schedule.alpha_bar.tobytes() + schedule.times.tobytes())
+        return digest.hexdigest()
 
     def raw_output(
         self, coordinates: Coordinates, network_range: tuple[float, float], x: Tensor, sigma: Tensor
