@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from invsolve.contracts import schedules as schedules
     from invsolve.contracts.layout import Layout as Layout
     from invsolve.contracts.layout import Measurement as Measurement
+    from invsolve.contracts.network_prior import prior_from as prior_from
     from invsolve.contracts.noise import Gaussian as Gaussian
     from invsolve.contracts.noise import Poisson as Poisson
     from invsolve.contracts.operator import LinearOperator as LinearOperator
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from invsolve.contracts.strategy import Strategy as Strategy
     from invsolve.errors import UserError as UserError
     from invsolve.hooks import hookimpl as hookimpl
+    from invsolve.prior_check import SelfTest as SelfTest
+    from invsolve.prior_check import self_test as self_test
 
 __version__ = "0.1.0"
 
@@ -39,6 +42,9 @@ _HOME = {
     "reconstruct": "invsolve.api",
     "simulate": "invsolve.api",
     "load_prior": "invsolve.api",
+    "prior_from": "invsolve.contracts.network_prior",
+    "self_test": "invsolve.prior_check",
+    "SelfTest": "invsolve.prior_check",
     "operator": "invsolve.api",
     "strategy": "invsolve.api",
     "Operator": "invsolve.contracts.operator",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve import engine, fit, registry
+from invsolve import engine, fit, prior_check, registry
 from invsolve.contracts.layout import Layout, Measurement, Sink
+from invsolve.contracts.network_prior import NetworkPrior
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.contracts.prior import Prior, is_error_curve
@@ -52,24 +54,42 @@ def strategy(name: str, **parameters_: Any) -> Strategy:
     return build(registry.find("strategy", name), "strategy", name, parameters_)
 
 
-def load_prior(name: str | Path, **parameters_: Any) -> Prior:
+def load_prior(name: str | Path, *, self_test: bool = True, **parameters_: Any) -> Prior:
     """Load a prior by registered name, or from a checkpoint file. Never runs code from the file.
+
+    Args:
+        name: a registered name, with its parameters, or a file or folder that a registered format opens.
+        self_test: let a network of a foreign format denoise reference images first (a second or more), and warn where it
+            seems to be read otherwise than it was trained; `invsolve.self_test` tells more.
+        parameters_: of the registered prior; with a file, of its format, such as `num_head_channels=32`.
 
     Raises:
         UserError: neither a known name nor a file that a registered format opens.
     """
+    prior = _load_prior(name, parameters_)
+    if self_test and isinstance(prior, NetworkPrior):
+        report = prior_check.self_test(prior)
+        if not report:
+            warnings.warn(f"{str(name)!r}: {report}", prior_check.PriorWarning, stacklevel=2)
+    return prior
+
+
+def _load_prior(name: str | Path, parameters_: dict[str, Any]) -> Prior:
     known = registry.available("prior")
     if str(name) in known:
         return build(known[str(name)], "prior", str(name), parameters_)
     path = Path(name)
     if not path.exists():
         raise UserError(f"unknown prior {str(name)!r}, and no file of that name.{suggestion(str(name), known)}")
-    for cls in known.values():
+    for kind, cls in known.items():
         if cls.opens(path):  # type: ignore[attr-defined]
+            if parameters_:
+                return _with_error_curve(build(cls, "prior", kind, {"path": str(path), **parameters_}), path)
             return _with_error_curve(cls.load(path), path)  # type: ignore[attr-defined]
     raise UserError(
         f"{str(name)!r} is no checkpoint that a registered prior opens; invsolve's own are .safetensors with a header. "
-        "Pickled modules (.pkl, whole .pt objects) are refused because loading them runs code: save the state dict instead"
+        "Pickled modules (.pkl, whole .pt objects) are refused because loading them runs code: save the state dict instead "
+        "(docs/priors.md says how, and which other formats are read)"
     )
 
 

@@ -25,7 +25,7 @@ def blocks(text: str) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, match.start(1)), match.group(1)) for match in found]
 
 
-@pytest.mark.parametrize("page", ["docs/extending.md", "README.md"])
+@pytest.mark.parametrize("page", ["docs/extending.md", "docs/priors.md", "README.md"])
 def test_python_blocks_run_in_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = ROOT / page
     if not file.exists():
