@@ -17,7 +17,6 @@ def image_shape(measurement: Measurement, prior: Prior | None) -> tuple[int, ...
     """The shape (C, *spatial) of the images: from the operator, else the prior, else the measurement's own shape."""
     forward, measured = measurement.operator, tuple(measurement.y[:1].shape[1:])
     channels = prior.event_shape[0] if prior is not None else None
-    spatial = None
     if forward.image_shape is None and prior is not None and None not in prior.event_shape:
         spatial = tuple(s for s in prior.event_shape[1:] if s is not None)
         shape: tuple[int, ...] | None = (prior.event_shape[0] or 1, *spatial)
