@@ -60,8 +60,8 @@ PROBLEMS: dict[str, Callable[[], LinearOperator]] = {
 }
 
 
-def at_cost(name: str, evaluations: int) -> Strategy | None:
-    """A strategy with its steps set so that a sample costs about so many evaluations; None when it cannot be told."""
+def at_cost(name: str, evaluations: int) -> Strategy:
+    """A strategy with its steps set so that a sample costs about so many evaluations; as it is when it has none."""
     cls = registry.find("strategy", name)
     if "steps" not in cls.__dataclass_fields__:  # type: ignore[attr-defined]
         return api.strategy(name)
@@ -105,7 +105,7 @@ def bench_posterior(
         for name in chosen:
             strategy = api.strategy(name) if evaluations is None else at_cost(name, evaluations)
             operator = PROBLEMS[problem]()
-            if strategy is None or ("maskable" in strategy.needs and not isinstance(operator, MaskableOperator)):
+            if "maskable" in strategy.needs and not isinstance(operator, MaskableOperator):
                 continue
             say(f"{problem}: {name}")
             found = compare(strategy, exact_posterior(operator, samples=samples, device=device))

@@ -60,22 +60,23 @@ class ADS(Strategy):
         rates = schedules.cosine_rates(self.steps - 1, 1 / math.sqrt(1 + top**2), 1 / math.sqrt(1 + low**2))
         return torch.cat([rates, rates.new_zeros(1)])
 
-    def counts(self, problem: Problem) -> tuple[int, int]:
-        """Number of groups that could be acquired, and the budget, checked."""
-        groups = problem.maskable.groups
-        budget = max(len(self.initial), groups // 4, 1) if self.budget is None else self.budget
-        if not max(1, len(self.initial)) <= budget <= groups:
-            raise UserError(
-                f"strategy 'ads': budget {budget} must lie between {max(1, len(self.initial))} and {groups} groups"
-            )
+    def total(self, groups: int) -> int:
+        """The budget, by default a quarter of the groups."""
+        return max(len(self.initial), groups // 4, 1) if self.budget is None else self.budget
+
+    def check(self, groups: int) -> None:
+        """Refuse a budget or initial groups that are not there."""
+        least, budget = max(1, len(self.initial)), self.total(groups)
+        if not least <= budget <= groups:
+            raise UserError(f"strategy 'ads': budget {budget} must lie between {least} and {groups} groups")
         if any(not 0 <= g < groups for g in self.initial):
             raise UserError(f"strategy 'ads': initial groups {self.initial} must lie in 0..{groups - 1}")
-        return groups, budget
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:
         if problem.samples_per_item < 2:
             raise UserError("strategy 'ads' needs at least 2 samples an item, its particles (samples=16 in the paper)")
-        groups, _ = self.counts(problem)
+        groups = problem.maskable.groups
+        self.check(groups)
         order = torch.full((problem.batch, groups), -1, dtype=torch.int32, device=problem.y.device)
         order[:, list(self.initial)] = 0
         x = self.schedule(problem)[0].item() * rng.normal(problem.zeros())
@@ -90,8 +91,6 @@ class ADS(Strategy):
             predicted = operator(estimate)
             misfit = problem.misfit(mask * (problem.y - predicted))
             (gradient,) = torch.autograd.grad(misfit.sum(), x)
-        # |r| has no gradient at r = 0, which is where it stands while nothing is acquired.
-        gradient = gradient.nan_to_num(0.0)
         x, estimate, misfit = x.detach(), estimate.detach(), misfit.detach()
         x = estimate + (sigma_next / sigma) * (x - estimate)
         kappa = math.sqrt((1 + sigma**2) * (1 + sigma_next**2))
@@ -103,7 +102,8 @@ class ADS(Strategy):
 
     def acquire(self, problem: Problem, predicted: Tensor, order: Tensor, step: int) -> Tensor:
         """Add the most uncertain unseen groups until this step's share of the budget is met."""
-        groups, budget = self.counts(problem)
+        groups = order.shape[1]
+        budget = self.total(groups)
         missing = self.due(step, budget) - self.due(step - 1, budget)
         if missing <= 0:
             return order

@@ -100,8 +100,7 @@ class Moment(Strategy):
 
     def matters(self, problem: Problem, unknown: float) -> bool:
         """Whether what the prior leaves unknown, seen through the operator, stands above the measurement noise."""
-        noise = float(torch.as_tensor(problem.sigma).max())
-        return unknown * problem.operator_norm() ** 2 > 0.1 * noise**2
+        return unknown * problem.operator_norm() ** 2 > 0.1 * problem.largest_sigma() ** 2
 
 
 def minimal_residual(

@@ -46,9 +46,12 @@ class Problem:
     y: Tensor
     image_shape: tuple[int, ...]
     samples_per_item: int = 1
-    calls: Calls = field(default_factory=Calls)
+    calls: Calls = field(default_factory=Calls, init=False)
     shift: tuple[Tensor, float | Tensor] | None = None
-    _precision: Tensor | None = None
+    # Computed once a problem: in the step loop they would wait for the device. Not carried over by dataclasses.replace.
+    _precision: Tensor | None = field(default=None, init=False)
+    _numbers: int | None = field(default=None, init=False)
+    _largest_sigma: float | None = field(default=None, init=False)
 
     @property
     def prior(self) -> Prior:
@@ -78,16 +81,25 @@ class Problem:
         assert isinstance(self.noise, Gaussian)
         return self.noise.sigma
 
+    def largest_sigma(self) -> float:
+        """The largest noise standard deviation among the rows, as a number."""
+        if self._largest_sigma is None:
+            self._largest_sigma = float(torch.as_tensor(self.sigma).max())
+        return self._largest_sigma
+
     def rho(self, variance: float | Tensor) -> float | Tensor:
         """sigma_y^2 / variance, as `prox` wants it: positive, and shaped to broadcast against images.
 
         Args:
             variance: of the image given what is known without the data; a number, or one a row (B,).
         """
-        ratio = torch.as_tensor(self.sigma, device=self.y.device) ** 2 / variance
-        # Noise-free data: a solve that is exact to single precision, where zero would divide by zero.
-        ratio = ratio.clamp_min(1e-7 * self.operator_norm() ** 2)
-        return ratio.to(self.y.real.dtype).reshape(-1, *[1] * len(self.image_shape)) if ratio.ndim else float(ratio)
+        # A floor for noise-free data: a solve that is exact to single precision, where zero would divide by zero.
+        floor = 1e-7 * self.operator_norm() ** 2
+        ratio = self.sigma**2 / variance
+        if not isinstance(ratio, Tensor):
+            return max(ratio, floor)
+        ratio = ratio.clamp_min(floor).to(self.y.device, self.y.real.dtype)
+        return ratio.reshape(-1, *[1] * len(self.image_shape))
 
     def zeros(self) -> Tensor:
         """Real zeros (B, C, *spatial) on the data's device."""
@@ -152,10 +164,12 @@ class Problem:
 
     def numbers(self) -> int:
         """Real numbers measured per item: complex entries count twice, unmeasured ones not at all."""
-        shape = self.y.shape[1:]
-        mask = self.operator.measured()
-        entries = size_of(shape) if mask is None else int(mask.expand(shape).sum())
-        return entries * (2 if self.y.is_complex() else 1)
+        if self._numbers is None:
+            shape = self.y.shape[1:]
+            mask = self.operator.measured()
+            entries = size_of(shape) if mask is None else int(mask.expand(shape).sum())
+            self._numbers = entries * (2 if self.y.is_complex() else 1)
+        return self._numbers
 
     def expected_misfit(self) -> Tensor:
         """|y - A(x)| that the noise alone explains, (B,); Poisson: from the data."""
