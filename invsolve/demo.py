@@ -45,7 +45,7 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     parameters = {"image_size": SIZE, "angles": VIEWS}
     jobs.simulate_file(folder / "truth.h5", scan, "ct", parameters, f"gaussian:{NOISE}", seed=0, overwrite=True)
 
-    rows, images = [], []
+    rows, images, span = [], [], metrics.data_range(truth)
     for method, settings in METHODS.items():
         say(f"{method} ...")
         out = folder / f"{method}.h5"
@@ -55,7 +55,7 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         result = own.read_result(out)
         image = result.mean[0 : len(truth)]
-        scores = [metrics.score(image[i], truth[i], high - low) for i in range(len(truth))]
+        scores = [metrics.score(image[i], truth[i], span) for i in range(len(truth))]
         calls = float(result.diagnostics["network_calls"][0] + result.diagnostics["vjp_calls"][0]) * SAMPLES.get(
             method, 1
         )

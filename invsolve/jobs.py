@@ -193,7 +193,7 @@ def evaluate_file(recon: Path, truth: Path | None, data_range: float | None) -> 
             f"truth has {len(reference)} images of {tuple(reference[0:1].shape[1:])}, the result {count} of "
             f"{tuple(result.mean[0:1].shape[1:])}; they must agree"
         )
-    span = data_range or max(metrics.range_of(reference[i : i + 1]) for i in range(count))
+    span = data_range or metrics.data_range(reference)
     rows: list[dict[str, float]] = []
     linear: list[dict[str, float]] = []
     for i in range(count):

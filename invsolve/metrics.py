@@ -9,6 +9,8 @@ import numpy as np
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from invsolve.contracts.layout import Rows
+
 #: Nominal probabilities of the central intervals whose coverage is measured.
 LEVELS = (0.5, 0.9)
 
@@ -67,6 +69,11 @@ def range_of(truth: Tensor) -> float:
     """The span of the truth's values, which PSNR and SSIM are measured against; 1 for a constant image."""
     span = float(truth.max() - truth.min())
     return span if span > 0 else 1.0
+
+
+def data_range(truth: Rows) -> float:
+    """The largest span among the items: what evaluate, report and demo all measure PSNR and SSIM against by default."""
+    return max(range_of(truth[i : i + 1]) for i in range(len(truth)))
 
 
 def average(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -105,7 +105,7 @@ def _pictures(result: Any, reference: Any, item: int) -> list[tuple[str, np.ndar
     linear = result.pinv[item : item + 1][0] if result.pinv is not None else None
     basis = metrics.magnitude(target if target is not None else mean)
     window = (float(np.quantile(basis, 0.001)), float(np.quantile(basis, 0.999)))
-    span = metrics.range_of(target) if target is not None else window[1] - window[0]
+    span = metrics.data_range(reference) if reference is not None else window[1] - window[0]
     found: list[tuple[str, np.ndarray, tuple[float, float], str]] = []
 
     def grey(title: str, image: Tensor) -> None:
@@ -137,7 +137,7 @@ def page(result: Any, reference: Any, items: Sequence[int], picture: bytes, name
         for item in items:
             target, mean, std = (v[item : item + 1][0] for v in (reference, result.mean, result.std))
             count = result.samples.shape[1]
-            rows.append(metrics.score(mean, target, metrics.range_of(target), std if count > 1 else None, count))
+            rows.append(metrics.score(mean, target, metrics.data_range(reference), std if count > 1 else None, count))
     table = ""
     if rows:
         head = "".join(f"<th>{html.escape(k)}</th>" for k in rows[0])

@@ -26,7 +26,7 @@ def demo(
         [r["method"], f"{r['psnr']:.2f}", f"{r['ssim']:.3f}", f"{r['network_calls']:.0f}", f"{r['seconds']:.1f}"]
         for r in result["rows"]
     ]
-    text = table(["method", "PSNR dB", "SSIM", "network calls", "seconds"], rows)
+    text = table(["method", "PSNR dB", "SSIM", "calls + backward", "seconds"], rows)
     emit(result, json_, f"{text}\n\npictures: {', '.join(result['pictures'])}")
 
 
