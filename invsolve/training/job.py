@@ -75,8 +75,10 @@ def train_file(
             raise UserError(f"batch_size {settings.batch_size} must be a multiple of the {team.world} processes")
         batches = Batches(images, split.train, settings, scale, team.rank, team.world)
         record = _data_record(images, split, (low, high))
-        config = settings.config(record)
         prior = _new_prior(images, settings, (low, high), record)
+        if settings.start:
+            record["start"] = _begin_with(prior, settings.start, say)
+        config = settings.config(record)
         saved = read_checkpoint(request.checkpoint, config, request.overwrite)
         _explain(images, split, (low, high, origin), prior, note, settings, say)
         # Nobody may write before everybody has read.
@@ -160,6 +162,25 @@ def _new_prior(
     }
     torch.manual_seed(settings.seed)
     return registry.find("prior", "unet").create(header)  # type: ignore[attr-defined]
+
+
+def _begin_with(prior: Prior, name: str, say: Callable[[str], None]) -> str:
+    """Take over the weights of another prior wherever names and shapes agree; returns its fingerprint.
+
+    Raises:
+        UserError: too little of it fits: another architecture.
+    """
+    other = api.load_prior(name)
+    theirs, mine = other.state_dict(), prior.state_dict()
+    fitting = {k: v.clone() for k, v in theirs.items() if k in mine and v.shape == mine[k].shape}
+    share = sum(v.numel() for v in fitting.values()) / sum(v.numel() for v in mine.values())
+    if share < 0.5:
+        raise UserError(
+            f"start {name!r}: only {share:.0%} of the network's weights fit; give the width, levels and blocks of that prior"
+        )
+    prior.load_state_dict({**mine, **fitting})
+    say(f"beginning with {share:.1%} of the weights of {name!r}")
+    return other.fingerprint()
 
 
 def _explain(

@@ -42,6 +42,7 @@ class Settings:
         rotate: standard deviation of random rotations in the last two axes, degrees.
         zoom: random magnification up to 1 + zoom either way.
         gain: half of the images are multiplied by 1 - gain to 1 + gain.
+        start: registered prior or prior file whose weights to begin with, wherever names and shapes agree; none for random.
         lr: largest learning rate of AdamW.
         warmup: steps over which it rises, a tenth of the run at most; then it falls as a cosine.
         clip_gradient: largest norm of the gradient.
@@ -80,6 +81,7 @@ class Settings:
     rotate: float = 0.0
     zoom: float = 0.0
     gain: float = 0.0
+    start: str | None = None
     lr: float = 5e-4
     warmup: int = 300
     clip_gradient: float = 1.0
