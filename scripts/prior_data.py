@@ -88,7 +88,7 @@ def magnitudes(shared: Path) -> tuple[np.ndarray, list[str]]:
 def mr(shared: Path, out: Path) -> None:
     x, groups = magnitudes(shared)
     split = ["val" if g == HELD_OUT_MR else "train" for g in groups]
-    write(out / "mr-128.h5", np.round(x * 200).astype(np.uint8), groups, split, "1/200")
+    write(out / "mr-128.h5", x.astype(np.float16), groups, split, "")
     rng = np.random.default_rng(0)
     rows, columns = np.meshgrid(*2 * [np.linspace(-1, 1, SIZE)], indexing="ij")
     pictures, names = [], []
