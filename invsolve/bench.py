@@ -12,7 +12,6 @@ from torch import Tensor
 from invsolve import api, registry
 from invsolve.contracts.operator import LinearOperator, MaskableOperator, matching
 from invsolve.contracts.problem import real_view
-from invsolve.contracts.strategy import Strategy
 from invsolve.errors import UserError, suggestion
 from invsolve.testing.strategies import compare, exact_posterior
 
@@ -60,18 +59,6 @@ PROBLEMS: dict[str, Callable[[], LinearOperator]] = {
 }
 
 
-def at_cost(name: str, evaluations: int) -> Strategy:
-    """A strategy with its steps set so that a sample costs about so many evaluations; as it is when it has none."""
-    cls = registry.find("strategy", name)
-    if "steps" not in cls.__dataclass_fields__:  # type: ignore[attr-defined]
-        return api.strategy(name)
-    needs = cls.needs  # type: ignore[attr-defined]
-    if "prior" not in needs:
-        return api.strategy(name)
-    per_step = 1 + getattr(cls, "solves", 1) if "prior-gradient" in needs else 1
-    return api.strategy(name, steps=max(evaluations // per_step, 2))
-
-
 def bench_posterior(
     strategies: Sequence[str],
     problems: Sequence[str],
@@ -103,7 +90,7 @@ def bench_posterior(
     rows = []
     for problem in problems or list(PROBLEMS):
         for name in chosen:
-            strategy = api.strategy(name) if evaluations is None else at_cost(name, evaluations)
+            strategy = api.strategy(name) if evaluations is None else api.strategy(name).at_cost(evaluations)
             operator = PROBLEMS[problem]()
             if "maskable" in strategy.needs and not isinstance(operator, MaskableOperator):
                 continue

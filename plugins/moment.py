@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -45,6 +45,9 @@ class Moment(Strategy):
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian")
     mean_error: ClassVar[float] = 0.12
     std_ratio: ClassVar[tuple[float, float]] = (0.93, 1.07)
+
+    def at_cost(self, evaluations: int) -> Self:
+        return replace(self, steps=max(evaluations // (1 + self.solves), 2))
 
     def schedule(self, problem: Problem) -> Tensor:
         return schedules.edm(self.steps, problem.prior.sigma_min, min(self.start, problem.prior.sigma_max))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -49,6 +49,17 @@ class Strategy:
     std_ratio: ClassVar[tuple[float, float]] = (0.7, 1.4)
     name: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+
+    def at_cost(self, evaluations: int) -> Self:
+        """The same strategy with its length set so that a sample costs about so many evaluations.
+
+        An evaluation is a network call or a vector-Jacobian product. Here: one call a step, two where gradients through the
+        prior are needed; the field `steps` is what changes. Override it where a step costs otherwise.
+        """
+        if "steps" not in self.__dataclass_fields__ or "prior" not in self.needs:
+            return self
+        cost = 2 if "prior-gradient" in self.needs else 1
+        return replace(self, steps=max(evaluations // cost, 2))  # type: ignore[call-arg]
 
     def schedule(self, problem: Problem) -> Tensor:
         """Return the noise levels, descending, (steps + 1,). Their length sets the number of steps."""
