@@ -78,7 +78,9 @@ def choose_scale(
         return Scale() if own is None else Scale.from_range(*own, origin="prior")
     if not isinstance(forward, LinearOperator):
         raise UserError("the scale of a nonlinear operator cannot be estimated: give scale=(low, high)")
-    return estimate_scale(measurement, forward, shape, own is not None and own[0] >= 0, device, dtype)
+    # -1000 HU is no attenuation: zero in every other unit of attenuation.
+    from_zero = own is not None and (own[0] >= 0 or (prior is not None and prior.unit == "HU" and own[0] == -1000))
+    return estimate_scale(measurement, forward, shape, from_zero, device, dtype)
 
 
 def estimate_scale(

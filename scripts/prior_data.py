@@ -120,8 +120,8 @@ def photographs(shared: Path, out: Path) -> None:
                 for j in range(0, image.shape[1] - SIZE + 1, step):
                     tiles.append(image[i : i + SIZE, j : j + SIZE])
                     groups.append(name)
-    x = np.round(np.clip(np.stack(tiles), 0, 1) * 255).astype(np.uint8)[:, None]
-    write(out / "natural.h5", x, groups, ["val" if g in HELD_OUT_PHOTOS else "train" for g in groups], "grey value")
+    x = np.clip(np.stack(tiles), 0, 1).astype(np.float16)[:, None]
+    write(out / "natural.h5", x, groups, ["val" if g in HELD_OUT_PHOTOS else "train" for g in groups], "")
 
 
 if __name__ == "__main__":

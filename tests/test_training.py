@@ -71,6 +71,22 @@ def train(path: Path, out: Path, **settings: Any) -> dict[str, Any]:
     return train_file(Request(path, out, make_settings(TINY | settings), "cpu"))
 
 
+def test_a_training_begins_with_the_weights_of_another_prior(pictures: Path, tmp_path: Path) -> None:
+    first, second, complex_ = (tmp_path / f"{n}.safetensors" for n in ("first", "second", "complex"))
+    train(pictures, first, steps=60)
+    train(pictures, second, steps=5, lr=1e-4, start=str(first))
+    # After five small steps it is as good as the first, which random weights are not.
+    (before,) = [x["validation_loss"] for x in lines(first) if "validation_loss" in x][-1:]
+    (after,) = [x["validation_loss"] for x in lines(second) if "validation_loss" in x][-1:]
+    assert after < 1.1 * before
+    assert "start" in invsolve.load_prior(second).header["training"]["data"]  # type: ignore[attr-defined]
+    # Another number of channels costs the first and last layer only.
+    two = write(tmp_path / "two.h5", x=np.concatenate([smooth(24, 1, 16, 16), smooth(24, 1, 16, 16, seed=1)], 1))
+    train(two, complex_, steps=5, start=str(first))
+    with pytest.raises(UserError, match=r"only \d+% of the network's weights fit"):
+        train(pictures, tmp_path / "other.safetensors", steps=5, start=str(first), width=16)
+
+
 def test_from_images_to_a_prior(pictures: Path, tmp_path: Path, cli: Callable[..., tuple[int, str, str]]) -> None:
     out = tmp_path / "p.safetensors"
     code, printed, err = cli(

@@ -75,9 +75,12 @@ def train_file(
             raise UserError(f"batch_size {settings.batch_size} must be a multiple of the {team.world} processes")
         batches = Batches(images, split.train, settings, scale, team.rank, team.world)
         record = _data_record(images, split, (low, high))
+        other = api.load_prior(settings.start) if settings.start else None
+        if other is not None:
+            record["start"] = other.fingerprint()
         prior = _new_prior(images, settings, (low, high), record)
-        if settings.start:
-            record["start"] = _begin_with(prior, settings.start, say)
+        if other is not None:
+            _begin_with(prior, other, settings.start, say)
         config = settings.config(record)
         saved = read_checkpoint(request.checkpoint, config, request.overwrite)
         _explain(images, split, (low, high, origin), prior, note, settings, say)
@@ -164,13 +167,12 @@ def _new_prior(
     return registry.find("prior", "unet").create(header)  # type: ignore[attr-defined]
 
 
-def _begin_with(prior: Prior, name: str, say: Callable[[str], None]) -> str:
-    """Take over the weights of another prior wherever names and shapes agree; returns its fingerprint.
+def _begin_with(prior: Prior, other: Prior, name: str | None, say: Callable[[str], None]) -> None:
+    """Take over the weights of another prior wherever names and shapes agree.
 
     Raises:
         UserError: too little of it fits: another architecture.
     """
-    other = api.load_prior(name)
     theirs, mine = other.state_dict(), prior.state_dict()
     fitting = {k: v.clone() for k, v in theirs.items() if k in mine and v.shape == mine[k].shape}
     share = sum(v.numel() for v in fitting.values()) / sum(v.numel() for v in mine.values())
@@ -180,7 +182,6 @@ def _begin_with(prior: Prior, name: str, say: Callable[[str], None]) -> str:
         )
     prior.load_state_dict({**mine, **fitting})
     say(f"beginning with {share:.1%} of the weights of {name!r}")
-    return other.fingerprint()
 
 
 def _explain(
