@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from invsolve import hookimpl
 from invsolve.contracts.operator import LinearOperator, matching
+from invsolve.contracts.spectrum import RELATIVE_CUT, SingularSystem, hartley, safe_reciprocal
 from invsolve.errors import UserError
 
 
@@ -120,6 +121,25 @@ class Blur(LinearOperator):
         kept = transfer.abs() > 1e-6 * transfer.abs().max()
         inverse = torch.where(kept, 1 / torch.where(kept, transfer, torch.ones_like(transfer)), 0)
         return self._filter(y, inverse)
+
+    def svd(self, image_shape: Sequence[int], like: Tensor) -> SingularSystem | None:
+        """The Hartley basis for circular boundaries; the singular values are the modulus of the transfer function."""
+        if self.boundary != "circular":
+            return None
+        half = self.transfer(like)
+        rows, columns = image_shape[-2:]
+        # The other half of the plane, by symmetry: the kernel is real.
+        kernel = torch.fft.irfft2(half, s=(rows, columns))
+        transfer = torch.fft.fft2(kernel)
+        values = transfer.abs()
+        values = torch.where(values > RELATIVE_CUT * values.max(), values, 0.0)
+        phase = transfer.conj() * safe_reciprocal(values)
+
+        def measurement_to_basis(y: Tensor) -> Tensor:
+            spectrum = torch.fft.fft2(y, norm="ortho") * phase
+            return spectrum.real - spectrum.imag
+
+        return SingularSystem(values, hartley, hartley, measurement_to_basis)
 
 
 @hookimpl

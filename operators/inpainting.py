@@ -9,6 +9,7 @@ from torch import Tensor
 
 from invsolve import hookimpl
 from invsolve.contracts.operator import MaskableOperator, matching
+from invsolve.contracts.spectrum import SingularSystem
 from invsolve.errors import UserError
 
 
@@ -107,6 +108,11 @@ class Inpainting(MaskableOperator):
 
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         return self.adjoint(y)
+
+    def svd(self, image_shape: Sequence[int], like: Tensor) -> SingularSystem:
+        """The pixels themselves; a singular value is 1 where measured, else 0."""
+        mask = matching(self.mask, like)
+        return SingularSystem(mask.view(1, 1, *mask.shape), lambda x: x, lambda c: c, lambda y: mask * y)
 
     def measured(self) -> Tensor | None:
         return self.mask if self.image_shape is not None else None

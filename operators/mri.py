@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from invsolve import hookimpl
 from invsolve.contracts.operator import MaskableOperator, matching
+from invsolve.contracts.spectrum import SingularSystem, hartley, safe_reciprocal
 from invsolve.errors import UserError
 
 _AXES = (-2, -1)
@@ -144,6 +145,23 @@ class MRI(MaskableOperator):
 
     def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
         return super().pinv(y, tolerance, iterations) if "coil_maps" in self._buffers else self.adjoint(y)
+
+    def svd(self, image_shape: Sequence[int], like: Tensor) -> SingularSystem | None:
+        """For one coil: k-space; a singular value is 1 where measured, else 0."""
+        if "coil_maps" in self._buffers:
+            return None
+        mask = matching(self.mask, like.real)
+        return SingularSystem(mask.view(1, 1, *mask.shape), centred_fft, centred_ifft, lambda y: mask * y)
+
+    def svd_on_real_images(self, like: Tensor) -> SingularSystem | None:
+        """For one coil: A'A averages the mask over k and -k, so the Hartley basis diagonalises it; values 0, sqrt(1/2), 1."""
+        if "coil_maps" in self._buffers:
+            return None
+        mask = torch.fft.ifftshift(matching(self.mask, like.real), _AXES)
+        mirrored = mask.flip(_AXES).roll((1, 1), _AXES)
+        values = ((mask + mirrored) / 2).sqrt().view(1, 1, *mask.shape)
+        inverse = safe_reciprocal(values)
+        return SingularSystem(values, hartley, hartley, lambda y: inverse * hartley(self.adjoint(y).real))
 
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """Zero-filled for one coil, SENSE (Pruessmann 1999; lightly regularised) for several."""

@@ -60,7 +60,7 @@ class DPS(Strategy):
         ancestral = estimate + ratio * (x - estimate) + sigma_next * math.sqrt(1 - ratio) * rng.normal(x)
         # The paper's step is taken in variance-preserving coordinates; this factor carries it over.
         kappa = math.sqrt((1 + sigma**2) * (1 + sigma_next**2))
-        x = ancestral - self.zeta * kappa / problem.operator_norm() * gradient
+        x = ancestral - self.zeta * kappa / problem.sensitivity() * gradient
         return {"x": x, "residual": problem.misfit(residual.detach())}
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from invsolve.contracts.operator import LinearOperator, size_of
+from invsolve.contracts.spectrum import SingularSystem
 
 
 class Composition(LinearOperator):
@@ -71,6 +72,10 @@ class Scaled(LinearOperator):
 
     def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
         return self.inner.pinv(y / self.factor, tolerance, iterations)
+
+    def svd(self, image_shape: Sequence[int], like: Tensor) -> SingularSystem | None:
+        inner = self.inner.svd(image_shape, like)
+        return None if inner is None else inner.scaled(self.factor)
 
     def measured(self) -> Tensor | None:
         return self.inner.measured()

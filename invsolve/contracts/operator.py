@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from invsolve.contracts.linalg import conjugate_gradients, spectral_norm
 from invsolve.contracts.module import Module
 from invsolve.errors import UserError
+
+if TYPE_CHECKING:
+    from invsolve.contracts.spectrum import SingularSystem
 
 
 def matching(buffer: Tensor, x: Tensor) -> Tensor:
@@ -151,6 +154,19 @@ class LinearOperator(Operator):
     def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
         """Return the least-squares solution of smallest norm (Moore-Penrose)."""
         return conjugate_gradients(self.normal, self.adjoint(y), None, tolerance, iterations)
+
+    def svd(self, image_shape: Sequence[int], like: Tensor) -> SingularSystem | None:
+        """Return the singular system in closed form, or None where there is none (see `Problem.svd`).
+
+        Args:
+            image_shape: (C, *spatial).
+            like: a measurement (B, *measurement), for precision and device.
+        """
+        return None
+
+    def svd_on_real_images(self, like: Tensor) -> SingularSystem | None:
+        """The same for an operator with complex images, restricted to images of one real channel."""
+        return None
 
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """Return the linear reconstruction that users of this instrument know (FBP, zero-filled, Wiener).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,7 @@ from invsolve.contracts.noise import Gaussian, Noise
 from invsolve.contracts.operator import LinearOperator, MaskableOperator, Operator, size_of
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.scale import Scale
+from invsolve.contracts.spectrum import SingularSystem, dense_system
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Problem:
     _precision: Tensor | None = field(default=None, init=False)
     _numbers: int | None = field(default=None, init=False)
     _largest_sigma: float | None = field(default=None, init=False)
+    _svd: SingularSystem | None = field(default=None, init=False)
 
     @property
     def prior(self) -> Prior:
@@ -151,6 +154,30 @@ class Problem:
         """Largest singular value of a linear operator; 1 for others, whose users set strengths themselves."""
         return self.operator.norm(self.y[:1]) if isinstance(self.operator, LinearOperator) else 1.0
 
+    def sensitivity(self) -> float | Tensor:
+        """Largest singular value of A or of its linear part, by which gradient steps are divided; 1 where there is none.
+
+        A tensor (B, 1, ...) where the rows have scales of their own.
+        """
+        operator = self.operator
+        if isinstance(operator, InPhysicalUnits) and isinstance(operator.inner, LinearOperator):
+            factor, _ = operator.scale.broadcast(self.zeros())
+            return factor * operator.inner.norm(self.y[:1])
+        return self.operator_norm()
+
+    def svd(self) -> SingularSystem:
+        """Singular system of the linear operator: its closed form, else from its dense matrix.
+
+        Raises:
+            UserError: there is no closed form and the operator is too large for a dense one.
+        """
+        if self._svd is None:
+            operator = self.linear
+            keep = operator.inner if isinstance(operator, RealView) else operator
+            closed = operator.svd(self.image_shape, self.y)
+            self._svd = dense_system(operator, self.image_shape, self.y, keep) if closed is None else closed
+        return self._svd
+
     def data_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient of |y - A(x)|^2 / 2 with respect to x, (B, C, *spatial), and the residual y - A(x)."""
         if isinstance(self.operator, LinearOperator):
@@ -208,7 +235,7 @@ def make_problem(
             image_factor, image_offset = scale.broadcast(ones)
             shift = offset / factor * operator(ones), image_offset / image_factor
             y = y - shift[0]
-    elif scale != Scale():
+    elif any(isinstance(v, Tensor) or v != same for v, same in ((scale.factor, 1.0), (scale.offset, 0.0))):
         operator = InPhysicalUnits(operator, scale)
     return Problem(prior, operator, noise, y, tuple(image_shape), samples_per_item, shift=shift)
 
@@ -270,6 +297,12 @@ class LinearRealView(RealView, LinearOperator):
         if self.channels == 1:
             return super().pinv(y, tolerance, iterations)
         return self.to_real(self.inner.pinv(y, tolerance, iterations))
+
+    def svd(self, image_shape: Sequence[int], like: Tensor) -> SingularSystem | None:
+        if self.channels == 1:
+            return self.inner.svd_on_real_images(like)
+        inner = self.inner.svd((1, *image_shape[1:]), like)
+        return None if inner is None else inner.on_real_parts(self.to_complex, self.to_real)
 
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         return self.to_real(self.inner.baseline(y, sigma))
