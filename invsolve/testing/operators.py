@@ -54,6 +54,7 @@ def check_operator(
         if isinstance(single, LinearOperator):
             report.attempt("dense matrix", lambda a=single, s=shape: _dense(report, a, s))  # type: ignore[misc]
             report.attempt("proximal solve", lambda a=single, x=x: _prox(report, a, x))  # type: ignore[misc]
+            report.attempt("singular system", lambda a=single, x=x: _svd(report, a, x))  # type: ignore[misc]
             report.attempt("baseline", lambda a=single, x=x: _baseline(report, a, x))  # type: ignore[misc]
         if isinstance(single, MaskableOperator):
             report.attempt("groups", lambda a=single, x=x: _groups(report, a, x))  # type: ignore[misc]
@@ -174,6 +175,19 @@ def _prox(report: Report, operator: LinearOperator, x: Tensor) -> None:
     report.below(
         "proximal solve, residual", error, 1e-4, "prox(z, y, rho) does not minimise |Ax - y|^2 + rho |x - z|^2"
     )
+
+
+def _svd(report: Report, operator: LinearOperator, x: Tensor) -> None:
+    y = operator(x)
+    system = operator.svd(x.shape[1:], y)
+    if system is None:
+        return
+    coefficients = system.to_basis(x)
+    error = _relative(system.measurement_to_basis(y), system.values * coefficients)
+    report.below("singular system, data", error, 1e-4, "U'A x is not S V'x for the system that svd() gives")
+    back = system.from_basis(coefficients)
+    error = max(_relative(operator(back), y), _relative(system.to_basis(back), coefficients))
+    report.below("singular system, basis", error, 1e-5, "V V'x has not the measurement of x, or V'V is not 1")
 
 
 def _baseline(report: Report, operator: LinearOperator, x: Tensor) -> None:
