@@ -11,10 +11,12 @@ from invsolve.contracts.problem import Problem
 from invsolve.contracts.spectrum import safe_reciprocal
 
 
-def noise_in_basis(problem: Problem, coefficients: Tensor) -> Tensor:
-    """sigma_y, one number a row, shaped to broadcast against coefficients (B, *basis)."""
-    sigma = torch.as_tensor(problem.sigma).to(coefficients.device, coefficients.real.dtype)
-    return sigma.reshape(-1, *[1] * (coefficients.ndim - 1)) if sigma.ndim else sigma
+def noise_in_basis(problem: Problem, coefficients: Tensor) -> float | Tensor:
+    """sigma_y, a number, or one a row, shaped to broadcast against coefficients (B, *basis)."""
+    sigma = problem.sigma
+    if not isinstance(sigma, Tensor):
+        return sigma
+    return sigma.to(coefficients.device, coefficients.dtype).reshape(-1, *[1] * (coefficients.ndim - 1))
 
 
 def in_range(problem: Problem, residual: Tensor) -> Tensor:
@@ -61,7 +63,8 @@ def step_in_basis(
     data = system.measurement_to_basis(problem.y)
     s, sigma_y = system.values, noise_in_basis(problem, d)
     inverse = safe_reciprocal(s)
-    noisy = d + sigma_next * (keep * (data - s * d) * safe_reciprocal(sigma_y) + eta * white)
+    over = safe_reciprocal(sigma_y) if isinstance(sigma_y, Tensor) else 1 / sigma_y if sigma_y > 0 else 0.0
+    noisy = d + sigma_next * (keep * (data - s * d) * over + eta * white)
     rest = (sigma_next**2 - (eta_b * sigma_y * inverse) ** 2).clamp_min(0).sqrt()
     clear = (1 - eta_b) * d + eta_b * data * inverse + rest * white
     seen = torch.where(s * sigma_next < sigma_y, noisy, clear)

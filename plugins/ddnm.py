@@ -70,10 +70,11 @@ class DDNM(Strategy):
             x = renoise(estimate + problem.linear.pinv(residual), direction, noise, sigma_next, self.eta)
         else:
             x = step_in_basis(problem, x, estimate, noise, sigma, sigma_next, self.eta, eta_b=1.0)
-            if isinstance(problem.sigma, Tensor):
+            sigma_y = noise_in_basis(problem, x)
+            if isinstance(sigma_y, Tensor):
                 # A row without noise takes the noise-free step whatever else is in the batch.
                 exact = renoise(estimate + in_range(problem, residual), direction, noise, sigma_next, self.eta)
-                x = torch.where(noise_in_basis(problem, x) == 0, exact, x)
+                x = torch.where(sigma_y == 0, exact, x)
         return {"x": x, "residual": problem.misfit(residual)}
 
 
