@@ -22,13 +22,14 @@ from invsolve.plugins._proximal import correction, renoise
 class DiffPIR(Strategy):
     """D^ = argmin |y - A x|^2 + rho |x - D|^2, then D^ renoised along (z - D^) / sigma, partly with fresh noise.
 
-    Zhu et al., CVPR-W 2023, Algorithm 1. By default rho = sigma_y^2 / v(sigma), with v the prior's measured mean
-    squared error; the paper has lambda sigma_y^2 / sigma^2. No gradient through the network. Known bias: the error of D is
-    taken for white, so where the operator leaves pixels unseen the mean lags behind the data.
+    Zhu et al., CVPR-W 2023, Algorithm 1. rho = lambda sigma_y^2 / sigma^2, or sigma_y^2 / v(sigma) with v the prior's
+    measured mean squared error: that is right for white errors, and trusts the data too little where the prior is least
+    sure. No gradient through the network. Known bias: the error of D is taken for white, so where the operator leaves
+    pixels unseen the mean lags behind the data.
 
     Args:
         steps: network calls, forward only.
-        variance: of the denoised image: the prior's measured error, or the paper's sigma^2 / weight.
+        variance: of the denoised image: the paper's sigma^2 / weight, or the prior's measured error.
         weight: lambda, with variance "paper".
         zeta: part of the next level's variance that is fresh noise, 0.1 to 1 in the paper; more narrows the samples and
             brings their mean closer.
@@ -37,14 +38,14 @@ class DiffPIR(Strategy):
     """
 
     steps: int = 100
-    variance: Literal["measured", "paper"] = "measured"
+    variance: Literal["paper", "measured"] = "paper"
     weight: float = 1.0
     zeta: float = 0.7
     start: float = 20.0
     iterations: int = 20
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
-    mean_error: ClassVar[float] = 0.6
+    mean_error: ClassVar[float] = 0.45
     std_ratio: ClassVar[tuple[float, float]] = (0.75, 1.1)
 
     def schedule(self, problem: Problem) -> Tensor:

@@ -34,12 +34,12 @@ class MCG(Strategy):
     """
 
     steps: int = 200
-    zeta: float = 1.0
+    zeta: float = 0.5
     iterations: int = 20
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian")
-    mean_error: ClassVar[float] = 1.0
-    std_ratio: ClassVar[tuple[float, float]] = (0.5, 2.0)
+    mean_error: ClassVar[float] = 0.9
+    std_ratio: ClassVar[tuple[float, float]] = (0.5, 1.1)
 
     def schedule(self, problem: Problem) -> Tensor:
         return schedules.ddpm_linear(self.steps, problem.prior.sigma_min, problem.prior.sigma_max)
