@@ -221,7 +221,13 @@ def read_images(path: str | Path, dataset: str | None = None) -> LazyRows:
     return rows
 
 
-def write_images(path: str | Path, images: Rows | np.ndarray, unit: str = "", overwrite: bool = False) -> None:
+def write_images(
+    path: str | Path,
+    images: Rows | np.ndarray,
+    unit: str = "",
+    overwrite: bool = False,
+    attributes: Mapping[str, str | int] | None = None,
+) -> None:
     """Write images as dataset `x`; the file appears under its name only when it is complete.
 
     Args:
@@ -229,6 +235,7 @@ def write_images(path: str | Path, images: Rows | np.ndarray, unit: str = "", ov
         images: (N, C, rows, columns), or with a third spatial axis.
         unit: physical unit of the values.
         overwrite: replace an existing file.
+        attributes: of the file, such as where the images came from.
 
     Raises:
         UserError: the path cannot be written or exists, or the images have no channel axis.
@@ -244,6 +251,8 @@ def write_images(path: str | Path, images: Rows | np.ndarray, unit: str = "", ov
         )
     with atomic(target) as file:
         file.attrs["unit"] = unit
+        for name, value in (attributes or {}).items():
+            file.attrs[name] = value
         _write_rows(file, "x", images, "item", "channel")
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from invsolve.api import simulate as simulate
     from invsolve.api import strategy as strategy
     from invsolve.contracts import schedules as schedules
+    from invsolve.contracts import solvers as solvers
     from invsolve.contracts.layout import Layout as Layout
     from invsolve.contracts.layout import Measurement as Measurement
     from invsolve.contracts.network_prior import prior_from as prior_from
@@ -33,8 +34,11 @@ if TYPE_CHECKING:
     from invsolve.contracts.strategy import Strategy as Strategy
     from invsolve.errors import UserError as UserError
     from invsolve.hooks import hookimpl as hookimpl
+    from invsolve.likelihood import Likelihood as Likelihood
+    from invsolve.likelihood import log_likelihood as log_likelihood
     from invsolve.prior_check import SelfTest as SelfTest
     from invsolve.prior_check import self_test as self_test
+    from invsolve.sampling import sample as sample
 
 __version__ = "0.1.0"
 
@@ -42,6 +46,9 @@ _HOME = {
     "reconstruct": "invsolve.api",
     "simulate": "invsolve.api",
     "load_prior": "invsolve.api",
+    "sample": "invsolve.sampling",
+    "log_likelihood": "invsolve.likelihood",
+    "Likelihood": "invsolve.likelihood",
     "prior_from": "invsolve.contracts.network_prior",
     "self_test": "invsolve.prior_check",
     "SelfTest": "invsolve.prior_check",
@@ -66,7 +73,11 @@ _HOME = {
     "UserError": "invsolve.errors",
     "hookimpl": "invsolve.hooks",
 }
-_MODULES = {"testing": "invsolve.testing", "schedules": "invsolve.contracts.schedules"}
+_MODULES = {
+    "testing": "invsolve.testing",
+    "schedules": "invsolve.contracts.schedules",
+    "solvers": "invsolve.contracts.solvers",
+}
 __all__ = [*_HOME, *_MODULES]
 
 

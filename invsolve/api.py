@@ -221,7 +221,7 @@ def plan(
         raise UserError(
             "the noise is not known: give noise=, such as Gaussian(0.01) (command line: --noise gaussian:0.01)"
         )
-    place = _device(device)
+    place = resolve_device(device)
     chosen = strategy(strategy_) if isinstance(strategy_, str) else strategy_
     knowledge = load_prior(prior) if isinstance(prior, str | Path) else prior
     if knowledge is not None:
@@ -301,7 +301,8 @@ def _tensor(value: Any, name: str) -> Tensor:
     return array
 
 
-def _device(device: str | torch.device) -> torch.device:
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device of this name, once it has proved to work here."""
     try:
         place = torch.device(device)
         torch.empty(0, device=place)

@@ -1,7 +1,8 @@
-"""The file-to-file jobs behind the command line and pipelines: simulate, reconstruct, evaluate."""
+"""The jobs behind the command line and pipelines that write files: simulate, reconstruct, evaluate, sample."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invsolve import api, engine, metrics, registry
+import invsolve
+from invsolve import api, engine, metrics, registry, sampling
 from invsolve.contracts.layout import Measurement
 from invsolve.contracts.noise import Gaussian, noise_from_text
 from invsolve.contracts.operator import LinearOperator
@@ -21,7 +23,7 @@ from invsolve.datasets import own
 from invsolve.datasets._hdf5 import open_readonly
 from invsolve.errors import UserError
 from invsolve.parameters import build
-from invsolve.provenance import provenance
+from invsolve.provenance import plain, provenance
 
 
 def open_measurement(path: Path, layout: str | None = None, options: Mapping[str, Any] | None = None) -> Measurement:
@@ -206,6 +208,45 @@ def evaluate_file(recon: Path, truth: Path | None, data_range: float | None) -> 
     if linear:
         summary["pinv"] = metrics.average(linear)
     return summary
+
+
+def sample_file(
+    prior: str,
+    out: Path,
+    count: int,
+    size: int | None,
+    solver: str,
+    steps: int,
+    seed: int,
+    batch_size: int,
+    device: str,
+    overwrite: bool,
+    command: str = "",
+) -> dict[str, Any]:
+    """Draw images from a prior into an image file, with what they were drawn by in its attributes."""
+    _refuse_existing(out, overwrite, Path(prior))
+    loaded = api.load_prior(prior)
+    shape = sampling.image_shape(loaded, size)
+    began = time.perf_counter()
+    images = sampling.sample(loaded, count, shape, solver, steps, seed, batch_size, device)
+    if not bool(images.isfinite().all()):
+        raise engine.NonFinite(f"solver {solver!r} diverged on this prior; take more steps or another solver")
+    config = {
+        "prior": {
+            "name": prior,
+            "parameters": plain(loaded.parameters_given or {}),
+            "sha256": loaded.fingerprint(),
+            "source": loaded.source,
+        },
+        "solver": solver,
+        "steps": steps,
+        "command": command,
+    }
+    attributes: dict[str, str | int] = {"invsolve_version": invsolve.__version__, "seed": seed}
+    attributes["config"] = json.dumps(config)
+    own.write_images(out, images, loaded.unit, overwrite, attributes)
+    seconds = round(time.perf_counter() - began, 3)
+    return {"output": str(out), "items": count, "image_shape": list(shape), "seconds": seconds}
 
 
 def _read_scale(text: str | None) -> tuple[float, float] | str | None:

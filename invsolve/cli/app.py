@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from invsolve.cli import bench, files, plugins, prior, train
+from invsolve.cli import bench, files, plugins, prior, sample, train
 
 app = typer.Typer(
     name="invsolve",
@@ -24,6 +24,7 @@ app.command()(files.reconstruct)
 app.command()(files.evaluate)
 app.command()(files.report)
 app.command()(train.train)
+app.command()(sample.sample)
 app.add_typer(prior.app, name="prior")
 app.add_typer(bench.app, name="bench")
 app.add_typer(plugins.app, name="plugins")
