@@ -33,7 +33,7 @@ class MCG(Strategy):
         iterations: of the inner solver, at most, where the operator has no closed form.
     """
 
-    steps: int = 200
+    steps: int = 100
     zeta: float = 0.5
     iterations: int = 20
 
