@@ -12,17 +12,6 @@ app = typer.Typer(
     help="Measure how far strategies are from the exact posterior, and what they cost.", no_args_is_help=True
 )
 
-COLUMNS = {
-    "mean_error": "mean error",
-    "std_ratio": "sd ratio",
-    "std_observed": "observed",
-    "std_hidden": "hidden",
-    "wasserstein": "W1",
-    "wasserstein_floor": "floor",
-    "coverage_50": "in 50 %",
-    "coverage_90": "in 90 %",
-}
-
 
 @app.callback()
 def _group() -> None:
@@ -31,35 +20,51 @@ def _group() -> None:
 
 @app.command()
 def posterior(
+    family: Annotated[
+        list[str] | None,
+        typer.Option(help="gaussian (16 x 16 field), mixture (25 modes), or all; repeatable; default gaussian."),
+    ] = None,
     strategy: Annotated[
         list[str] | None, typer.Option(help="Strategies; repeatable; default all that draw samples.")
     ] = None,
-    operator: Annotated[
-        list[str] | None, typer.Option(help="inpainting, blur, compression, ct, fourier; default all.")
+    problem: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--problem",
+            "--operator",
+            help="Problems of the family, such as blur or d8-m1; repeatable; default its usual ones.",
+        ),
     ] = None,
     evaluations: Annotated[
         int | None, typer.Option(help="Network calls and backward passes a sample; default each's own.")
     ] = None,
     samples: Annotated[int, typer.Option(help="Draws a problem; the floor of the mean error is 1 / sqrt of it.")] = 256,
+    repeats: Annotated[
+        int | None,
+        typer.Option("--repeats", "--seeds", help="Random problems, whose median is shown; default the family's."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     plugin: Plugins = None,
     json_: AsJson = False,
 ) -> None:
-    """Compare samples with the exact posterior of a Gaussian field, one table a problem."""
+    """Compare samples with exact posteriors, one table a problem."""
     start(plugin)
-    from invsolve.bench import bench_posterior
+    from invsolve import bench
 
-    rows = bench_posterior(strategy or [], operator or [], evaluations, samples, device, note)
+    wanted = family or ["gaussian"]
+    rows = []
     parts = []
-    for problem in dict.fromkeys(r["problem"] for r in rows):
-        body = [
-            [r["strategy"], *(f"{r[c]:.2f}" for c in COLUMNS), f"{r['evaluations']:.0f}", f"{r['seconds']:.1f}"]
-            for r in rows
-            if r["problem"] == problem
-        ]
-        parts.append(f"{problem}\n" + table(["strategy", *COLUMNS.values(), "evaluations", "seconds"], body))
-    legend = (
-        f"mean error: in posterior sd; {samples**-0.5:.2f} is what {samples} exact samples have. sd ratio: 1 is exact; observed: "
-        "the half of the pixels that the data determine better. W1: sliced Wasserstein distance, floor that of exact samples."
-    )
-    emit(rows, json_, "\n\n".join([*parts, legend]))
+    for name in list(bench.FAMILIES) if "all" in wanted else wanted:
+        chosen = bench.family(name)
+        found = bench.bench_posterior(name, strategy or [], problem or [], evaluations, samples, repeats, device, note)
+        for which in dict.fromkeys(r["problem"] for r in found):
+            body = []
+            for r in found:
+                if r["problem"] == which:
+                    cells = [f"{r[c]:.2f}" if c in r else "-" for c in chosen.columns]
+                    cost = [f"{r['evaluations']:.0f}", f"{r['seconds']:.1f}"] if "evaluations" in r else ["failed", "-"]
+                    body.append([r["strategy"], *cells, *cost])
+            parts.append(f"{which}\n" + table(["strategy", *chosen.columns.values(), "evaluations", "seconds"], body))
+        parts.append(chosen.legend.format(samples=samples, floor=samples**-0.5))
+        rows += found
+    emit(rows, json_, "\n\n".join(parts))
