@@ -7,12 +7,12 @@ from statistics import median
 from typing import Any
 
 from invsolve import api, registry
-from invsolve.bench import gaussian, mixture
+from invsolve.bench import gaussian, levy, mixture
 from invsolve.bench.family import Family
 from invsolve.engine import NonFinite
 from invsolve.errors import UserError, suggestion
 
-FAMILIES: dict[str, Family] = {"gaussian": gaussian.FAMILY, "mixture": mixture.FAMILY}
+FAMILIES: dict[str, Family] = {"gaussian": gaussian.FAMILY, "mixture": mixture.FAMILY, "levy": levy.FAMILY}
 
 
 def family(name: str) -> Family:

@@ -23,7 +23,9 @@ def _group() -> None:
 def posterior(
     family: Annotated[
         list[str] | None,
-        typer.Option(help="gaussian (16 x 16 field), mixture (25 modes), or all; repeatable; default gaussian."),
+        typer.Option(
+            help="gaussian (16 x 16 field; the default), mixture (25 modes), levy (random walks) or all; repeatable."
+        ),
     ] = None,
     strategy: Annotated[
         list[str] | None, typer.Option(help="Strategies; repeatable; default all that draw samples.")
