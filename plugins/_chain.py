@@ -101,12 +101,13 @@ class Lattice:
         length = y.shape[1]
         place = torch.arange(-half, half + 1, dtype=y.dtype, device=y.device)
         evidence = y.new_zeros(len(y))
-        forward = []
+        forward, factors = [], []
         message = self.first(centre[:, 0], half)
         for k in range(length):
             if k:
                 message = self.spread(message, centre[:, k] - centre[:, k - 1])
             factor, top = self.likelihood(y[:, k], centre[:, k], half)
+            factors.append(factor)
             message = message * factor
             total = message.sum(1)
             evidence = evidence + total.log() + top
@@ -121,7 +122,7 @@ class Lattice:
             means.append((marginal @ place + centre[:, k]) * self.step)
             edge = torch.maximum(edge, torch.maximum(marginal[:, 0], marginal[:, -1]))
             if k:
-                message = backward * self.likelihood(y[:, k], centre[:, k], half)[0]
+                message = backward * factors[k]
                 message = message / message.sum(1, keepdim=True)
                 backward = self.spread(message, centre[:, k - 1] - centre[:, k])
         return torch.stack(means[::-1], 1), evidence, edge
