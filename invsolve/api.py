@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve import engine, fit, prior_check, registry
+from invsolve import discrepancy, engine, fit, prior_check, registry
 from invsolve.contracts.layout import Layout, Measurement, Sink
 from invsolve.contracts.network_prior import NetworkPrior
 from invsolve.contracts.noise import Noise
@@ -181,6 +181,9 @@ def reconstruct(
     Raises:
         UserError: the parts do not fit one another; the message says how to mend it.
         NonFinite: a chain diverged; says at which step and the likely cause.
+
+    Warns:
+        DiscrepancyWarning: the samples' residual does not fit the noise; says what to change.
     """
     if isinstance(y, Measurement):
         measurement = y if noise is None else replace(y, noise=noise)
@@ -190,11 +193,15 @@ def reconstruct(
     run.callback = callback
     sink = Memory(len(measurement.y))
     execute(run, sink, progress)
+    diagnostics = sink.diagnostics()
+    found = discrepancy.examine(diagnostics["discrepancy"], diagnostics["discrepancy_numbers"], run)
+    if found.warning:
+        warnings.warn(found.warning, discrepancy.DiscrepancyWarning, stacklevel=2)
     return Reconstruction(
         mean=sink.stack("mean"),
         std=sink.stack("std"),
         samples=sink.stack("samples"),
-        diagnostics=sink.diagnostics(),
+        diagnostics=diagnostics | {"discrepancy_report": str(found)},
         provenance=provenance(run),
     )
 

@@ -57,10 +57,12 @@ Callback = Callable[[StepInfo], object]
 
 @dataclass
 class Outcome:
-    """One batch, done: images in network units, the residual at each step, and what it cost a row."""
+    """One batch, done: images in network units, the residual at each step, of the images, and what it cost a row."""
 
     images: Tensor
     residuals: Tensor
+    discrepancy: Tensor
+    numbers: Tensor
     record: dict[str, Tensor]
     facts: dict[str, float]
 
@@ -132,8 +134,9 @@ def run_batch(
         images = strategy.result(problem, state)
         watch.finish(images)
         record = strategy.record(problem, state)
-    if state.get("residual") is None:
-        with torch.no_grad():
+    with torch.no_grad():
+        discrepancy, numbers = problem.discrepancy(images, strategy.used(problem, state))
+        if state.get("residual") is None:
             residuals[:, -1] = norm(problem.residual(images)) / expected
     rows, calls = problem.batch, problem.calls
     facts = {
@@ -142,7 +145,7 @@ def run_batch(
         "operator_calls": (calls.forward + calls.adjoint) / rows,
         "seconds": (time.perf_counter() - began) / rows,
     }
-    return Outcome(images, residuals, record, facts)
+    return Outcome(images, residuals, discrepancy, numbers, record, facts)
 
 
 def _late(strategy: Strategy, problem: Problem, state: State) -> Callable[[], Tensor]:
@@ -274,10 +277,14 @@ class Run:
     def _collect(self, chains: Sequence[Chain], outcome: Outcome, sink: Sink) -> None:
         scale = self.scale.rows([item for item, _ in chains])
         images = scale.to_physical(outcome.images).cpu()
-        residuals = outcome.residuals.cpu()
-        record = {name: value.cpu() for name, value in outcome.record.items()}
+        known = {
+            "residual": outcome.residuals.cpu(),
+            "discrepancy": outcome.discrepancy.cpu(),
+            "discrepancy_numbers": outcome.numbers.cpu(),
+        }
+        known |= {name: value.cpu() for name, value in outcome.record.items()}
         for row, (item, sample) in enumerate(chains):
-            arrays = {"image": images[row], "residual": residuals[row]} | {k: v[row] for k, v in record.items()}
+            arrays = {"image": images[row]} | {name: value[row] for name, value in known.items()}
             self.waiting.setdefault(item, []).append((sample, arrays, outcome.facts))
             if len(self.waiting[item]) == self.samples:
                 parts = sorted(self.waiting.pop(item), key=lambda part: part[0])

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import invsolve
-from invsolve import api, engine, metrics, registry, sampling
+from invsolve import api, discrepancy, engine, metrics, registry, sampling
 from invsolve.contracts.layout import Measurement
 from invsolve.contracts.noise import Gaussian, noise_from_text
 from invsolve.contracts.operator import LinearOperator
@@ -173,7 +174,13 @@ def reconstruct_file(
                 f"stopped; {done} of {len(measurement.y)} items are kept, run the same command to go on"
             ) from None
         result.finish()
-    return {"output": str(request.out), "items": len(measurement.y), "seconds": round(time.perf_counter() - began, 3)}
+    seconds = round(time.perf_counter() - began, 3)
+    kept = own.read_result(request.out).diagnostics
+    found = discrepancy.examine(np.asarray(kept["discrepancy"]), np.asarray(kept["discrepancy_numbers"]), run)
+    say(str(found))
+    judged = found.ratio == found.ratio  # NaN where the noise is said to be zero, and NaN is no JSON
+    summary = {"ratio": found.ratio, "spread": found.spread, "warning": found.warning} if judged else None
+    return {"output": str(request.out), "items": len(measurement.y), "seconds": seconds, "discrepancy": summary}
 
 
 def _check_finite(measurement: Measurement, sink: Baselines) -> None:

@@ -50,6 +50,7 @@ class ADS(Strategy):
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "maskable")
     couples_samples: ClassVar[bool] = True
+    data_strength: ClassVar[Mapping[str, int]] = {"omega": 1}
     # Against the posterior of all the data, of which it uses a quarter.
     mean_error: ClassVar[float] = 4.0
     std_ratio: ClassVar[tuple[float, float]] = (0.5, 5.0)
@@ -134,6 +135,9 @@ class ADS(Strategy):
             density = torch.logsumexp(-squared / (2 * width**2), 1) - math.log(particles)
             rows.append(-density.mean(0))
         return torch.stack(rows)
+
+    def used(self, problem: Problem, state: State) -> Tensor | None:
+        return problem.maskable.group_mask(state["order"] >= 0)
 
     def record(self, problem: Problem, state: State) -> dict[str, Tensor]:
         return {"acquired_at": state["order"]}

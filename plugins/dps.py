@@ -37,6 +37,7 @@ class DPS(Strategy):
     clip: bool = False
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "operator-gradient")
+    data_strength: ClassVar[Mapping[str, int]] = {"zeta": 1}
     mean_error: ClassVar[float] = 1.0
     std_ratio: ClassVar[tuple[float, float]] = (0.5, 2.0)
 

@@ -359,6 +359,7 @@ def test_every_command_explains_itself_on_one_screen(cli) -> None:
         "plugins check",
         "plugins new",
         "bench posterior",
+        "bench calibrate",
     ):
         code, out, _ = cli(*command.split(), "--help")
         assert code == 0

@@ -206,6 +206,29 @@ class Problem:
             std = std * mask
         return norm(std) * (2**0.5 if self.y.is_complex() else 1.0)
 
+    def discrepancy(self, images: Tensor, used: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """How far images (B, C, *spatial) are from the data: |y - A(x)| over what the noise alone explains.
+
+        A draw from the exact posterior leaves the same residual as the truth does, the noise: 1 on average, give or take
+        1 / sqrt(2 numbers).
+
+        Args:
+            used: boolean, broadcasts to y: the entries to count; None for all that are measured.
+
+        Returns:
+            The ratio (B,), NaN where the noise is zero; and (B,) how many independent real numbers it counts. Fewer than
+            there are where the noise differs from entry to entry, because the noisier ones then decide.
+        """
+        weight = torch.ones(self.y.shape, dtype=self.y.real.dtype, device=self.y.device)
+        for mask in (self.operator.measured(), used):
+            if mask is not None:
+                weight = weight * mask
+        variance = weight * self.noise.std(self.y).to(weight) ** 2 * (2.0 if self.y.is_complex() else 1.0)
+        total = variance.flatten(1).sum(1)
+        ratio = norm(self.residual(images) * weight) / total.sqrt()
+        numbers = total**2 / variance.square().flatten(1).sum(1) * (2.0 if self.y.is_complex() else 1.0)
+        return torch.where(total > 0, ratio, torch.nan), numbers
+
 
 def make_problem(
     prior: Prior | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -38,6 +39,8 @@ class Strategy:
         couples_samples: True when the samples of one item interact (particles); they are then kept in one batch and
             follow one another in it, `problem.samples_per_item` rows an item.
         draws: True when repeated runs scatter like the posterior; False for point estimates.
+        data_strength: parameters that decide how closely the samples follow the data, 1 where a larger value follows them more
+            closely, -1 where less; what is advised when the residual does not fit the noise.
         mean_error, std_ratio: what is claimed against the exact posterior of a Gaussian field (mean error in posterior
             standard deviations, sample over posterior standard deviation); `check_strategy` holds it to that.
     """
@@ -45,6 +48,7 @@ class Strategy:
     needs: ClassVar[tuple[str, ...]] = ("prior",)
     couples_samples: ClassVar[bool] = False
     draws: ClassVar[bool] = True
+    data_strength: ClassVar[Mapping[str, int]] = {}
     mean_error: ClassVar[float] = 0.5
     std_ratio: ClassVar[tuple[float, float]] = (0.7, 1.4)
     name: ClassVar[str] = ""
@@ -80,6 +84,10 @@ class Strategy:
     def record(self, problem: Problem, state: State) -> dict[str, Tensor]:
         """Return tensors (B, ...) worth keeping beside the images, such as the mask an active strategy chose."""
         return {}
+
+    def used(self, problem: Problem, state: State) -> Tensor | None:
+        """Return which entries of y the images rest on, boolean, broadcast to y; None for all that are measured."""
+        return None
 
 
 def iterations(count: int) -> Tensor:

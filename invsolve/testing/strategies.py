@@ -97,6 +97,27 @@ def exact_posterior(
     return Exact(problem, truth, mean, posterior)
 
 
+def draws(strategy: Strategy, problem: Problem, seed: int) -> tuple[Tensor, dict[str, float]]:
+    """Run a strategy on a problem whose rows are all draws from one posterior.
+
+    Returns:
+        The draws (rows, pixels), float64 on the CPU; and `evaluations`, network calls and vector-Jacobian products a draw,
+        and `seconds` of the whole run.
+
+    Raises:
+        UserError: the problem lacks what the strategy needs.
+    """
+    rows = problem.batch
+    problem = replace(problem, samples_per_item=rows if strategy.couples_samples else 1)
+    check_needs(strategy, problem)
+    outcome = run_batch(problem, strategy, ChainRandom(seed, [(0, s) for s in range(rows)]))
+    cost = {
+        "evaluations": outcome.facts["network_calls"] + outcome.facts["vjp_calls"],
+        "seconds": outcome.facts["seconds"] * rows,
+    }
+    return outcome.images.flatten(1).double().cpu(), cost
+
+
 def compare(strategy: Strategy, exact: Exact, seed: int = 1) -> dict[str, float]:
     """Run a strategy on an exact problem and measure how far its samples are from the posterior.
 
@@ -110,10 +131,7 @@ def compare(strategy: Strategy, exact: Exact, seed: int = 1) -> dict[str, float]
         evaluations, seconds: network calls and vector-Jacobian products a sample; of the whole run.
     """
     rows = exact.problem.batch
-    problem = replace(exact.problem, samples_per_item=rows if strategy.couples_samples else 1)
-    check_needs(strategy, problem)
-    outcome = run_batch(problem, strategy, ChainRandom(seed, [(0, s) for s in range(rows)]))
-    images = outcome.images.flatten(1).double().cpu()
+    images, cost = draws(strategy, exact.problem, seed)
     mean, std = images.mean(0), images.std(0)
     observed = exact.std <= exact.std.median()
     ideal, other = exact.draw(rows, 11), exact.draw(rows, 12)
@@ -136,8 +154,7 @@ def compare(strategy: Strategy, exact: Exact, seed: int = 1) -> dict[str, float]
         "wasserstein_floor": sliced_wasserstein(other, ideal) / size,
         "coverage_50": covered(0.5),
         "coverage_90": covered(0.9),
-        "evaluations": outcome.facts["network_calls"] + outcome.facts["vjp_calls"],
-        "seconds": outcome.facts["seconds"] * rows,
+        **cost,
     }
 
 
