@@ -41,7 +41,7 @@ class ScoreSDE(Strategy):
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
     mean_error: ClassVar[float] = 0.4
     std_ratio: ClassVar[tuple[float, float]] = (0.9, 1.25)
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"steps": 50},)
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"steps": 40},)
 
     def at_cost(self, evaluations: int) -> Self:
         return replace(self, steps=max(evaluations // (1 + self.corrections), 2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ class Split(Strategy):
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian")
     mean_error: ClassVar[float] = 0.3
     std_ratio: ClassVar[tuple[float, float]] = (0.9, 1.12)
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"steps": 33},)
 
     def __post_init__(self) -> None:
         solvers.solver(self.solver)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -37,6 +37,7 @@ class Steered(Strategy):
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
     mean_error: ClassVar[float] = 0.6
     std_ratio: ClassVar[tuple[float, float]] = (0.9, 1.4)
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"steps": 50},)
 
     def __post_init__(self) -> None:
         solvers.solver(self.solver)
