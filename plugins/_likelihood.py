@@ -1,4 +1,4 @@
-"""Draws from a Gaussian around an image times the likelihood: exact where both are Gaussian, else by Metropolis-adjusted Langevin."""
+"""Draws from a Gaussian around an image times the likelihood: exact where that is Gaussian, else by adjusted Langevin."""
 
 from __future__ import annotations
 

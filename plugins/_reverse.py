@@ -1,4 +1,4 @@
-"""A few steps of reverse diffusion from one noise level to a clean image, which `daps` and `pnp-dm` take inside each of theirs."""
+"""A few steps of reverse diffusion from a noise level to a clean image, as `daps` and `pnp-dm` take them inside each step."""
 
 from __future__ import annotations
 
