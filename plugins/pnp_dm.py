@@ -31,7 +31,8 @@ class PnPDM(Strategy):
     Args:
         steps: pairs of draws.
         inner: network calls a pair, the steps of the reverse diffusion.
-        rho_max: coupling at the start, network units, well above the images' spread (the paper takes 10); at most the prior's largest noise level.
+        rho_max: coupling at the start, network units, well above the images' spread (the paper takes 10); at most
+            the prior's largest noise level.
         rho_min: coupling at the end.
         decay: part of the pairs over which rho falls geometrically; the rest keep rho_min.
         iterations: Langevin proposals a pair, where the likelihood is not Gaussian in the image.

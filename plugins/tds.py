@@ -12,92 +12,165 @@ from torch import Tensor
 
 from invsolve import hookimpl
 from invsolve.contracts import schedules
-from invsolve.contracts.linalg import inner
+from invsolve.contracts.linalg import inner, rows
+from invsolve.contracts.operator import size_of
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.random import ChainRandom
 from invsolve.contracts.strategy import State, Strategy
-from invsolve.plugins import _particles as smc
+from invsolve.errors import UserError
+from invsolve.plugins import _particles as particles
 from invsolve.plugins._likelihood import gaussian_draw
+
+#: Most real numbers in y for the twist "moment", which takes a vector-Jacobian product for each.
+MOST_NUMBERS = 64
 
 
 @dataclass(frozen=True)
 class TDS(Strategy):
-    particles: int = 16
+    """Particles follow the guided diffusion, and are weighted by what the guidance got wrong.
+
+    Wu et al., NeurIPS 2023 (arXiv 2306.17775), Algorithm 1. The twisting function is psi(x) = N(y; A D, A C A' + sigma_y^2),
+    D the denoised particle. Proposals are ancestral steps with D + sigma^2 grad log psi in place of D; the weight of a
+    particle is p(x' | x) psi(x') / (p~(x' | x) psi(x)). The paper's C is a hand-set multiple of the identity; here it is the
+    prior's measured error ("isotropic"), or each particle's own sigma^2 J, J the Jacobian of D ("moment"), which sees at
+    which noise level modes part. The last step draws from N(D, error) p(y | x).
+
+    Every sample is one particle, drawn by weight, of a run of its own with `particles` particles. So samples are
+    independent draws whatever their number, none is a copy of another, and memory is that of a batch without particles. The
+    price: a sample costs `particles` times the calls.
+
+    Known bias: of order one over the particles, and that of steps of finite length.
+
+    Args:
+        particles: of each sample's run; with 1 nothing is weighted, and the guided diffusion remains.
+        steps: network calls a particle, each with a backward pass.
+        twist: "isotropic" serves every operator; "moment" takes as many backward passes as y has numbers, at most 64.
+        threshold: resample a run when its effective number of particles is below this part of all.
+        start: noise level to start from, network units; at most the prior's largest.
+    """
+
+    particles: int = 8
     steps: int = 100
     twist: Literal["isotropic", "moment"] = "isotropic"
     threshold: float = 0.5
     start: float = 20.0
-    analytic: bool = True
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian")
+    mean_error: ClassVar[float] = 0.25
+    std_ratio: ClassVar[tuple[float, float]] = (0.85, 1.15)
+    examples = ({"particles": 2},)
+
+    def at_cost(self, evaluations: int) -> Self:
+        """Steps first: below 50 the discretisation costs more than the weights gain."""
+        count = min(max(evaluations // 100, 1), self.particles)
+        return replace(self, particles=count, steps=max(evaluations // (2 * count), 2))
 
     def schedule(self, problem: Problem) -> Tensor:
         return schedules.edm(self.steps, problem.prior.sigma_min, min(self.start, problem.prior.sigma_max))
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:
+        if self.particles < 1:
+            raise UserError(f"strategy 'tds': particles must be at least 1, got {self.particles}")
+        numbers = size_of(problem.y.shape[1:]) * (2 if problem.y.is_complex() else 1)
+        if self.twist == "moment" and numbers > MOST_NUMBERS:
+            raise UserError(
+                f"strategy 'tds': twist 'moment' takes at most {MOST_NUMBERS} numbers in y, here are {numbers}; use "
+                "twist='isotropic', or strategy 'moment'"
+            )
         zeros = problem.zeros()[:, None].expand(-1, self.particles, *problem.image_shape)
         x = self.schedule(problem)[0].item() * rng.normal(zeros)
-        return {"x": x, "log_weight": x.new_zeros(x.shape[:2]), "due": x.new_zeros(x.shape[:2])}
+        return {"x": x, "log_weight": x.new_zeros(x.shape[:2]), "owed": x.new_zeros(x.shape[:2])}
 
     def step(self, problem: Problem, state: State, sigma: float, sigma_next: float, rng: ChainRandom) -> State:
-        x = state["x"]
-        shape = x.shape
-        many = smc.for_particles(problem, self.particles)
-        guide = moment_twist if self.twist == "moment" else isotropic_twist
-        estimate, guided, log_twist = guide(many, x.flatten(0, 1), sigma)
-        estimate, guided, log_twist = estimate.view(shape), guided.view(shape), log_twist.view(shape[:2])
-        log_weight = state["log_weight"] + log_twist - state["due"]
-        unknown = problem.prior.error(sigma)
+        twisted = moment_twist if self.twist == "moment" else isotropic_twist
+        x, unknown = state["x"], problem.prior.error(sigma)
+        estimate, pull, log_twist, residual = particles.over_particles(
+            problem, x, lambda some, images: twisted(some, images, sigma)
+        )
+        log_weight = state["log_weight"] + log_twist - state["owed"]
         if sigma_next == 0:
-            chosen = smc.one(log_weight, rng.uniform())
-            estimate = smc.take(estimate, chosen)[:, 0]
-            x = gaussian_draw(problem, estimate, unknown, rng)[:, None]
-            return {"x": x, "residual": problem.misfit(problem.residual(x[:, 0]))}
-        ancestors, log_weight = smc.resample_where_needed(log_weight, self.threshold, rng)
-        x, estimate, guided, log_twist = (smc.take(v, ancestors) for v in (x, estimate, guided, log_twist))
-        ratio = (sigma_next / sigma) ** 2
-        variance = sigma_next**2 * (1 - ratio) + ((1 - ratio) ** 2 * unknown if self.analytic else 0)
-        push = (1 - ratio) * (guided - estimate)
+            chosen = particles.one(log_weight, rng.uniform())
+            image = gaussian_draw(problem, particles.take(estimate, chosen)[:, 0], unknown, rng)
+            return {"x": image[:, None], "residual": problem.misfit(problem.residual(image))}
+        ancestors, log_weight = particles.resample_where_needed(log_weight, self.threshold, rng)
+        x, estimate, pull, log_twist, residual = (
+            particles.take(v, ancestors) for v in (x, estimate, pull, log_twist, residual)
+        )
+        mean, variance = particles.reverse_kernel(x, estimate, sigma, sigma_next, unknown)
+        push = short_of_the_data(problem, (1 - (sigma_next / sigma) ** 2) * pull, residual)
         noise = math.sqrt(variance) * rng.normal(x)
-        x = ratio * x + (1 - ratio) * estimate + push + noise
-        proposed = (push.square() + 2 * push * noise).flatten(2).sum(2) / (2 * variance)
-        return {"x": x, "log_weight": log_weight, "due": log_twist + proposed}
+        # log p~(x' | x) - log p(x' | x) at x' = mean + push + noise.
+        favour = (push.square() + 2 * push * noise).flatten(2).sum(2) / (2 * variance)
+        owed = log_twist + favour
+        misfit = problem.misfit(residual[:, 0])
+        return {"x": mean + push + noise, "log_weight": log_weight, "owed": owed, "residual": misfit}
 
     def result(self, problem: Problem, state: State) -> Tensor:
+        """The chosen particle; before the end, each run's first."""
         return state["x"][:, 0]
 
 
-def isotropic_twist(problem: Problem, x: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+def short_of_the_data(problem: Problem, push: Tensor, residual: Tensor) -> Tensor:
+    """The push (B, K, ...), shortened where it alone would carry a particle past the data.
+
+    A long step with a C that is too small in some direction would overshoot, the next one more so. Any proposal is
+    allowed, the weights make up for it; steps that are fine enough are left as they are.
+    """
+    reach = problem.linear(push.flatten(0, 1))
+    way = inner(reach, residual.flatten(0, 1)) / inner(reach, reach).clamp_min(torch.finfo(push.dtype).tiny)
+    return push * way.clamp(0, 1).view(*push.shape[:2], *[1] * (push.ndim - 2))
+
+
+def isotropic_twist(problem: Problem, x: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """D, sigma^2 grad log psi, log psi up to a constant and y - A D for C = the prior's measured error."""
     unknown = problem.prior.error(sigma)
     rho = problem.rho(unknown)
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        estimate = problem.denoise(x, sigma)
-    residual = problem.residual(estimate.detach())
-    image = problem.linear.prox(torch.zeros_like(x), residual, rho) / unknown
-    (gradient,) = torch.autograd.grad(estimate, x, image)
-    fit = inner(residual, residual - unknown * problem.linear(image)) / (torch.as_tensor(rho).flatten() * unknown)
-    return estimate.detach(), estimate.detach() + sigma**2 * gradient, -fit / 2
+        denoised = problem.denoise(x, sigma)
+    residual = problem.residual(denoised.detach())
+    # image = A'u with u = (C A A' + sigma_y^2)^-1 (y - A D).
+    image = problem.linear.prox(torch.zeros_like(denoised), residual, rho) / unknown
+    (pull,) = torch.autograd.grad(denoised, x, image)
+    # (y - A D)'u as C |A'u|^2 + sigma_y^2 |u|^2: the plain product would cancel to nothing where sigma_y is small.
+    rest = residual - unknown * problem.linear(image)
+    scale = unknown * (rho.flatten() if isinstance(rho, Tensor) else rho)
+    fit = unknown * inner(image, image) + inner(rest, rest) / scale
+    return denoised.detach(), sigma**2 * pull, -fit / 2, residual
 
 
-def moment_twist(problem: Problem, x: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+def moment_twist(problem: Problem, x: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same for C = sigma^2 J of each particle; the pull leaves out the slope of C, for which the weights make up."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        estimate = problem.denoise(x, sigma)
-    residual = problem.residual(estimate.detach())
-    count = residual.shape[1]
+        denoised = problem.denoise(x, sigma)
+    residual = problem.residual(denoised.detach())
+    away = as_numbers(residual)
+    count = away.shape[1]
+    units = torch.eye(count, dtype=away.dtype, device=away.device)
+    units = torch.view_as_complex(units.view(count, -1, 2)) if residual.is_complex() else units
+    images = problem.linear.adjoint(units.view(count, *residual.shape[1:]))
     columns = []
-    for j in range(count):
-        e = torch.zeros_like(residual); e[:, j] = 1
-        (p,) = torch.autograd.grad(estimate, x, problem.linear.adjoint(e), retain_graph=True)
-        columns.append(sigma**2 * p)
-    gram = torch.stack([problem.linear(c) for c in columns], 2)
-    gram = (gram + gram.mT) / 2 + torch.as_tensor(problem.sigma, dtype=x.dtype)**2 * torch.eye(count, dtype=x.dtype)
-    chol = torch.linalg.cholesky(gram)
-    u = torch.cholesky_solve(residual[..., None], chol)[..., 0]
-    log = -0.5 * (u * residual).sum(1) - chol.diagonal(dim1=1, dim2=2).log().sum(1)
-    shift = sum(c * u[:, j].view(-1, *[1] * (x.ndim - 1)) for j, c in enumerate(columns))
-    return estimate.detach(), estimate.detach() + shift, log
+    for j, image in enumerate(images):
+        (product,) = torch.autograd.grad(denoised, x, image.expand_as(x), retain_graph=j + 1 < count)
+        columns.append(sigma**2 * product)
+    gram = torch.stack([as_numbers(problem.linear(c)) for c in columns], 2)
+    unknown = problem.prior.error(sigma)
+    rho = problem.rho(unknown)
+    noise = unknown * (rho.view(-1, 1) if isinstance(rho, Tensor) else torch.full_like(away[:, :1], rho))
+    # A learned J is neither symmetric nor positive; its symmetric positive part is the nearest covariance.
+    values, vectors = torch.linalg.eigh((gram + gram.mT) / 2)
+    values = values.clamp_min(0) + noise
+    inside = (vectors.mT @ away[..., None])[..., 0]
+    u = (vectors @ (inside / values)[..., None])[..., 0]
+    pull = torch.stack([rows(u[:, j], c) * c for j, c in enumerate(columns)]).sum(0)
+    log_twist = -(inside.square() / values + values.log()).sum(1) / 2
+    return denoised.detach(), pull, log_twist, residual
+
+
+def as_numbers(y: Tensor) -> Tensor:
+    """The real numbers of a measurement (B, *measurement) in a row, (B, m) or (B, 2 m)."""
+    return torch.view_as_real(y).flatten(1) if y.is_complex() else y.flatten(1)
 
 
 @hookimpl
