@@ -45,8 +45,9 @@ class DAPS(Strategy):
     start: float = 20.0
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "operator-gradient")
-    mean_error: ClassVar[float] = 0.5
-    std_ratio: ClassVar[tuple[float, float]] = (0.7, 1.4)
+    mean_error: ClassVar[float] = 0.4
+    std_ratio: ClassVar[tuple[float, float]] = (0.8, 1.2)
+    examples = ({"steps": 40},)
 
     def at_cost(self, evaluations: int) -> Self:
         return replace(self, steps=max(evaluations // self.flow_steps, 2))

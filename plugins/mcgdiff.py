@@ -52,7 +52,7 @@ class MCGDiff(Strategy):
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
     mean_error: ClassVar[float] = 1.0
     std_ratio: ClassVar[tuple[float, float]] = (0.7, 1.4)
-    examples = ({"particles": 4},)
+    examples = ({"particles": 4, "steps": 40},)
 
     def at_cost(self, evaluations: int) -> Self:
         """As many particles as leave 25 steps: here weights gain more than steps."""

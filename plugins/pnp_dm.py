@@ -22,7 +22,7 @@ class PnPDM(Strategy):
     """Draw in turn z from p(y | z) N(z; x, rho^2 I) and x from p(x) N(x; z, rho^2 I), while rho falls.
 
     Wu et al., NeurIPS 2024 (arXiv 2405.18782), Algorithm 1. The first draw is exact where it is Gaussian, else
-    Metropolis-adjusted Langevin that goes on from the last z; the second is reverse diffusion that starts at z with noise
+    Metropolis-adjusted Langevin that starts at x; the second is reverse diffusion that starts at z with noise
     level rho.
 
     Known bias: at a coupling rho the data appear with the noise rho^2 A A' + sigma_y^2; the smaller rho gets, the less
@@ -43,11 +43,11 @@ class PnPDM(Strategy):
     rho_max: float = 2.0
     rho_min: float = 0.02
     decay: float = 1.0
-    iterations: int = 20
+    iterations: int = 40
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "operator-gradient")
-    mean_error: ClassVar[float] = 0.5
-    std_ratio: ClassVar[tuple[float, float]] = (0.7, 1.4)
+    mean_error: ClassVar[float] = 0.4
+    std_ratio: ClassVar[tuple[float, float]] = (0.85, 1.2)
 
     def at_cost(self, evaluations: int) -> Self:
         return replace(self, steps=max(evaluations // self.inner, 2))
@@ -63,12 +63,12 @@ class PnPDM(Strategy):
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:
         x = problem.zeros()
-        return {"x": x, "z": x, "pace": x.new_zeros(problem.batch)}
+        return {"x": x, "pace": x.new_zeros(problem.batch)}
 
     def step(self, problem: Problem, state: State, sigma: float, sigma_next: float, rng: ChainRandom) -> State:
-        z, pace = draw(problem, state["x"], sigma**2, state["z"], state["pace"], self.iterations, rng)
+        z, pace = draw(problem, state["x"], sigma**2, state["x"], state["pace"], self.iterations, rng)
         x, _ = reverse(problem, z, sigma, self.inner, 1.0, rng)
-        return {"x": x, "z": z, "pace": pace, "residual": problem.misfit(problem.residual(x))}
+        return {"x": x, "pace": pace, "residual": problem.misfit(problem.residual(x))}
 
 
 @hookimpl
