@@ -35,14 +35,14 @@ class DAPS(Strategy):
             mean D, to which the measured r^2 belongs.
         variance: r^2: "measured", the prior's own mean squared error at the level, or "paper", sigma^2.
         iterations: Langevin proposals a level, where the draw is not Gaussian.
-        start: noise level to start from, network units; at most the prior's largest.
+        start: noise level to start from, network units; default and limit: the prior's largest.
     """
 
     steps: int = 100
     flow_steps: int = 1
     variance: Literal["measured", "paper"] = "measured"
     iterations: int = 20
-    start: float = 20.0
+    start: float | None = None
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "operator-gradient")
     mean_error: ClassVar[float] = 0.4
@@ -53,7 +53,8 @@ class DAPS(Strategy):
         return replace(self, steps=max(evaluations // self.flow_steps, 2))
 
     def schedule(self, problem: Problem) -> Tensor:
-        return schedules.edm(self.steps, problem.prior.sigma_min, min(self.start, problem.prior.sigma_max))
+        top = problem.prior.sigma_max if self.start is None else min(self.start, problem.prior.sigma_max)
+        return schedules.edm(self.steps, problem.prior.sigma_min, top)
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:
         x = self.schedule(problem)[0].item() * rng.normal(problem.zeros())

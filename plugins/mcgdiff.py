@@ -41,13 +41,13 @@ class MCGDiff(Strategy):
         particles: of each sample's run.
         steps: network calls a particle, forward only.
         threshold: resample a run when its effective number of particles is below this part of all.
-        start: noise level to start from, network units; at most the prior's largest.
+        start: noise level to start from, network units; default and limit: the prior's largest.
     """
 
     particles: int = 32
     steps: int = 100
     threshold: float = 0.5
-    start: float = 20.0
+    start: float | None = None
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
     mean_error: ClassVar[float] = 1.0
@@ -60,7 +60,8 @@ class MCGDiff(Strategy):
         return replace(self, particles=count, steps=max(evaluations // count, 2))
 
     def schedule(self, problem: Problem) -> Tensor:
-        return schedules.edm(self.steps, problem.prior.sigma_min, min(self.start, problem.prior.sigma_max))
+        top = problem.prior.sigma_max if self.start is None else min(self.start, problem.prior.sigma_max)
+        return schedules.edm(self.steps, problem.prior.sigma_min, top)
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:
         if self.particles < 1:

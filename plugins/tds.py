@@ -46,14 +46,14 @@ class TDS(Strategy):
         steps: network calls a particle, each with a backward pass.
         twist: "isotropic" serves every operator; "moment" takes as many backward passes as y has numbers, at most 64.
         threshold: resample a run when its effective number of particles is below this part of all.
-        start: noise level to start from, network units; at most the prior's largest.
+        start: noise level to start from, network units; default and limit: the prior's largest.
     """
 
     particles: int = 8
     steps: int = 100
     twist: Literal["isotropic", "moment"] = "isotropic"
     threshold: float = 0.5
-    start: float = 20.0
+    start: float | None = None
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian")
     mean_error: ClassVar[float] = 0.35
@@ -61,12 +61,13 @@ class TDS(Strategy):
     examples = ({"particles": 2, "steps": 40},)
 
     def at_cost(self, evaluations: int) -> Self:
-        """Steps first: below 50 the discretisation costs more than the weights gain."""
+        """Steps first: below 50 the discretisation costs more than the weights gain. Right for one backward pass a step."""
         count = min(max(evaluations // 100, 1), self.particles)
         return replace(self, particles=count, steps=max(evaluations // (2 * count), 2))
 
     def schedule(self, problem: Problem) -> Tensor:
-        return schedules.edm(self.steps, problem.prior.sigma_min, min(self.start, problem.prior.sigma_max))
+        top = problem.prior.sigma_max if self.start is None else min(self.start, problem.prior.sigma_max)
+        return schedules.edm(self.steps, problem.prior.sigma_min, top)
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:
         if self.particles < 1:
