@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve import discrepancy, engine, fit, prior_check, registry
+from invsolve import choice, discrepancy, engine, fit, prior_check, registry
 from invsolve.contracts.layout import Layout, Measurement, Sink
 from invsolve.contracts.network_prior import NetworkPrior
 from invsolve.contracts.noise import Noise
@@ -147,7 +147,7 @@ def reconstruct(
     prior: Prior | str | Path | None = None,
     *,
     noise: Noise | None = None,
-    strategy: Strategy | str = "dps",
+    strategy: Strategy | str = choice.AUTO,
     samples: int = 1,
     seed: int = 0,
     batch_size: int | None = None,
@@ -164,7 +164,8 @@ def reconstruct(
         operator: an Operator, or the name of one that needs no parameters; a Measurement brings its own.
         prior: a Prior, a registered name or a checkpoint file; not needed by strategies such as "tv".
         noise: how y scatters, `Gaussian(sigma)` or `Poisson(gain)`.
-        strategy: a Strategy or the name of one with its default parameters.
+        strategy: a Strategy or the name of one with its default parameters. "auto" is "moment" where prior and operator can
+            be differentiated (a linear operator with Gaussian noise always can), else "red-diff", with a warning.
         samples: S, samples an item.
         seed: a sample depends on (inputs, prior, parameters, seed, item, sample) alone.
         batch_size: chains that go through the network at once; memory grows with it. Default 8, on a GPU 16.
@@ -216,8 +217,13 @@ def plan(
     device: str | torch.device,
     dtype: torch.dtype = torch.float32,
     scale: Scale | tuple[float, float] | str | None = None,
+    parameters_: Mapping[str, Any] | None = None,
 ) -> engine.Run:
-    """Put the parts of a run together and check that they fit, before anything is computed or written."""
+    """Put the parts of a run together and check that they fit, before anything is computed or written.
+
+    Args:
+        parameters_: of the strategy, where `strategy_` is a name.
+    """
     if samples < 1:
         raise UserError(f"samples must be at least 1, got {samples}")
     if seed < 0:
@@ -229,7 +235,13 @@ def plan(
             "the noise is not known: give noise=, such as Gaussian(0.01) (command line: --noise gaussian:0.01)"
         )
     place = resolve_device(device)
-    chosen = strategy(strategy_) if isinstance(strategy_, str) else strategy_
+    given = dict(parameters_ or {})
+    automatic = strategy_ == choice.AUTO
+    if isinstance(strategy_, str):
+        # What "auto" stands for is known only once there is a problem.
+        chosen = strategy(choice.PREFERENCE[0]) if automatic else strategy(strategy_, **given)
+    else:
+        chosen = strategy_
     knowledge = load_prior(prior) if isinstance(prior, str | Path) else prior
     if knowledge is not None:
         knowledge.requires_grad_(False).eval().to(place)
@@ -248,6 +260,8 @@ def plan(
         place,
         dtype,
     )
+    if automatic:
+        run.strategy = chosen = strategy(choice.default_strategy(run.problem([(0, 0)])), **given)
     engine.check_needs(chosen, run.problem([(0, s) for s in range(samples if chosen.couples_samples else 1)]))
     run.scale = fit.choose_scale(measurement, forward, knowledge, scale, shape, place, dtype)
     return run

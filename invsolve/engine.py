@@ -12,6 +12,7 @@ from torch import Tensor
 
 from invsolve.contracts.layout import Measurement, Sink
 from invsolve.contracts.linalg import norm
+from invsolve.contracts.noise import Gaussian
 from invsolve.contracts.operator import LinearOperator, MaskableOperator
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.problem import Problem, make_problem
@@ -76,6 +77,7 @@ def check_needs(strategy: Strategy, problem: Problem) -> None:
         "linear": lambda: isinstance(operator, LinearOperator),
         "maskable": lambda: isinstance(operator, MaskableOperator),
         "operator-gradient": lambda: _differentiable(problem),
+        "linearisation": lambda: _linear_gaussian(problem) or _differentiable(problem),
         "gaussian": lambda: problem.noise.name == "gaussian",
     }
     for need in strategy.needs:
@@ -89,6 +91,10 @@ def check_needs(strategy: Strategy, problem: Problem) -> None:
             }
             reason = got.get(need, f"{names['operator']!r} is not" if need != "operator-gradient" else "it is not")
             raise UserError(f"strategy {strategy.name or type(strategy).__name__!r} needs {NEEDS[need]}; {reason}")
+
+
+def _linear_gaussian(problem: Problem) -> bool:
+    return isinstance(problem.operator, LinearOperator) and isinstance(problem.noise, Gaussian)
 
 
 def _differentiable(problem: Problem) -> bool:

@@ -19,7 +19,6 @@ from invsolve.contracts.layout import Measurement
 from invsolve.contracts.noise import Gaussian, noise_from_text
 from invsolve.contracts.operator import LinearOperator
 from invsolve.contracts.prior import Prior
-from invsolve.contracts.strategy import Strategy
 from invsolve.datasets import own
 from invsolve.datasets._hdf5 import open_readonly
 from invsolve.errors import UserError
@@ -127,7 +126,6 @@ def reconstruct_file(
         command: the command line, for the record.
     """
     _refuse_existing(request.out, request.overwrite, request.scan)
-    strategy: Strategy = api.strategy(request.strategy, **request.parameters)
     prior: Prior | None = api.load_prior(request.prior) if request.prior else None
     measurement = open_measurement(request.scan, request.layout, request.read)
     if request.noise is not None:
@@ -137,19 +135,20 @@ def reconstruct_file(
     run = api.plan(
         measurement,
         prior,
-        strategy,
+        request.strategy,
         request.samples,
         request.seed,
         request.batch_size,
         request.device,
         scale=_read_scale(request.scale),
+        parameters_=request.parameters,
     )
     run.should_stop = should_stop
     low, high = run.scale.range
     unit = f" {measurement.unit}" if measurement.unit else ""
     if run.scale.origin == "estimated":
         say(f"scale estimated from the data: prior's range is {low:.4g} .. {high:.4g}{unit}; --scale LOW:HIGH fixes it")
-    if strategy.draws and request.samples == 1:
+    if run.strategy.draws and request.samples == 1:
         say("one sample: the standard deviation is 0 by construction; --samples 8 gives an uncertainty")
     record = provenance(run) | {"command": command}
     began = time.perf_counter()

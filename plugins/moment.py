@@ -13,9 +13,12 @@ from torch import Tensor
 from invsolve import hookimpl
 from invsolve.contracts import schedules
 from invsolve.contracts.linalg import inner, rows
+from invsolve.contracts.noise import Gaussian
+from invsolve.contracts.operator import LinearOperator
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.random import ChainRandom
 from invsolve.contracts.strategy import State, Strategy
+from invsolve.plugins._local import local
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,18 @@ class Moment(Strategy):
     priors D_y is exactly E[x0 | x_sigma, y], and the sampler converges to the posterior. Products with it are
     vector-Jacobian products of one network call. Solves start from the previous step's u, are preconditioned by the
     operator's proximal solve with the prior's measured error in place of sigma^2 J, and minimise the residual over a
-    growing basis, which needs no symmetry of a learned network's J. Between solves DPM-Solver++ 2M (Lu 2022).
+    growing basis, which needs no symmetry of a learned network's J. The part of the residual that so few products leave
+    unsolved is then given to that proximal solve; it vanishes as the products suffice. Between steps DPM-Solver++ 2M (Lu 2022).
 
-    Known bias: it takes p(x0 | x_sigma) for a Gaussian, so modes of a mixture get wrong weights.
+    An operator that is not linear is replaced by its tangent at the previous step's D_y, noise that is not Gaussian by
+    Gaussian noise of the variance expected there. The tangent takes operators that torch can differentiate twice.
+
+    Known bias: it takes p(x0 | x_sigma) for a Gaussian, so modes of a mixture get wrong weights. Spread is the prior's: a
+    network that is surer than it is right gives samples that are too alike.
 
     Args:
         steps: network calls.
-        solves: vector-Jacobian products a step, at most; fewer where the noise dominates, more at the first step.
+        solves: vector-Jacobian products a step, at most; thrice at the first, one where the measurement noise dominates.
         churn: 1 for the stochastic solver, which forgets the errors of early steps; 0 for the deterministic flow.
         start: noise level to start from, network units; at most the prior's largest.
     """
@@ -42,7 +50,7 @@ class Moment(Strategy):
     churn: float = 1.0
     start: float = 20.0
 
-    needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian")
+    needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linearisation")
     mean_error: ClassVar[float] = 0.12
     std_ratio: ClassVar[tuple[float, float]] = (0.93, 1.07)
 
@@ -58,7 +66,7 @@ class Moment(Strategy):
 
     def step(self, problem: Problem, state: State, sigma: float, sigma_next: float, rng: ChainRandom) -> State:
         x = state["x"]
-        estimate, residual, u = self.condition(problem, x, sigma, state["u"], first=rng.step == 1)
+        estimate, residual, u = self.condition(problem, x, sigma, state["u"], state["before"] if rng.step > 1 else None)
         forecast = estimate
         if sigma_next > 0 and rng.step > 1:
             r = (state["level"] / sigma).log() / math.log(sigma / sigma_next)
@@ -72,37 +80,33 @@ class Moment(Strategy):
         return {"x": x, "u": u, "before": estimate, "level": level, "residual": problem.misfit(residual)}
 
     def condition(
-        self, problem: Problem, x: Tensor, sigma: float, u: Tensor, first: bool
+        self, problem: Problem, x: Tensor, sigma: float, u: Tensor, point: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """D_y at x, the residual y - A D_y, and u."""
-        operator, variance = problem.linear, torch.as_tensor(problem.sigma, device=x.device, dtype=x.dtype) ** 2
+        """D_y at x, the residual y - A D_y, and u; the operator is linearised at `point`, where None at D."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             denoised = problem.denoise(x, sigma)
-
-        def covariance(v: Tensor) -> Tensor:
-            (product,) = torch.autograd.grad(denoised, x, operator.adjoint(v), retain_graph=True)
-            return sigma**2 * product
+        mean = denoised.detach()
+        near = local(problem, mean if point is None else point)
 
         def system(v: Tensor) -> tuple[Tensor, Tensor]:
-            image = covariance(v)
-            return operator(image) + variance * v, image
+            (product,) = torch.autograd.grad(denoised, x, near.adjoint(v), retain_graph=True)
+            image = sigma**2 * product
+            return near.forward(image) + near.variance * v, image
 
         unknown = problem.prior.error(sigma)
-        rho = problem.rho(unknown)
-
-        def precondition(r: Tensor) -> Tensor:
-            image = operator.prox(torch.zeros_like(x), r, rho, tolerance=1e-2, iterations=30)
-            return r - operator(image)
-
-        budget = 3 * self.solves if first else self.solves if self.matters(problem, unknown) else 1
-        b = problem.residual(denoised.detach())
-        u, shift, rest = minimal_residual(system, precondition, b, u, budget)
-        # y - A D_y without another operator call: the solve knows A of its image.
-        return denoised.detach() + shift, rest + variance * u, u
+        budget = 3 * self.solves if point is None else self.solves if self.matters(problem, unknown) else 1
+        u, shift, rest = minimal_residual(
+            system, lambda r: near.precondition(r, unknown), near.residual(mean), u, budget
+        )
+        # What a few products leave unsolved is not left out of the image: it gets the white covariance of the same error.
+        extra = near.white(rest, unknown)
+        return mean + shift + extra, rest + near.variance * u - near.forward(extra), u
 
     def matters(self, problem: Problem, unknown: float) -> bool:
         """Whether what the prior leaves unknown, seen through the operator, stands above the measurement noise."""
+        if not isinstance(problem.operator, LinearOperator) or not isinstance(problem.noise, Gaussian):
+            return True  # The norm of a tangent is not known.
         return unknown * problem.operator_norm() ** 2 > 0.1 * problem.largest_sigma() ** 2
 
 

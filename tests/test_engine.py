@@ -207,6 +207,7 @@ class Quantise(invsolve.Operator):
         ("linear", "linear operator"),
         ("maskable", "maskable"),
         ("operator-gradient", "differentiable"),
+        ("linearisation", "differentiable"),
         ("prior", "a prior"),
         ("gaussian", "Gaussian noise"),
     ],

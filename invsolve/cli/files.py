@@ -58,7 +58,7 @@ def reconstruct(
     prior: Annotated[
         str | None, typer.Option(help="Registered prior or checkpoint file; pinv and tv need none.")
     ] = None,
-    strategy: Annotated[str, typer.Option(help="Posterior-sampling strategy.")] = "dps",
+    strategy: Annotated[str, typer.Option(help="Posterior-sampling strategy; auto: moment, else red-diff.")] = "auto",
     set_: Settings = None,
     samples: Annotated[int, typer.Option(help="Samples an item; 2 or more for an uncertainty.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same samples.")] = 0,

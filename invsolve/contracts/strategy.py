@@ -23,6 +23,7 @@ NEEDS = {
     "linear": "a linear operator",
     "maskable": "a maskable operator (inpainting, ct, mri)",
     "operator-gradient": "an operator whose forward is differentiable torch code",
+    "linearisation": "a linear operator with Gaussian noise, or an operator whose forward is differentiable torch code",
     "gaussian": "Gaussian noise",
 }
 
