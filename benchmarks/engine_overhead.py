@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    prior = invsolve.load_prior("medical-128").requires_grad_(False).eval().to(device)
+    prior = invsolve.load_prior("ct-128").requires_grad_(False).eval().to(device)
     parameters = sum(p.numel() for p in prior.parameters()) / 1e6
     print(
         f"network {parameters:.1f} M parameters, torch {torch.__version__}, {device}, {torch.get_num_threads()} threads"

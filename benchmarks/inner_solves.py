@@ -1,6 +1,6 @@
 """What the inner solves of the linear strategies cost: time a step over one network call plus one operator pass.
 
-    python benchmarks/inner_solves.py [--prior medical-128] [--size 64] [--angles 60] [--device cuda] [--steps 30] [--rounds 5]
+    python benchmarks/inner_solves.py [--prior ct-128] [--size 64] [--angles 60] [--device cuda] [--steps 30] [--rounds 5]
 
 CT, batch 4, 64 x 64, 60 angles. The pass is one forward and one adjoint; for strategies with a gradient through the network
 its backward pass counts into the network. Run and raw calls are measured in turns in one process; medians.
@@ -31,7 +31,7 @@ def clock(device: torch.device, work: Callable[[], object]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prior", default="medical-128")
+    parser.add_argument("--prior", default="ct-128")
     parser.add_argument("--strategies", nargs="+", default=["diffpir", "dds", "pigdm"])
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--angles", type=int, default=60)

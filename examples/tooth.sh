@@ -8,7 +8,7 @@ set -euo pipefail
 scan=$1 out=$2
 mkdir -p "$out"
 read=(--read bin=4 --read rows=[0,1])
-sparse=("${read[@]}" --read thin=4 --prior medical-128 --scale 0:0.0085)
+sparse=("${read[@]}" --read thin=4 --prior ct-128 --scale 0:0.0085)
 
 invsolve reconstruct "$scan" -o "$out/reference.h5" --strategy pinv "${read[@]}" --overwrite
 python - "$out" <<'PY'

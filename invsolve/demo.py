@@ -16,7 +16,7 @@ from invsolve.report import sheet, write_report
 from invsolve.sampling import draw
 
 SIZE, VIEWS, NOISE = 128, 24, 0.3
-PRIOR = "medical-128"
+PRIOR = "ct-128"
 METHODS: dict[str, dict[str, Any]] = {
     "pinv": {},
     "tv": {"steps": 600},
@@ -34,7 +34,8 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     prior = api.load_prior(PRIOR)
     say(f"drawing a synthetic patient from the bundled prior {PRIOR!r} (no real person), and an analytic phantom")
-    low, high = prior.data_range or (-1.0, 1.0)
+    # Attenuation from 0 (air) to 1 (the prior's largest, dense bone), as the scanner below measures it.
+    low, high = 0.0, 1.0
     patient = Scale.from_range(low, high).to_physical(draw(prior, seed=0)).clamp(low, high)
     truth = torch.cat([patient, phantoms.render(phantoms.thorax(), SIZE)[None]])
     own.write_images(folder / "truth.h5", truth, overwrite=True)
@@ -49,16 +50,15 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     for method, settings in METHODS.items():
         say(f"{method} ...")
         out = folder / f"{method}.h5"
-        request = jobs.Request(scan, out, PRIOR, method, settings, SAMPLES.get(method, 1), overwrite=True)
+        samples = SAMPLES.get(method, 1)
+        request = jobs.Request(scan, out, PRIOR, method, settings, samples, scale=f"{low}:{high}", overwrite=True)
         start = time.perf_counter()
         jobs.reconstruct_file(request)
         seconds = time.perf_counter() - start
         result = own.read_result(out)
         image = result.mean[0 : len(truth)]
         scores = [metrics.score(image[i], truth[i], span) for i in range(len(truth))]
-        calls = float(result.diagnostics["network_calls"][0] + result.diagnostics["vjp_calls"][0]) * SAMPLES.get(
-            method, 1
-        )
+        calls = samples * float(result.diagnostics["network_calls"][0] + result.diagnostics["vjp_calls"][0])
         rows.append({"method": method, **metrics.average(scores), "network_calls": calls, "seconds": seconds})
         images.append((method, image, scores))
     overview, detail = folder / "demo.png", folder / "moment.png"

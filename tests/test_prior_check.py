@@ -70,7 +70,7 @@ def test_wrong_range_of_images_from_0_to_1(kind: str) -> None:
 
 @pytest.mark.parametrize("wrong", [{"parametrisation": "epsilon", "schedule": "linear"}, {"parametrisation": "flow"}])
 def test_real_network_read_wrongly(wrong: dict[str, object]) -> None:
-    bundled = invsolve.load_prior("medical-128")
+    bundled = invsolve.load_prior("ct-128")
     size = {"event_shape": (1, None, None), "multiple": bundled.multiple}
     right = {"parametrisation": "edm", "time_scale": 4 * bundled.noise_label_scale, "sigma_data": bundled.sigma_data}
     prior = invsolve.prior_from(bundled.network, **right, **size)

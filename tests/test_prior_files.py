@@ -119,10 +119,14 @@ def test_a_malicious_pickle_does_not_run(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_the_bundled_prior_denoises_the_phantom() -> None:
+BUNDLED = ("ct-128", "mr-128", "mr-complex-128", "natural")
+
+
+@pytest.mark.parametrize("name", ["ct-128", "natural"])
+def test_a_bundled_prior_denoises_the_phantom(name: str) -> None:
     from invsolve.datasets import phantoms
 
-    prior = invsolve.load_prior("medical-128")
+    prior = invsolve.load_prior(name)
     clean = 2 * phantoms.render(phantoms.thorax(), 128)[None] - 1
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     for sigma in (0.1, 0.3, 1.0):
@@ -132,11 +136,22 @@ def test_the_bundled_prior_denoises_the_phantom() -> None:
         assert error < 0.45 * sigma
 
 
-def test_the_bundled_prior_says_where_it_comes_from() -> None:
-    prior = invsolve.load_prior("medical-128")
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_bundled_prior_says_where_it_comes_from(name: str) -> None:
+    prior = invsolve.load_prior(name)
     assert isinstance(prior, UNetPrior)
-    facts = prior.header
-    assert json.loads(json.dumps(facts))["training"]["slices"]["CT"] == 73
+    training = json.loads(json.dumps(prior.header))["training"]
+    assert training["command"].startswith("invsolve train")
+    # No patient and no photograph is on both sides of the split.
+    assert training["data"]["split"]["held_out_groups"]
     assert prior.error_curve is not None
     assert 0 < prior.error(0.1) < 0.1**2
     assert HEADER == "invsolve_prior"
+
+
+def test_the_bundled_priors_are_small() -> None:
+    weights = Path(invsolve.__file__).parents[1] / "plugins" / "weights"
+    if not weights.exists():
+        pytest.skip("the bundled weights are elsewhere")
+    assert {f.stem for f in weights.glob("*.safetensors")} == set(BUNDLED)
+    assert sum(f.stat().st_size for f in weights.iterdir()) <= 20e6

@@ -282,7 +282,7 @@ def test_images_of_every_kind(
 def test_a_foreign_prior_gets_its_curve_beside_it(
     pictures: Path, tmp_path: Path, cli: Callable[..., tuple[int, str, str]]
 ) -> None:
-    weights = Path(invsolve.__file__).parents[1] / "plugins" / "weights" / "medical-128.safetensors"
+    weights = Path(invsolve.__file__).parents[1] / "plugins" / "weights" / "natural.safetensors"
     if not weights.exists():
         pytest.skip("the bundled weights are elsewhere")
     path = write(tmp_path / "unit.h5", x=smooth(6, 1, 16, 16) / 200)
@@ -298,7 +298,7 @@ def test_a_foreign_prior_gets_its_curve_beside_it(
     code, _, err = cli("prior", "calibrate", "gaussian", pictures, "-o", tmp_path / "g.safetensors")
     assert code == 2
     assert "does not write" in err
-    code, _, err = cli("prior", "calibrate", "medical-128", pictures, "-o", tmp_path / "g.json")
+    code, _, err = cli("prior", "calibrate", "natural", pictures, "-o", tmp_path / "g.json")
     assert code == 2
     assert "outside the prior's range" in err
 
