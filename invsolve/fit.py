@@ -102,8 +102,10 @@ def estimate_scale(
     for item in picked:
         y = engine.read_rows(measurement, item, item + 1).to(device)
         y = y.to(dtype.to_complex() if y.is_complex() else dtype)
+        own = measurement.operator_for(item).to(device) if measurement.operators is not None else forward
+        assert isinstance(own, LinearOperator)
         with torch.no_grad():
-            image = forward.baseline(y, 0.0)
+            image = own.baseline(y, 0.0)
         values = (image.abs() if image.is_complex() else image).flatten().double().cpu().numpy()
         low.append(np.quantile(values, 0.005))
         high.append(np.quantile(values, 0.995))

@@ -86,7 +86,8 @@ class Baselines:
         if isinstance(problem.operator, LinearOperator) and isinstance(problem.noise, Gaussian):
             with torch.no_grad():
                 image = problem.baseline()
-            extra["pinv"] = self.run.scale.rows([item]).to_physical(image)[0].cpu()
+            physical = self.run.scale.rows([item]).to_physical(image)[0]
+            extra["pinv"] = self.run.measurement.crop(physical).cpu()
         if self.run.measurement.truth is not None:
             extra["truth"] = self.run.measurement.truth[item : item + 1][0]
         self.inner.write(item, {**arrays, **extra}, facts)
