@@ -138,7 +138,7 @@ class KSpaceLayout(Layout):
 
     def _mask(self, found: Acquired, notes: list[str]) -> np.ndarray:
         mask = found.mask.astype(bool)
-        columns = mask if mask.ndim == 1 else mask.any(0)
+        columns: np.ndarray = np.asarray(np.atleast_2d(mask).any(0))
         notes.append(f"{int(columns.sum())} of {len(columns)} k-space columns measured, {found.coils} coils")
         if self.acceleration is not None:
             keep = _sparser(columns, self.acceleration, self.centre_fraction, self.seed)

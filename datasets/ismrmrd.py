@@ -96,7 +96,7 @@ class ISMRMRD(KSpaceLayout):
             items=len(lines.keys),
             coils=lines.coils,
             matrix=(header.encoded[0], header.encoded[1]),
-            mask=mask.any(0) if whole else mask,
+            mask=np.asarray(mask.any(0)) if whole else mask,
             recon=header.recon[:2],
             sigma=sigma,
             calibration=lines.calibration if lines.for_calibration.any() else None,

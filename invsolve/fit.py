@@ -73,13 +73,14 @@ def choose_scale(
     if given is None and measurement.scale is not None:
         return measurement.scale
     own = prior.data_range if prior is not None else None
-    same_unit = prior is None or not measurement.unit or measurement.unit == prior.unit
-    if given is None and same_unit:
+    same_unit = not measurement.unit or (prior is not None and measurement.unit == prior.unit)
+    if given is None and (same_unit or (prior is None and not isinstance(forward, LinearOperator))):
         return Scale() if own is None else Scale.from_range(*own, origin="prior")
     if not isinstance(forward, LinearOperator):
         raise UserError("the scale of a nonlinear operator cannot be estimated: give scale=(low, high)")
+    # Without a prior too: what is iterated should not be a millionth of a unit. Physical images then start at zero, and
     # -1000 HU is no attenuation: zero in every other unit of attenuation.
-    from_zero = own is not None and (own[0] >= 0 or (prior is not None and prior.unit == "HU" and own[0] == -1000))
+    from_zero = own is None or own[0] >= 0 or (prior is not None and prior.unit == "HU" and own[0] == -1000)
     return estimate_scale(measurement, forward, shape, from_zero, device, dtype)
 
 
