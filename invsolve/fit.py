@@ -80,7 +80,8 @@ def choose_scale(
         raise UserError("the scale of a nonlinear operator cannot be estimated: give scale=(low, high)")
     # Without a prior too: what is iterated should not be a millionth of a unit. Physical images then start at zero, and
     # -1000 HU is no attenuation: zero in every other unit of attenuation.
-    from_zero = own is None or own[0] >= 0 or (prior is not None and prior.unit == "HU" and own[0] == -1000)
+    hounsfield = prior is not None and prior.unit == "HU"
+    from_zero = prior is None or (own is not None and (own[0] >= 0 or (hounsfield and own[0] == -1000)))
     return estimate_scale(measurement, forward, shape, from_zero, device, dtype)
 
 

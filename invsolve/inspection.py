@@ -14,6 +14,7 @@ import torch
 from invsolve import engine, fit, registry
 from invsolve.contracts.layout import Images, Layout, Measurement
 from invsolve.datasets import own
+from invsolve.datasets._arrays import open_array
 from invsolve.datasets._hdf5 import datasets, open_readonly
 from invsolve.errors import UserError
 from invsolve.jobs import find_layout
@@ -115,11 +116,11 @@ def _by_layout(path: Path, name: str, options: dict[str, Any], given: bool) -> d
     reading = _reading(name if given else None, options)
     problems = []
     opened: Measurement | Images
-    for open_ in (reader.open, reader.images):
-        if open_.__func__ in (Layout.open, Layout.images):  # type: ignore[attr-defined]
+    for method in ("open", "images"):
+        if getattr(cls, method) is getattr(Layout, method):
             continue
         try:
-            opened = open_(path)
+            opened = getattr(reader, method)(path)
             break
         except UserError as error:
             problems.append(" ".join(str(error).split()))
@@ -130,7 +131,7 @@ def _by_layout(path: Path, name: str, options: dict[str, Any], given: bool) -> d
             "text": f"of layout {name}, but it cannot be read as it stands",
             "problem": problems[0],
             "missing": [problems[0]],
-            "commands": [],
+            "commands": _array_guesses(path, cls, options),
         }
     if isinstance(opened, Measurement):
         return {"layout": name, **_measurement(path, opened, cls, options, reading)}
@@ -142,6 +143,7 @@ def _measurement(
 ) -> dict[str, Any]:
     first = engine.read_rows(found, 0, 1)
     shape = fit.image_shape(found, None)
+    shape = (1, *shape[1:]) if found.operator.complex_image else shape
     operator = found.operator
     noise = None if found.noise is None else {"name": found.noise.name, **_numbers(vars(found.noise))}
     missing = list(found.missing)
@@ -153,9 +155,9 @@ def _measurement(
         missing = [line for line in missing if not line.startswith("noise level: give")]
     commands = []
     name = shlex.quote(str(path))
-    out = _beside(path, "_recon.h5")
-    begin = f"invsolve reconstruct {name} -o {out}"
+    begin = f"invsolve reconstruct {name} -o {_beside(path, '_pinv.h5')}"
     commands.append(_command("a quick look", _join(begin, "--strategy pinv", reading, extra)))
+    begin = f"invsolve reconstruct {name} -o {_beside(path, '_recon.h5')}"
     smaller, note = _smaller(shape, cls, options)
     if note:
         missing.append(note)
@@ -221,25 +223,7 @@ def _hdf5(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     if "x" in shapes:
         x = own.read_images(path)
         return {"layout": "invsolve", **_images(path, Images(x, source=str(path)), [])}
-    hints = []
-    for name, (shape, kind) in shapes.items():
-        if kind not in "fiuc" or len(shape) not in (2, 3, 4) or min(shape, default=0) < 2:
-            continue
-        axes = {
-            2: "row,column",
-            3: "item,row,column" if kind != "c" else "coil,row,column",
-            4: "item,channel,row,column" if kind != "c" else "slice,coil,row,column",
-        }[len(shape)]
-        quoted = shlex.quote(f"dataset={name}")
-        command = f"invsolve inspect {shlex.quote(str(path))} --layout array --read {quoted} --read axes={axes}"
-        hints.append(_command(f"if the axes of {name} {shape} are {axes}", command))
-        if kind != "c" and len(shape) == 3:
-            count = shape[1]
-            command = (
-                f"invsolve inspect {shlex.quote(str(path))} --layout array --read {quoted} --read axes=row,angle,detector "
-                f"--read angles={count} --read values=integrals"
-            )
-            hints.append(_command(f"if {name} holds sinograms of {count} angles on [0, 180) degrees", command))
+    hints = [h for name, (shape, kind) in shapes.items() for h in _guesses(path, name, shape, kind)]
     if any(shape[1:] in ((362, 362), (1000, 513)) for shape, _ in shapes.values()) and "data" in shapes:
         command = f"invsolve inspect {shlex.quote(str(path))} --layout lodopab"
         hints.insert(0, _command("if it is of the LoDoPaB-CT collection", command))
@@ -252,6 +236,36 @@ def _hdf5(path: Path, options: dict[str, Any]) -> dict[str, Any]:
         ],
         "commands": hints[:_LISTED],
     }
+
+
+def _array_guesses(path: Path, cls: type, options: dict[str, Any]) -> list[dict[str, str]]:
+    if "axes" not in {p.name for p in parameters(cls)} or "axes" in options:
+        return []
+    try:
+        source = open_array(path, options.get("dataset"))
+    except UserError:
+        return []
+    return _guesses(path, options.get("dataset"), source.shape, source.dtype.kind)
+
+
+def _guesses(path: Path, name: str | None, shape: tuple[int, ...], kind: str) -> list[dict[str, str]]:
+    """What the axes of an array could be, each with the command to look at it so."""
+    if kind not in "fiuc" or len(shape) not in (2, 3, 4) or min(shape, default=0) < 4:
+        return []
+    axes = {
+        2: "row,column",
+        3: "item,row,column" if kind != "c" else "coil,row,column",
+        4: "item,channel,row,column" if kind != "c" else "slice,coil,row,column",
+    }[len(shape)]
+    what = f"{name} {shape}" if name else f"the array {shape}"
+    begin = f"invsolve inspect {shlex.quote(str(path))}"
+    if name:
+        begin += f" --layout array --read {shlex.quote(f'dataset={name}')}"
+    hints = [_command(f"if the axes of {what} are {axes}", f"{begin} --read axes={axes}")]
+    if kind != "c" and len(shape) == 3:
+        command = f"{begin} --read axes=row,angle,detector --read angles={shape[1]} --read values=integrals"
+        hints.append(_command(f"if it holds sinograms of {shape[1]} angles on [0, 180) degrees", command))
+    return hints
 
 
 def _noise_level(y: torch.Tensor) -> float:
@@ -308,6 +322,8 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
             found[key] = value
         elif array.size == 1:
             found[key] = array.ravel()[0].item()
+        elif array.dtype.kind == "b":
+            found[key] = f"{' x '.join(map(str, array.shape))}, {array.mean():.1%} measured"
         elif array.dtype.kind in "fiu":
             found[key] = f"{' x '.join(map(str, array.shape))}, {array.min():.4g} to {array.max():.4g}"
         else:

@@ -37,7 +37,7 @@ def _text(found: dict[str, Any]) -> str:
             ("measured", f"{y['items']} x {_times(y['shape'])} {y['dtype']} ({y['axes'] or 'item, measurement'})")
         )
     if operator:
-        parts = [f"{k}={v}" for k, v in operator.items() if k != "name"]
+        parts = [f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in operator.items() if k != "name"]
         rows.append(("operator", ", ".join([operator["name"], *parts])))
     if image:
         unit = f", unit {image['unit']}" if image.get("unit") else ", no unit"

@@ -14,7 +14,7 @@ _DATA, _LENGTH = "The images", "Network and length"
 
 
 def train(
-    images: Annotated[Path, typer.Argument(help="HDF5 file with images x (items, channels, rows, columns).")],
+    images: Annotated[Path, typer.Argument(help="Images: HDF5 with x, NIfTI, a folder of DICOM, TIFF, .npy.")],
     out: Annotated[Path, typer.Option("-o", "--output", help="Prior file to write; the same command resumes it.")],
     dataset: Annotated[str | None, typer.Option(help="Dataset in the file; default x.", rich_help_panel=_DATA)] = None,
     axes: Annotated[
@@ -22,6 +22,13 @@ def train(
     ] = None,
     slice_axis: Annotated[
         int | None, typer.Option(help="Axis along which a volume is cut into images.", rich_help_panel=_DATA)
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="Layout of the file, where it is not recognised.", rich_help_panel=_DATA)
+    ] = None,
+    read: Annotated[
+        list[str] | None,
+        typer.Option("--read", help="How to read it; repeatable.", metavar="KEY=VALUE", rich_help_panel=_DATA),
     ] = None,
     where: Annotated[
         str | None, typer.Option(help="Only items with this label, as modality=CT.", rich_help_panel=_DATA)
@@ -72,6 +79,8 @@ def train(
         "dataset": dataset,
         "axes": axes,
         "slice_axis": slice_axis,
+        "layout": layout,
+        "read": key_values(read) or None,
         "where": where,
         "range": range_,
         "groups": groups,
