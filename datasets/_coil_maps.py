@@ -9,9 +9,9 @@ import numpy as np
 from invsolve.errors import UserError
 
 #: Pixels whose calibration eigenvalue is below this see no signal; their maps are zero.
-CROP = 0.8
-#: Singular values of the calibration matrix below this part of the largest are noise.
-RANK = 0.02
+CROP = 0.9
+#: Singular values of the calibration matrix below this part of the largest are noise, whatever its level.
+RANK = 0.002
 _KERNEL = 6
 _ITERATIONS = 30
 # Complex numbers held at once while pixels are solved.
@@ -72,7 +72,9 @@ def calibration_region(kspace: np.ndarray, mask: np.ndarray, size: int, where: s
     return kspace[:, part[0], part[1]]
 
 
-def espirit(calibration: np.ndarray, size: tuple[int, int], crop: float = CROP, rank: float = RANK) -> CoilMaps:
+def espirit(
+    calibration: np.ndarray, size: tuple[int, int], sigma: float = 0.0, crop: float = CROP, rank: float = RANK
+) -> CoilMaps:
     """Coil maps as the eigenvectors, of eigenvalue 1, of what the local correlations of k-space leave unchanged.
 
     Every window of k-space lies in a space that is much smaller than its entries, because the coils see one image. The
@@ -82,8 +84,9 @@ def espirit(calibration: np.ndarray, size: tuple[int, int], crop: float = CROP, 
     Args:
         calibration: (coils, rows, columns), fully measured, around the centre of k-space.
         size: rows and columns of the maps.
-        crop: see `CROP`.
-        rank: see `RANK`.
+        sigma: standard deviation of the real and imaginary part of the noise: what it alone would put into the calibration
+            matrix is taken for noise.
+        crop, rank: see `CROP` and `RANK`.
 
     Returns:
         Maps whose phase is relative to the strongest combination of coils, so that it is smooth.
@@ -91,7 +94,7 @@ def espirit(calibration: np.ndarray, size: tuple[int, int], crop: float = CROP, 
     data = np.asarray(calibration, np.complex128)
     coils = len(data)
     kernel = [min(_KERNEL, n // 2) for n in data.shape[1:]]
-    patterns = _signal_space(data, kernel, rank)
+    patterns = _signal_space(data, kernel, sigma, rank)
     # h(m) = sum over kernels of the correlation of their coils, for shifts m = -(k - 1) ... k - 1 (equation 15).
     spectrum = np.fft.fft2(patterns, s=[2 * k for k in kernel])
     correlation = np.einsum("jcab,jdab->cdab", spectrum, spectrum.conj(), optimize=True)
@@ -117,12 +120,14 @@ def espirit(calibration: np.ndarray, size: tuple[int, int], crop: float = CROP, 
     return CoilMaps(maps, eigenvalue)
 
 
-def _signal_space(data: np.ndarray, kernel: list[int], rank: float) -> np.ndarray:
+def _signal_space(data: np.ndarray, kernel: list[int], sigma: float, rank: float) -> np.ndarray:
     """Orthonormal windows (count, coils, *kernel) that span those of the calibration data, less the noise."""
     windows = np.lib.stride_tricks.sliding_window_view(data, kernel, axis=(1, 2))
     matrix = windows.transpose(1, 2, 0, 3, 4).reshape(-1, len(data) * kernel[0] * kernel[1])
     _, strength, right = np.linalg.svd(matrix, full_matrices=False)
-    return right[strength > rank * strength[0]].reshape(-1, len(data), *kernel)
+    # The largest singular value of a matrix of noise alone (Marchenko & Pastur 1967).
+    noise = 2**0.5 * sigma * sum(n**0.5 for n in matrix.shape)
+    return right[strength > max(rank * strength[0], min(noise, 0.1 * strength[0]))].reshape(-1, len(data), *kernel)
 
 
 def _leading(matrices: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -114,13 +114,13 @@ class KSpaceLayout(Layout):
         mask = self._mask(found, notes)
         y = _Slices(found, mask, rows, start, stop)
         sigma = found.sigma or _edge_sigma(y, mask, path)
-        how = "from the noise scans" if found.sigma else "from the edge of k-space; noise scans are not in the file"
+        how = "from the noise scans" if found.sigma else "from the corners of k-space; noise scans are not in the file"
         notes.append(f"noise sigma {sigma:.4g}, {how}")
         if not found.sigma:
             found.missing.append(
-                f"noise level: taken from the edge of k-space, {sigma:.4g}; --noise gaussian:SIGMA fixes it"
+                f"noise level: taken from the corners of k-space, {sigma:.4g}; --noise gaussian:SIGMA fixes it"
             )
-        operators = _Operators(self, path, y, mask, found.coils, notes, found.missing)
+        operators = _Operators(self, path, y, mask, sigma, notes, found.missing)
         return Measurement(
             y=y,
             operator=operators(0),
@@ -173,13 +173,15 @@ class _Slices:
 
     def cut(self, kspace: np.ndarray) -> np.ndarray:
         """Keep the middle of the field of view along the readout: exact, as readout lines are measured whole."""
-        whole = kspace.shape[1]
-        if self.rows == whole:
+        if self.rows == kspace.shape[1]:
             return kspace
-        first = (whole - self.rows) // 2 if (whole - self.rows) % 2 == 0 else whole // 2 - self.rows // 2
-        lines = np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(kspace, 1), axis=1, norm="ortho"), 1)
-        lines = lines[:, first : first + self.rows]
+        lines = self.middle(np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(kspace, 1), axis=1, norm="ortho"), 1))
         return np.fft.fftshift(np.fft.fft(np.fft.ifftshift(lines, 1), axis=1, norm="ortho"), 1)
+
+    def middle(self, image: np.ndarray) -> np.ndarray:
+        """The rows of (coils, rows, columns) that are kept: the zero frequency's centre stays the centre."""
+        first = image.shape[1] // 2 - self.rows // 2
+        return image[:, first : first + self.rows]
 
 
 class _Part:
@@ -205,11 +207,12 @@ class _Operators:
         path: Path,
         y: _Slices,
         mask: np.ndarray,
-        coils: int,
+        sigma: float,
         notes: list[str],
         missing: list[str],
     ) -> None:
-        self.layout, self.path, self.y, self.mask = layout, path, y, mask
+        self.layout, self.path, self.y, self.mask, self.sigma = layout, path, y, mask, sigma
+        coils = y.found.coils
         self.size = (y.rows, y.found.matrix[1])
         self.kept: OrderedDict[int, Operator] = OrderedDict()
         given = layout.coil_maps
@@ -246,7 +249,7 @@ class _Operators:
         if given is not None:
             known = (given if given.ndim == 3 else given[self.y.start + item]).numpy()
         elif found.maps is not None:
-            known = found.maps(self.y.start + item)
+            known = self.y.middle(found.maps(self.y.start + item))
         elif found.coils == 1:
             if not self.layout.real:
                 return None
@@ -256,14 +259,16 @@ class _Operators:
         kspace, mask = self.y[item : item + 1][0].numpy(), np.broadcast_to(self.mask, self.size)
         if found.calibration is not None:
             kspace, mask = found.calibration(self.y.start + item)
-            kspace, mask = self.y.cut(kspace), np.broadcast_to(mask, self.size)
+            if self.y.rows != len(mask):
+                kspace, mask = self.y.cut(kspace), np.asarray(mask.all(0))
+            mask = np.broadcast_to(mask, self.size)
         centre = calibration_region(kspace, mask, self.layout.calibration, str(self.path))
-        maps = espirit(centre, self.size).maps if known is None else known
+        maps = espirit(centre, self.size, self.sigma).maps if known is None else known
         return absorb_phase(maps, centre) if self.layout.real else maps
 
 
 def _edge_sigma(y: _Slices, mask: np.ndarray, path: Path) -> float:
-    """Standard deviation of each part of the noise, where k-space holds least signal: the ends of the readout."""
+    """Standard deviation of each part of the noise, where k-space holds least signal: its corners."""
     picked = np.unique(np.linspace(0, len(y) - 1, min(len(y), _LOOKED_AT)).round().astype(int))
     levels = []
     for item in picked.tolist():
@@ -274,10 +279,8 @@ def _edge_sigma(y: _Slices, mask: np.ndarray, path: Path) -> float:
                 f"{path}: k-space has {count} NaN or infinite values in slice {y.start + item}; leave it out with slices="
             )
         measured = np.broadcast_to(mask, kspace.shape[1:]) & (np.abs(kspace).sum(0) > 0)
-        lines = np.flatnonzero(measured.any(1))
-        count = max(len(lines) // 20, 1)
-        edge = np.concatenate([lines[:count], lines[-count:]])
-        values = np.abs(kspace[:, edge][:, measured[edge]])
+        corner = measured & _outer(measured.any(1), 0.9)[:, None] & _outer(measured.any(0), 0.5)
+        values = np.abs(kspace[:, corner if corner.any() else measured])
         if values.size:
             levels.append(np.median(values, axis=1) / _RAYLEIGH_MEDIAN)
     level = float(np.sqrt(np.mean(np.square(levels)))) if levels else 0.0
@@ -286,6 +289,12 @@ def _edge_sigma(y: _Slices, mask: np.ndarray, path: Path) -> float:
             f"{path}: the measured k-space is zero in slices {picked.tolist()}; leave them out with slices="
         )
     return level
+
+
+def _outer(measured: np.ndarray, part: float) -> np.ndarray:
+    """The lines farthest from the centre of k-space, beyond this part of the farthest."""
+    distance = np.abs(np.arange(len(measured)) - len(measured) // 2)
+    return measured & (distance >= part * distance[measured].max(initial=0))
 
 
 def _sparser(columns: np.ndarray, acceleration: float, centre_fraction: float, seed: int) -> np.ndarray:

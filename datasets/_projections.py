@@ -77,7 +77,7 @@ class Projections(Layout):
             pixel_size: width of an unbinned detector pixel, in length_unit; default the file's, else 1 pixel.
             length_unit: unit of pixel_size, such as "mm"; the image is in 1/length_unit.
             normalised: the data are transmissions already; flats and darks are not used and the noise is not known.
-            rings: suppress ring artefacts: width in (binned) detector pixels, such as 11, of the median filter over sorted
+            rings: suppress ring artefacts: width in (binned) detector pixels, such as 9, of the median filter over sorted
                 projections (Vo et al. 2018); 0 leaves the data as they are.
             entry: group of the scan, where a file holds several.
         """

@@ -114,7 +114,7 @@ def _mask(file: h5py.File, path: Path, kspace: h5py.Dataset, header: Header | No
         picked = np.unique(np.linspace(0, len(kspace) - 1, min(len(kspace), _LOOKED_AT)).round().astype(int))
         mask = np.zeros(columns, bool)
         for item in picked.tolist():
-            mask |= (np.abs(read(kspace, item)) > 0).reshape(-1, columns).any(0)
+            mask |= (read(kspace, item) != 0).reshape(-1, columns).any(0)
     limits = None if header is None or header.encoded[1] != columns else header.columns(columns)
     if limits is not None:
         outside = mask.copy()

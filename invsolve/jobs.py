@@ -33,7 +33,7 @@ def find_layout(path: Path) -> list[str]:
     Raises:
         UserError: nothing recognises what is no HDF5, or the file cannot be opened.
     """
-    known = registry.available("layout")
+    known, path = registry.available("layout"), Path(path)
     if path.exists():
         by_name = [name for name, cls in known.items() if cls.opens(path)]  # type: ignore[attr-defined]
         if by_name:
@@ -59,7 +59,7 @@ def open_measurement(path: Path, layout: str | None = None, options: Mapping[str
             raise UserError(_unknown(path))
         layout = fitting[0]
     reader: Layout = build(registry.find("layout", layout), "layout", layout, dict(options or {}))
-    return reader.open(path)
+    return reader.open(Path(path))
 
 
 def open_images(path: Path, layout: str | None = None, options: Mapping[str, Any] | None = None) -> Images:
@@ -81,7 +81,7 @@ def open_images(path: Path, layout: str | None = None, options: Mapping[str, Any
         x = own.read_images(path)
         return Images(x, source=str(path), fingerprint=fingerprint(path))
     reader: Layout = build(registry.find("layout", layout), "layout", layout, dict(options or {}))
-    return reader.images(path)
+    return reader.images(Path(path))
 
 
 def _unknown(path: Path) -> str:
