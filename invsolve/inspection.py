@@ -191,7 +191,7 @@ def _images(path: Path, found: Images, reading: list[str]) -> dict[str, Any]:
     name = shlex.quote(str(path))
     span = float((first.real if first.is_complex() else first).std()) or 1.0
     square = len(shape) == 3 and shape[0] == 1 and shape[1] == shape[2]
-    how = "--operator ct --set angles=60" if square else "--operator inpainting --set fraction=0.3"
+    how = "--operator ct --set angles=60" if square else "--operator blur --set sigma=1.5"
     # A ray crosses the whole image; a pixel is measured alone.
     sigma = 0.01 * span * (shape[-1] if square else 1)
     begin = f"invsolve simulate {name} -o {_beside(path, '_scan.h5')}"
@@ -250,7 +250,7 @@ def _array_guesses(path: Path, cls: type, options: dict[str, Any]) -> list[dict[
 
 def _guesses(path: Path, name: str | None, shape: tuple[int, ...], kind: str) -> list[dict[str, str]]:
     """What the axes of an array could be, each with the command to look at it so."""
-    if kind not in "fiuc" or len(shape) not in (2, 3, 4) or min(shape, default=0) < 4:
+    if kind not in "fiuc" or len(shape) not in (2, 3, 4) or min(shape[-2:]) < 4:
         return []
     axes = {
         2: "row,column",

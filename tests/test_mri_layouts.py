@@ -26,16 +26,10 @@ from mri_files import (
 )
 
 import invsolve
-from invsolve.contracts.layout import Layout
 from invsolve.datasets._mri_header import parse_header
 from invsolve.datasets.fastmri import FastMRI
 from invsolve.datasets.ismrmrd import ISMRMRD
 from invsolve.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def registry_door(monkeypatch):
-    monkeypatch.setattr(Layout, "make_operator", staticmethod(lambda name, given: invsolve.operator(name, **given)))
 
 
 @pytest.fixture

@@ -6,70 +6,23 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from ct_files import CENTRE, DETECTOR, KEYS, write_dxchange, write_nxtomo
 
-import invsolve
-from invsolve.contracts.layout import Layout
 from invsolve.datasets._rings import suppress_rings
 from invsolve.datasets.dxchange import DXchange
 from invsolve.datasets.nxtomo import NXtomo
 from invsolve.datasets.phantoms import Ellipse, sinogram
 from invsolve.errors import UserError
 
-SIZE, ANGLES, CENTRE = 40, 36, 18.4
-DEGREES = np.arange(ANGLES) * 5.0
-# Flats before and after, darks in between, one frame of no use.
-KEYS = np.array([1] * 4 + [0] * 18 + [2] * 5 + [3] + [0] * 18 + [1] * 3)
-DETECTOR = "scan 1/beamline/camera"
-
-
-@pytest.fixture(autouse=True)
-def registry_door(monkeypatch):
-    monkeypatch.setattr(Layout, "make_operator", staticmethod(lambda name, given: invsolve.operator(name, **given)))
-
-
-def frames() -> np.ndarray:
-    rng = np.random.default_rng(0)
-    body = [Ellipse(0.6, 0.5, 0.4, 0.1, 0.05)]
-    lines = sinogram(body, DEGREES, SIZE, SIZE, 1.0, CENTRE).numpy() * 0.05
-    beam = 4000 * (1 + 0.1 * rng.random((2, SIZE)))
-    mean = np.empty((len(KEYS), 2, SIZE))
-    mean[KEYS == 0] = (beam * np.exp(-lines)[:, None]).astype(float)
-    mean[KEYS == 1] = beam
-    mean[KEYS == 2] = 0
-    mean[KEYS == 3] = 1e4
-    return (100 + rng.poisson(mean)).astype(np.uint16)
-
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    file_path = tmp_path / "scan.nxs"
-    with h5py.File(file_path, "w") as file:
-        entry = file.create_group("scan 1")
-        entry.attrs["NX_class"] = np.bytes_("NXentry")
-        entry["definition"] = "NXtomo"
-        camera = file.create_group(DETECTOR)
-        file["scan 1/beamline"].attrs["NX_class"] = "NXinstrument"
-        camera.attrs["NX_class"] = "NXdetector"
-        camera["data"] = frames()
-        camera["image_key"] = KEYS.astype(np.float64)
-        sample = entry.create_group("tooth")
-        sample.attrs["NX_class"] = "NXsample"
-        angles = np.full(len(KEYS), 777.0)
-        angles[KEYS == 0] = DEGREES
-        sample["rotation_angle"] = angles
-        sample["rotation_angle"].attrs["units"] = "degree"
-    return file_path
+    return write_nxtomo(tmp_path / "scan.nxs")
 
 
 @pytest.fixture
-def twin(path: Path, tmp_path: Path) -> Path:
-    """The same frames as DXchange."""
-    other, values = tmp_path / "twin.h5", frames()
-    with h5py.File(other, "w") as file:
-        file["exchange/data"], file["exchange/data_white"] = values[KEYS == 0], values[KEYS == 1]
-        file["exchange/data_dark"], file["exchange/theta"] = values[KEYS == 2], DEGREES
-        file["exchange/theta"].attrs["units"] = "degrees"
-    return other
+def twin(tmp_path: Path) -> Path:
+    return write_dxchange(tmp_path / "twin.h5")
 
 
 @pytest.mark.parametrize("options", [{}, {"thin": 4, "bin": 2}, {"rows": [1, 2], "rings": 5}])
