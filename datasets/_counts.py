@@ -127,6 +127,12 @@ class LineIntegrals:
             black = self.dark.read(start, stop).mean(1)
             open_ = self.white.read(start, stop).mean(1) - black
             signal = signal - black[:, None]
+            if not np.isfinite(open_).all():
+                bad = start + int(np.flatnonzero(~np.isfinite(open_).all(1))[0])
+                raise UserError(
+                    f"{self.data.path}: flats or darks have NaN or infinite values in detector row {bad}; leave it out with "
+                    "rows="
+                )
             dead = ~(open_ > 0)
             for row in np.flatnonzero(dead.any(1)):
                 _fill(signal[row], open_[row], dead[row], f"{self.data.path}: detector row {start + row}")

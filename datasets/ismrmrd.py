@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from invsolve import hookimpl
-from invsolve.datasets._hdf5 import open_readonly
+from invsolve.datasets._hdf5 import check_stored, dataset, open_readonly
 from invsolve.datasets._kspace import Acquired, KSpaceLayout
 from invsolve.datasets._mri_header import Header, parse_header
 from invsolve.errors import UserError
@@ -111,11 +111,15 @@ class ISMRMRD(KSpaceLayout):
             return file[self.group]
         if "dataset" in names:
             return file["dataset"]
-        if len(names) != 1:
+        if not names:
+            # Says what is wrong with a missing or broken one.
+            found = dataset(file, "/dataset/data")
             raise UserError(
-                f"{path}: holds {len(names)} ISMRMRD groups ({', '.join(names)}), expected one with datasets xml and data; "
-                "choose with group=NAME"
+                f"{path}: {found.name} {found.shape} {found.dtype}: expected lines (head, traj, data) of ISMRMRD, with an xml "
+                "beside them"
             )
+        if len(names) != 1:
+            raise UserError(f"{path}: holds {len(names)} ISMRMRD groups ({', '.join(names)}); choose with group=NAME")
         return file[names[0]]
 
 
@@ -140,6 +144,7 @@ def _xml(group: h5py.Group) -> bytes:
 
 def _heads(group: h5py.Group, path: Path) -> np.ndarray:
     """The heads of all lines, without their samples."""
+    check_stored(group["data"], f"{path}: {group.name}/data {group['data'].shape}")
     try:
         heads = group["data"].fields("head")[()]
     except (OSError, RuntimeError, ValueError) as error:

@@ -198,7 +198,7 @@ def reconstruct_file(
     run.should_stop = should_stop
     low, high = run.scale.range
     unit = f" {measurement.unit}" if measurement.unit else ""
-    if run.scale.origin == "estimated":
+    if run.scale.origin == "estimated" and prior is not None:
         say(f"scale estimated from the data: prior's range is {low:.4g} .. {high:.4g}{unit}; --scale LOW:HIGH fixes it")
     if strategy.draws and request.samples == 1:
         say("one sample: the standard deviation is 0 by construction; --samples 8 gives an uncertainty")
