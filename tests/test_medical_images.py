@@ -163,7 +163,7 @@ def test_simulate_and_train_from_them(series: Path, tmp_path: Path, cli) -> None
     assert code == 0, err
     code, out, err = cli(
         *("train", volume, "-o", tmp_path / "p.safetensors", "--steps", "2", "--width", "8", "--levels", "2"),
-        *("--batch-size", "2", "--read", "view=axial", "--device", "cpu"),
+        *("--batch-size", "2", "--set", 'read={view="axial"}', "--device", "cpu"),
     )
     assert code == 0, err
     assert (tmp_path / "p.safetensors").exists()

@@ -23,13 +23,6 @@ def train(
     slice_axis: Annotated[
         int | None, typer.Option(help="Axis along which a volume is cut into images.", rich_help_panel=_DATA)
     ] = None,
-    layout: Annotated[
-        str | None, typer.Option(help="Layout of the file, where it is not recognised.", rich_help_panel=_DATA)
-    ] = None,
-    read: Annotated[
-        list[str] | None,
-        typer.Option("--read", help="How to read it; repeatable.", metavar="KEY=VALUE", rich_help_panel=_DATA),
-    ] = None,
     where: Annotated[
         str | None, typer.Option(help="Only items with this label, as modality=CT.", rich_help_panel=_DATA)
     ] = None,
@@ -65,8 +58,8 @@ def train(
 
     Several GPUs: torchrun --nproc-per-node 4 -m invsolve train ...
 
-    More with --set: augmentation (rotate, zoom, gain), clip, unit, validation, blocks, dropout, lr, warmup, ema,
-    sigma_mean, sigma_std, sigma_data, sigma_max, immiscible, stable_target, validate_every, log_every, store.
+    More with --set: layout, read (as read={view="axial"}), augmentation (rotate, zoom, gain),
+    clip, unit, validation, blocks, dropout, lr, warmup, ema, sigma_mean, sigma_std, sigma_data, sigma_max, immiscible, stable_target, validate_every, log_every, store.
     """
     start(None)
     from invsolve.engine import Interrupted
@@ -79,8 +72,6 @@ def train(
         "dataset": dataset,
         "axes": axes,
         "slice_axis": slice_axis,
-        "layout": layout,
-        "read": key_values(read) or None,
         "where": where,
         "range": range_,
         "groups": groups,
