@@ -162,7 +162,7 @@ def _measurement(
     if note:
         missing.append(note)
     if _PRIOR in registry.available("prior"):
-        chosen = f"--prior {_PRIOR} --strategy dps --set steps=100 --samples 2"
+        chosen = f"--prior {_PRIOR} --strategy diffpir --set steps=100 --samples 2"
         commands.append(_command("with a prior", _join(begin, chosen, [*reading, *smaller], extra)))
     else:
         commands.append(_command("without a prior", _join(begin, "--strategy tv", [*reading, *smaller], extra)))
