@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from invsolve.datasets._hdf5 import dataset, open_readonly, read, to_tensor
+from invsolve.datasets._rings import suppress_rings
 from invsolve.errors import UserError
 
 #: Transmissions below this are set to it: their logarithm would be noise alone, or not a number.
@@ -23,11 +24,13 @@ class Frames:
         path: the file.
         name: dataset in it.
         order: its axes that are frame, detector row and detector column; no frame axis (a single frame): -1.
+        frames: which of its frames these are, rising; default all.
     """
 
     path: Path
     name: str
     order: tuple[int, int, int]
+    frames: tuple[int, ...] | None = None
 
     def read(self, start: int, stop: int, every: int = 1) -> np.ndarray:
         """Detector rows start..stop of the frames that `kept` picks: (rows, frames, columns), float64."""
@@ -36,9 +39,17 @@ class Frames:
             found = dataset(file, self.name)
             selection = [slice(None)] * found.ndim
             selection[row] = slice(start, stop)
-            if frame >= 0:
+            wanted: tuple[int, ...] | None = None
+            if frame >= 0 and self.frames is None:
                 selection[frame] = kept(found.shape[frame], every)
-            values = read(found, tuple(selection)).astype(np.float64)
+            elif self.frames is not None:
+                # One stretch of frames and a choice in memory: HDF5 is slow at scattered selections.
+                wanted = self.frames[kept(len(self.frames), every)]
+                selection[frame] = slice(wanted[0], wanted[-1] + 1)
+            values = read(found, tuple(selection))
+        if wanted is not None:
+            values = values.take([w - wanted[0] for w in wanted], frame)
+        values = values.astype(np.float64)
         if frame < 0:
             return (values if row == 0 else values.T)[:, None]
         return values.transpose(row, frame, self.order[2])
@@ -80,6 +91,7 @@ class LineIntegrals:
         start, stop: detector rows.
         thin: one angle of each group of so many, see `kept`.
         bin: detector pixels whose counts are averaged, as a wider pixel would.
+        rings: width of the ring filter, see `suppress_rings`; 0 for none.
     """
 
     data: Frames
@@ -89,6 +101,7 @@ class LineIntegrals:
     stop: int
     thin: int = 1
     bin: int = 1
+    rings: int = 0
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -98,7 +111,8 @@ class LineIntegrals:
         if step != 1:
             raise ValueError(f"line integrals are read in slices of step 1, got {step}")
         stop = max(start, stop)
-        return to_tensor(self.corrected(self.start + start, self.start + stop).line_integrals())
+        integrals = self.corrected(self.start + start, self.start + stop).line_integrals()
+        return to_tensor(suppress_rings(integrals, self.rings) if self.rings else integrals)
 
     def corrected(self, start: int, stop: int) -> Corrected:
         """Counts of detector rows start..stop of the file.
@@ -113,6 +127,12 @@ class LineIntegrals:
             black = self.dark.read(start, stop).mean(1)
             open_ = self.white.read(start, stop).mean(1) - black
             signal = signal - black[:, None]
+            if not np.isfinite(open_).all():
+                bad = start + int(np.flatnonzero(~np.isfinite(open_).all(1))[0])
+                raise UserError(
+                    f"{self.data.path}: flats or darks have NaN or infinite values in detector row {bad}; leave it out with "
+                    "rows="
+                )
             dead = ~(open_ > 0)
             for row in np.flatnonzero(dead.any(1)):
                 _fill(signal[row], open_[row], dead[row], f"{self.data.path}: detector row {start + row}")

@@ -169,6 +169,11 @@ def _check_readable(found: h5py.Dataset, where: str) -> None:
     # A half-written compound of (real, imag) is what MATLAB writes for complex numbers.
     if found.dtype.kind not in "fiubc" and found.dtype.names != ("real", "imag"):
         raise UserError(f"{where}: holds {found.dtype}, expected numbers; give another dataset")
+    check_stored(found, where)
+
+
+def check_stored(found: h5py.Dataset, where: str) -> None:
+    """Refuse a dataset whose filter is not installed, whose sources are missing, or which was never completely written."""
     properties = found.id.get_create_plist()
     for k in range(properties.get_nfilters()):
         code, *_, label = properties.get_filter(k)

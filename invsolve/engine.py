@@ -235,11 +235,15 @@ class Run:
         items = [i for i in range(len(self.measurement.y)) if not sink.is_done(i)]
         chains = [(i, s) for i in items for s in range(self.samples)]
         together = self.samples if self.strategy.couples_samples else 1
-        for batch in batches(chains, lambda: self.batch_size, together):
-            for part, outcome in self._attempt(batch, together):
-                self._collect(part, outcome, sink)
-                if self.on_batch is not None:
-                    self.on_batch(part)
+        # Items that each have an operator of their own do not share a batch.
+        apart = self.measurement.operators is not None
+        runs = [[c for c in chains if c[0] == item] for item in items] if apart else [chains]
+        for run in runs:
+            for batch in batches(run, lambda: self.batch_size, together):
+                for part, outcome in self._attempt(batch, together):
+                    self._collect(part, outcome, sink)
+                    if self.on_batch is not None:
+                        self.on_batch(part)
 
     def _attempt(self, chains: list[Chain], together: int) -> Iterator[tuple[list[Chain], Outcome]]:
         """Run a batch; when memory runs out, halve it, and keep the smaller size."""
@@ -277,12 +281,12 @@ class Run:
         noise = self.measurement.noise
         assert noise is not None
         coupled = self.samples if self.strategy.couples_samples else 1
-        operator = self.measurement.operator
+        operator = self.measurement.operator_for(items[0]).to(self.device)
         return make_problem(self.prior, operator, noise, y, self.image_shape, self.scale.rows(items), coupled)
 
     def _collect(self, chains: Sequence[Chain], outcome: Outcome, sink: Sink) -> None:
         scale = self.scale.rows([item for item, _ in chains])
-        images = scale.to_physical(outcome.images).cpu()
+        images = self.measurement.crop(scale.to_physical(outcome.images)).cpu()
         known = {
             "residual": outcome.residuals.cpu(),
             "discrepancy": outcome.discrepancy.cpu(),

@@ -73,13 +73,15 @@ def choose_scale(
     if given is None and measurement.scale is not None:
         return measurement.scale
     own = prior.data_range if prior is not None else None
-    same_unit = prior is None or not measurement.unit or measurement.unit == prior.unit
-    if given is None and same_unit:
+    same_unit = not measurement.unit or (prior is not None and measurement.unit == prior.unit)
+    if given is None and (same_unit or (prior is None and not isinstance(forward, LinearOperator))):
         return Scale() if own is None else Scale.from_range(*own, origin="prior")
     if not isinstance(forward, LinearOperator):
         raise UserError("the scale of a nonlinear operator cannot be estimated: give scale=(low, high)")
+    # Without a prior too: what is iterated should not be a millionth of a unit. Physical images then start at zero, and
     # -1000 HU is no attenuation: zero in every other unit of attenuation.
-    from_zero = own is not None and (own[0] >= 0 or (prior is not None and prior.unit == "HU" and own[0] == -1000))
+    hounsfield = prior is not None and prior.unit == "HU"
+    from_zero = prior is None or (own is not None and (own[0] >= 0 or (hounsfield and own[0] == -1000)))
     return estimate_scale(measurement, forward, shape, from_zero, device, dtype)
 
 
@@ -102,8 +104,10 @@ def estimate_scale(
     for item in picked:
         y = engine.read_rows(measurement, item, item + 1).to(device)
         y = y.to(dtype.to_complex() if y.is_complex() else dtype)
+        own = measurement.operator_for(item).to(device) if measurement.operators is not None else forward
+        assert isinstance(own, LinearOperator)
         with torch.no_grad():
-            image = forward.baseline(y, 0.0)
+            image = own.baseline(y, 0.0)
         values = (image.abs() if image.is_complex() else image).flatten().double().cpu().numpy()
         low.append(np.quantile(values, 0.005))
         high.append(np.quantile(values, 0.995))

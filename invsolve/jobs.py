@@ -15,15 +15,30 @@ from torch import Tensor
 
 import invsolve
 from invsolve import api, discrepancy, engine, metrics, registry, sampling
-from invsolve.contracts.layout import Measurement
+from invsolve.contracts.layout import Images, Layout, Measurement
 from invsolve.contracts.noise import Gaussian, noise_from_text
 from invsolve.contracts.operator import LinearOperator
 from invsolve.contracts.prior import Prior
 from invsolve.datasets import own
-from invsolve.datasets._hdf5 import open_readonly
+from invsolve.datasets._hdf5 import fingerprint, open_readonly
 from invsolve.errors import UserError
 from invsolve.parameters import build
 from invsolve.provenance import plain, provenance
+
+
+def find_layout(path: Path) -> list[str]:
+    """Names of the registered layouts that recognise a file, or a folder.
+
+    Raises:
+        UserError: nothing recognises what is no HDF5, or the file cannot be opened.
+    """
+    known, path = registry.available("layout"), Path(path)
+    if path.exists():
+        by_name = [name for name, cls in known.items() if cls.opens(path)]  # type: ignore[attr-defined]
+        if by_name:
+            return by_name
+    with open_readonly(path) as file:
+        return [name for name, cls in known.items() if cls.recognises(file)]  # type: ignore[attr-defined]
 
 
 def open_measurement(path: Path, layout: str | None = None, options: Mapping[str, Any] | None = None) -> Measurement:
@@ -37,26 +52,61 @@ def open_measurement(path: Path, layout: str | None = None, options: Mapping[str
     Raises:
         UserError: unreadable, recognised by none, or wrong options.
     """
-    known = registry.available("layout")
     if layout is None:
-        with open_readonly(path) as file:
-            fitting = [name for name, cls in known.items() if cls.recognises(file)]  # type: ignore[attr-defined]
-            inside = ", ".join(sorted(file)) or "nothing"
+        fitting = find_layout(path)
         if not fitting:
-            raise UserError(
-                f"{path}: no known layout ({', '.join(known)}); the file holds {inside}. A scan file of ours has a dataset y "
-                "and a group operator with the attribute name"
-            )
+            raise UserError(_unknown(path))
         layout = fitting[0]
-    reader = build(registry.find("layout", layout), "layout", layout, dict(options or {}))
-    return reader.open(path)
+    reader: Layout = build(registry.find("layout", layout), "layout", layout, dict(options or {}))
+    return reader.open(Path(path))
+
+
+def open_images(path: Path, layout: str | None = None, options: Mapping[str, Any] | None = None) -> Images:
+    """Open images to simulate from, to train on or to compare with.
+
+    Args:
+        path: invsolve's own files (dataset x), or what a layout reads as images.
+        layout: name of a registered layout; None asks each, and takes files that none knows as invsolve's own.
+        options: the layout's parameters.
+
+    Raises:
+        UserError: unreadable, no images, or wrong options.
+    """
+    if layout is None:
+        layout = next((n for n in find_layout(path) if registry.find("layout", n).images is not Layout.images), None)  # type: ignore[attr-defined]
+    if layout is None:
+        if options:
+            raise UserError(f"{path}: --read needs --layout here, as no layout recognises the file; {_layouts()}")
+        x = own.read_images(path)
+        return Images(x, source=str(path), fingerprint=fingerprint(path))
+    reader: Layout = build(registry.find("layout", layout), "layout", layout, dict(options or {}))
+    return reader.images(Path(path))
+
+
+def _unknown(path: Path) -> str:
+    with open_readonly(path) as file:
+        inside = ", ".join(sorted(file)) or "nothing"
+    return f"{path}: no known layout; the file holds {inside}. 'invsolve inspect {path}' says what it could be; {_layouts()}"
+
+
+def _layouts() -> str:
+    return f"--layout names one of {', '.join(registry.available('layout'))}"
 
 
 def simulate_file(
-    truth: Path, out: Path, operator: str, parameters: Mapping[str, Any], noise: str, seed: int, overwrite: bool
+    truth: Path,
+    out: Path,
+    operator: str,
+    parameters: Mapping[str, Any],
+    noise: str,
+    seed: int,
+    overwrite: bool,
+    layout: str | None = None,
+    read: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure every image of a file, and write a scan file with the truth beside the measurement."""
-    images = own.read_images(truth)
+    opened = open_images(truth, layout, read)
+    images = opened.x
     _refuse_existing(out, overwrite, truth)
     first = images[0:1]
     forward = api.operator(operator, **api.fill_image_size(operator, parameters, first.shape[-1]))
@@ -65,7 +115,7 @@ def simulate_file(
     if not bool(everything.isfinite().all()):
         raise UserError(f"{truth}: the images hold NaN or infinite values")
     y = api.simulate(everything, forward, model, seed)
-    own.write_scan(out, y, forward, model, truth=everything)
+    own.write_scan(out, y, forward, model, truth=everything, unit=opened.unit)
     return {"output": str(out), "items": len(y), "measurement_shape": list(y.shape[1:]), "noise": noise, "seed": seed}
 
 
@@ -85,7 +135,8 @@ class Baselines:
         if isinstance(problem.operator, LinearOperator) and isinstance(problem.noise, Gaussian):
             with torch.no_grad():
                 image = problem.baseline()
-            extra["pinv"] = self.run.scale.rows([item]).to_physical(image)[0].cpu()
+            physical = self.run.scale.rows([item]).to_physical(image)[0]
+            extra["pinv"] = self.run.measurement.crop(physical).cpu()
         if self.run.measurement.truth is not None:
             extra["truth"] = self.run.measurement.truth[item : item + 1][0]
         self.inner.write(item, {**arrays, **extra}, facts)
@@ -146,7 +197,7 @@ def reconstruct_file(
     run.should_stop = should_stop
     low, high = run.scale.range
     unit = f" {measurement.unit}" if measurement.unit else ""
-    if run.scale.origin == "estimated":
+    if run.scale.origin == "estimated" and prior is not None:
         say(f"scale estimated from the data: prior's range is {low:.4g} .. {high:.4g}{unit}; --scale LOW:HIGH fixes it")
     if run.strategy.draws and request.samples == 1:
         say("one sample: the standard deviation is 0 by construction; --samples 8 gives an uncertainty")
@@ -192,11 +243,14 @@ def _check_finite(measurement: Measurement, sink: Baselines) -> None:
 def evaluate_file(recon: Path, truth: Path | None, data_range: float | None) -> dict[str, Any]:
     """Score a result against a truth file, or against the truth it carries; also its linear baseline if it has one."""
     result = own.read_result(recon)
-    reference = own.read_images(truth) if truth is not None else result.truth
+    reference = open_images(truth).x if truth is not None else result.truth
     if reference is None:
         raise UserError(f"{recon} carries no truth: give --truth IMAGES.h5")
     count = len(result.mean)
-    if len(reference) != count or reference[0:1].shape != result.mean[0:1].shape:
+    # Two channels against one: a complex image and its magnitude, as scanners store it.
+    magnitude = result.mean[0:1].shape[1] == 2 and reference[0:1].shape[1] == 1
+    wanted = result.mean[0:1].shape if not magnitude else (1, 1, *result.mean[0:1].shape[2:])
+    if len(reference) != count or tuple(reference[0:1].shape) != tuple(wanted):
         raise UserError(
             f"truth has {len(reference)} images of {tuple(reference[0:1].shape[1:])}, the result {count} of "
             f"{tuple(result.mean[0:1].shape[1:])}; they must agree"
@@ -206,10 +260,13 @@ def evaluate_file(recon: Path, truth: Path | None, data_range: float | None) -> 
     linear: list[dict[str, float]] = []
     for i in range(count):
         target, mean, std = reference[i : i + 1][0], result.mean[i : i + 1][0], result.std[i : i + 1][0]
-        spread = std if result.samples.shape[1] > 1 else None
+        spread = std if result.samples.shape[1] > 1 and not magnitude else None
+        if magnitude:
+            mean = mean.norm(dim=0, keepdim=True)
         rows.append(metrics.score(mean, target, span, spread, result.samples.shape[1]))
         if result.pinv is not None:
-            linear.append(metrics.score(result.pinv[i : i + 1][0], target, span))
+            image = result.pinv[i : i + 1][0]
+            linear.append(metrics.score(image.norm(dim=0, keepdim=True) if magnitude else image, target, span))
     summary: dict[str, Any] = {"items": rows, "mean": metrics.average(rows), "data_range": span}
     if linear:
         summary["pinv"] = metrics.average(linear)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import invsolve.api  # noqa: F401 (layouts make their operators through it)
 from invsolve import registry
 from invsolve.cli.app import run
 

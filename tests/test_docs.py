@@ -25,7 +25,7 @@ def blocks(text: str) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, match.start(1)), match.group(1)) for match in found]
 
 
-@pytest.mark.parametrize("page", ["docs/extending.md", "docs/priors.md", "README.md"])
+@pytest.mark.parametrize("page", ["docs/extending.md", "docs/files.md", "docs/priors.md", "README.md"])
 def test_python_blocks_run_in_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = ROOT / page
     if not file.exists():
@@ -59,6 +59,14 @@ def test_hook_is_shown_with_its_signature(hook: str) -> None:
 @pytest.mark.parametrize("need", NEEDS)
 def test_need_is_explained(need: str) -> None:
     assert f'| `"{need}"` |' in EXTENDING.read_text(encoding="utf-8")
+
+
+def test_every_layout_is_explained() -> None:
+    from invsolve import registry
+
+    page = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
+    for name in registry.available("layout"):
+        assert f"`{name}`" in page, f"layout {name} is missing in docs/files.md"
 
 
 def test_strategy_example_is_short() -> None:

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-import invsolve
-from invsolve.contracts.layout import Layout
 from invsolve.datasets.dxchange import DXchange
 from invsolve.datasets.phantoms import Ellipse, render, sinogram, thorax
 from invsolve.errors import UserError
@@ -17,11 +15,6 @@ TOOTH = Path(__file__).parents[2] / "shared" / "data" / "ct_tooth" / "tooth.h5"
 SIZE, ANGLES, CENTRE = 96, 90, 44.3
 DEGREES = np.arange(ANGLES) * 180 / ANGLES
 COUNTS, BLACK, GAIN = 5000.0, 100.0, 0.5
-
-
-@pytest.fixture(autouse=True)
-def registry_door(monkeypatch):
-    monkeypatch.setattr(Layout, "make_operator", staticmethod(lambda name, given: invsolve.operator(name, **given)))
 
 
 def ideal(rows: int = 3, degrees: np.ndarray = DEGREES, width: int = SIZE) -> np.ndarray:

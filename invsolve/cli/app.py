@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from invsolve.cli import bench, files, plugins, prior, sample, train
+from invsolve.cli import bench, files, look, plugins, prior, sample, train
 
 app = typer.Typer(
     name="invsolve",
@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(files.demo)
+app.command()(look.inspect)
 app.command()(files.simulate)
 app.command()(files.reconstruct)
 app.command()(files.evaluate)

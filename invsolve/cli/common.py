@@ -22,6 +22,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A parameter, as key=value; repeatable.", metavar="KEY=VALUE")
 ]
+Read = Annotated[
+    list[str] | None, typer.Option("--read", help="How to read the file; repeatable.", metavar="KEY=VALUE")
+]
 
 
 def key_values(given: Sequence[str] | None) -> dict[str, Any]:

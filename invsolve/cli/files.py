@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from invsolve.cli.common import AsJson, Overwrite, Plugins, Settings, StopOnSignal, emit, key_values, note, start, table
+from invsolve.cli.common import (
+    AsJson,
+    Overwrite,
+    Plugins,
+    Read,
+    Settings,
+    StopOnSignal,
+    emit,
+    key_values,
+    note,
+    start,
+    table,
+)
 
 
 def demo(
@@ -31,7 +43,7 @@ def demo(
 
 
 def simulate(
-    truth: Annotated[Path, typer.Argument(help="HDF5 file with images x (items, channels, rows, columns).")],
+    truth: Annotated[Path, typer.Argument(help="Images: our files, NIfTI, DICOM, TIFF, .npy, see --layout.")],
     out: Annotated[Path, typer.Option("-o", "--output", help="Scan file to write.")],
     operator: Annotated[str, typer.Option(help="Registered operator, see `invsolve plugins list`.")],
     set_: Settings = None,
@@ -39,6 +51,8 @@ def simulate(
         str, typer.Option(help="gaussian:SIGMA or poisson:GAIN, in units of the measurement.")
     ] = "gaussian:0.01",
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    layout: Annotated[str | None, typer.Option(help="Layout of the file, where it is not recognised.")] = None,
+    read: Read = None,
     plugin: Plugins = None,
     overwrite: Overwrite = False,
     json_: AsJson = False,
@@ -47,13 +61,13 @@ def simulate(
     start(plugin)
     from invsolve.jobs import simulate_file
 
-    result = simulate_file(truth, out, operator, key_values(set_), noise, seed, overwrite)
+    result = simulate_file(truth, out, operator, key_values(set_), noise, seed, overwrite, layout, key_values(read))
     shape = " x ".join(map(str, result["measurement_shape"]))
     emit(result, json_, f"{result['output']}: {result['items']} items, y of {shape}")
 
 
 def reconstruct(
-    scan: Annotated[Path, typer.Argument(help="Measurement file: ours, or of a known layout (dxchange).")],
+    scan: Annotated[Path, typer.Argument(help="Measurement: ours, DXchange, NXtomo, fastMRI, ISMRMRD, ...")],
     out: Annotated[Path, typer.Option("-o", "--output", help="Result file to write; the same command resumes it.")],
     prior: Annotated[
         str | None, typer.Option(help="Registered prior or checkpoint file; pinv and tv need none.")
@@ -69,9 +83,7 @@ def reconstruct(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     batch_size: Annotated[int | None, typer.Option(help="Samples that go through the network at once.")] = None,
     layout: Annotated[str | None, typer.Option(help="Layout of the file, where it is not recognised.")] = None,
-    read: Annotated[
-        list[str] | None, typer.Option(help="How to read the file; repeatable.", metavar="KEY=VALUE")
-    ] = None,
+    read: Read = None,
     plugin: Plugins = None,
     overwrite: Overwrite = False,
     json_: AsJson = False,

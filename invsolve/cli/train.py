@@ -14,7 +14,7 @@ _DATA, _LENGTH = "The images", "Network and length"
 
 
 def train(
-    images: Annotated[Path, typer.Argument(help="HDF5 file with images x (items, channels, rows, columns).")],
+    images: Annotated[Path, typer.Argument(help="Images: HDF5 with x, NIfTI, a folder of DICOM, TIFF, .npy.")],
     out: Annotated[Path, typer.Option("-o", "--output", help="Prior file to write; the same command resumes it.")],
     dataset: Annotated[str | None, typer.Option(help="Dataset in the file; default x.", rich_help_panel=_DATA)] = None,
     axes: Annotated[
@@ -58,8 +58,9 @@ def train(
 
     Several GPUs: torchrun --nproc-per-node 4 -m invsolve train ...
 
-    More with --set: augmentation (rotate, zoom, gain), clip, unit, validation, blocks, dropout, lr, warmup, ema,
-    sigma_mean, sigma_std, sigma_data, sigma_max, immiscible, stable_target, validate_every, log_every, store.
+    More with --set: layout, read (as read={view="axial"}), augmentation (rotate, zoom, gain),
+    clip, unit, validation, blocks, dropout, lr, warmup, ema, sigma_mean, sigma_std, sigma_data, sigma_max,
+    immiscible, stable_target, validate_every, log_every, store.
     """
     start(None)
     from invsolve.engine import Interrupted

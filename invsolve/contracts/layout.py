@@ -1,4 +1,4 @@
-"""How files enter and leave: a layout reads one kind of file into a Measurement; a sink takes finished items."""
+"""How files enter and leave: a layout reads one kind of file into a Measurement or Images; a sink takes finished items."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.contracts.scale import Scale
+from invsolve.errors import UserError
 
 
 class Rows(Protocol):
@@ -36,6 +37,12 @@ class Measurement:
         source: the file it came from.
         fingerprint: changes when the input does; compared before a run is resumed.
         notes: one line each on what was done on the way (flat field, thinning), for the record and the terminal.
+        missing: one line each on what the file does not say, what is taken instead, and how to give it.
+        axes: names of y's axes, such as "item angle detector".
+        operators: the operator of one item, where items differ (coil maps of each slice); `operator` is that of the first
+            then, and all have its shapes.
+        region: [start, stop) along each spatial axis of the part of the image that is the result; what lies outside is
+            reconstructed too, because the data see it, and cut off. None keeps everything. `truth` covers the region.
     """
 
     y: Rows
@@ -47,10 +54,54 @@ class Measurement:
     source: str = ""
     fingerprint: str = ""
     notes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    axes: str = ""
+    operators: Callable[[int], Operator] | None = None
+    region: tuple[tuple[int, int], ...] | None = None
+
+    def operator_for(self, item: int) -> Operator:
+        """The operator that measured this item."""
+        return self.operator if self.operators is None else self.operators(item)
+
+    def crop(self, image: Tensor) -> Tensor:
+        """Cut an image (..., *spatial) down to the region."""
+        if self.region is None:
+            return image
+        index: tuple[Any, ...] = (..., *(slice(start, stop) for start, stop in self.region))
+        return image[index]
+
+
+@dataclass
+class Images:
+    """Images to simulate from, to train on, or to compare with.
+
+    Attributes:
+        x: (N, C, *spatial), physical units, read in slices.
+        unit: of the values.
+        spacing: pixel size along each spatial axis, in spacing_unit; None where the file does not say.
+        spacing_unit: such as "mm".
+        source: the file or folder.
+        fingerprint: changes when the input does.
+        notes: one line each on what was done on the way.
+        missing: one line each on what the file does not say.
+        axes: names of x's axes.
+    """
+
+    x: Rows
+    unit: str = ""
+    spacing: tuple[float, ...] | None = None
+    spacing_unit: str = ""
+    source: str = ""
+    fingerprint: str = ""
+    notes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    axes: str = "item channel row column"
 
 
 class Layout:
-    """One kind of measurement file. Options are keyword arguments of the constructor; two methods do the work.
+    """One kind of file. Options are keyword arguments of the constructor.
+
+    Measurements: write `recognises` (or `opens`, for what is no HDF5) and `open`. Images: the same, and `images`.
 
     Attributes:
         make_operator: makes a registered operator from its name and parameters. The engine sets it before a file is opened,
@@ -63,7 +114,12 @@ class Layout:
     @classmethod
     def recognises(cls, file: Any) -> bool:
         """Whether an open, read-only `h5py.File` is of this kind. Must not read data."""
-        raise NotImplementedError
+        return False
+
+    @classmethod
+    def opens(cls, path: Path) -> bool:
+        """Whether a file that is no HDF5, or a folder, is of this kind; by its name and first bytes alone."""
+        return False
 
     def open(self, path: Path) -> Measurement:
         """Read everything but the data itself.
@@ -71,7 +127,18 @@ class Layout:
         Raises:
             UserError: something is missing or contradictory; says what, where and how to mend it.
         """
-        raise NotImplementedError
+        raise UserError(
+            f"{path}: layout {self.name!r} holds images, not a measurement; simulate one from it (invsolve simulate), or "
+            "train a prior on it (invsolve train)"
+        )
+
+    def images(self, path: Path) -> Images:
+        """Open images; reads everything but the values.
+
+        Raises:
+            UserError: something is missing or contradictory; says what, where and how to mend it.
+        """
+        raise UserError(f"{path}: layout {self.name!r} holds a measurement, not images; reconstruct it first")
 
 
 class Sink(Protocol):

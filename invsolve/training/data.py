@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,9 +11,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from invsolve import registry
+from invsolve.contracts.layout import Rows
 from invsolve.datasets._hdf5 import dataset, fingerprint, open_readonly, read, text
 from invsolve.errors import UserError
-from invsolve.training.axes import find_axes
+from invsolve.jobs import open_images
+from invsolve.training.axes import Axes, find_axes
 from invsolve.training.settings import Settings
 
 #: Below this an array is held in memory; above, each image is read when it is needed.
@@ -34,13 +38,26 @@ class Images:
 
     def __init__(self, path: Path, settings: Settings) -> None:
         self.path, self.name = path, settings.dataset or "x"
+        self._file: h5py.File | dict[str, h5py.Dataset] = {}
+        self._data: h5py.Dataset | np.ndarray | _Rows
+        foreign = settings.layout is not None or _is_foreign(path)
+        size = self._open_by_layout(settings) if foreign else self._open_hdf5(settings)
+        axes = self.axes
+        self.volumes = size[axes.item] if axes.item is not None else 1
+        self.cuts = size[axes.cut] if axes.cut is not None else 1
+        channels = size[axes.channel] if axes.channel is not None else 1
+        self.spatial = tuple(size[k] for k in axes.space)
+        self.shape = (channels * (2 if self.complex else 1), *self.spatial)
+
+    def _open_hdf5(self, settings: Settings) -> tuple[int, ...]:
         self._open = ExitStack()
-        self._file = self._open.enter_context(open_readonly(path))
-        if settings.dataset is None and "x" not in self._file:
-            numbers = [n for n, d in self._file.items() if isinstance(d, h5py.Dataset) and d.ndim >= 3]
+        path = self.path
+        file = self._file = self._open.enter_context(open_readonly(path))
+        if settings.dataset is None and "x" not in file:
+            numbers = [n for n, d in file.items() if isinstance(d, h5py.Dataset) and d.ndim >= 3]
             hint = f"; name one, such as --dataset {numbers[0]}" if numbers else ""
-            raise UserError(f"{path}: has no dataset 'x', but {', '.join(sorted(self._file)) or 'nothing'}{hint}")
-        found = dataset(self._file, self.name)
+            raise UserError(f"{path}: has no dataset 'x', but {', '.join(sorted(file)) or 'nothing'}{hint}")
+        found = dataset(file, self.name)
         self.where = f"{path}: dataset {self.name!r} {found.shape}"
         if found.ndim < 2 or not found.size:
             raise UserError(f"{self.where}: expected (items, channels, rows, columns)")
@@ -48,17 +65,26 @@ class Images:
         self.axes = find_axes(self.where, found.shape, stored, settings.axes, settings.slice_axis, self.name == "x")
         self.unit = settings.unit
         if self.unit is None:
-            self.unit = text(found.attrs.get("units", found.attrs.get("unit", self._file.attrs.get("unit", ""))))
+            self.unit = text(found.attrs.get("units", found.attrs.get("unit", file.attrs.get("unit", ""))))
         self.complex = found.dtype.kind == "c" or found.dtype.names is not None
         self.dtype = found.dtype
-        self._data: h5py.Dataset | np.ndarray = read(found) if found.nbytes <= _MEMORY else found
-        axes, size = self.axes, found.shape
-        self.volumes = size[axes.item] if axes.item is not None else 1
-        self.cuts = size[axes.cut] if axes.cut is not None else 1
-        channels = size[axes.channel] if axes.channel is not None else 1
-        self.spatial = tuple(size[k] for k in axes.space)
-        self.shape = (channels * (2 if self.complex else 1), *self.spatial)
+        self._data = read(found) if found.nbytes <= _MEMORY else found
         self.fingerprint = fingerprint(path)
+        return tuple(found.shape)
+
+    def _open_by_layout(self, settings: Settings) -> tuple[int, ...]:
+        opened = open_images(self.path, settings.layout, settings.read)
+        first = opened.x[0:1]
+        size = (len(opened.x), *first.shape[1:])
+        self.fingerprint = opened.fingerprint
+        self.where = f"{self.path}: images {size}"
+        self.axes = Axes(0, None, 1, tuple(range(2, len(size))))
+        self.unit = opened.unit if settings.unit is None else settings.unit
+        self.complex = first.is_complex()
+        self.dtype = first.numpy().dtype
+        rows = _Rows(opened.x, size)
+        self._data = rows[(slice(None),)] if math.prod(size) * first.element_size() <= _MEMORY else rows
+        return size
 
     def __len__(self) -> int:
         return self.volumes * self.cuts
@@ -84,7 +110,7 @@ class Images:
         if axes.cut is not None:
             selection[axes.cut] = cut
         at = tuple(selection)
-        values = self._data[at] if isinstance(self._data, np.ndarray) else read(self._data, at)
+        values = read(self._data, at) if isinstance(self._data, h5py.Dataset) else self._data[at]
         values = values[None] if axes.channel is None else np.moveaxis(values, left.index(axes.channel), 0)
         if self.complex:
             values = np.stack([values.real, values.imag], 1).reshape(-1, *values.shape[1:])
@@ -128,6 +154,24 @@ class Images:
         if not len(rows):
             raise UserError(f"{self.path}: no image has {name} {value!r}; there are {', '.join(sorted({*labels})[:8])}")
         return rows
+
+
+class _Rows:
+    """Rows that a layout reads, indexed as an array: the first index is an item or a slice of them."""
+
+    def __init__(self, rows: Rows, shape: tuple[int, ...]) -> None:
+        self.rows, self.shape = rows, shape
+
+    def __getitem__(self, at: tuple[slice | int, ...]) -> np.ndarray:
+        first = at[0]
+        if isinstance(first, slice):
+            return self.rows[first].numpy()[(slice(None), *at[1:])]
+        return self.rows[first : first + 1][0].numpy()[at[1:]]
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a layout knows the file by name or first bytes, as what is no HDF5."""
+    return path.exists() and any(cls.opens(path) for cls in registry.available("layout").values())  # type: ignore[attr-defined]
 
 
 def spread(rows: np.ndarray, count: int) -> np.ndarray:

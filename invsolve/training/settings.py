@@ -22,6 +22,8 @@ class Settings:
         axes: names of its axes, such as "item:row:column:channel"; default the dataset's attribute `axes`, and for
             "x" (item, channel, *spatial).
         slice_axis: the axis of a volume along which it is cut into 2-D images.
+        layout: how to read files that are no HDF5 of images x (NIfTI, DICOM, TIFF, ...); default the one that knows them.
+        read: options of that layout, such as {"view": "coronal"}.
         where: only the items whose label in a dataset has a value, as "modality=CT".
         range: physical values of network -1 and +1, as "LOW:HIGH"; "type" for the integer type's range; "auto" for that
             of 8-bit data, else the 0.1 % and 99.9 % quantiles.
@@ -62,6 +64,8 @@ class Settings:
     dataset: str | None = None
     axes: str | None = None
     slice_axis: int | None = None
+    layout: str | None = None
+    read: dict[str, Any] | None = None
     where: str | None = None
     range: str = "auto"
     clip: bool = False

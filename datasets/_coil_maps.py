@@ -1,0 +1,158 @@
+"""Receive-coil sensitivities from the centre of k-space (ESPIRiT, Uecker et al. 2014), and the phase of the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from invsolve.errors import UserError
+
+#: Pixels whose calibration eigenvalue is below this see no signal; their maps are zero.
+CROP = 0.9
+#: Singular values of the calibration matrix below this part of the largest are noise, whatever its level.
+RANK = 0.002
+_KERNEL = 6
+_ITERATIONS = 30
+# Complex numbers held at once while pixels are solved.
+_BLOCK = 2**21
+
+
+@dataclass(frozen=True)
+class CoilMaps:
+    """Maps of one slice.
+
+    Attributes:
+        maps: (coils, rows, columns) complex64; sum of squares over the coils 1 where there is signal, else 0.
+        eigenvalue: (rows, columns) in [0, 1]; 1 where the calibration data are explained entirely.
+    """
+
+    maps: np.ndarray
+    eigenvalue: np.ndarray
+
+
+def calibration_region(kspace: np.ndarray, mask: np.ndarray, size: int, where: str) -> np.ndarray:
+    """The fully measured rectangle around the centre of k-space.
+
+    Args:
+        kspace: (coils, rows, columns), centred.
+        mask: (rows, columns) boolean, what is measured.
+        size: at most so many rows and columns.
+        where: for the message.
+
+    Raises:
+        UserError: it is narrower than 4 rows or columns.
+    """
+    rows, columns = mask.shape
+    centre = (rows // 2, columns // 2)
+    half = [0, 0]
+    grown = [True, True]
+    # Grow by turns, as long as all of it is measured.
+    while any(grown):
+        for axis in (0, 1):
+            if not grown[axis]:
+                continue
+            trial = list(half)
+            trial[axis] += 1
+            start = [c - h for c, h in zip(centre, trial, strict=True)]
+            stop = [c + h for c, h in zip(centre, trial, strict=True)]
+            inside = min(start) >= 0 and stop[0] <= rows and stop[1] <= columns and 2 * trial[axis] <= size
+            # While the other side has no width yet, look at the line through the centre.
+            lines = [slice(s, max(e, s + 1)) for s, e in zip(start, stop, strict=True)]
+            if inside and bool(mask[lines[0], lines[1]].all()):
+                half = trial
+            else:
+                grown[axis] = False
+    if min(half) < 2:
+        raise UserError(
+            f"{where}: only {2 * half[0]} x {2 * half[1]} points around the centre of k-space are fully measured, too few to "
+            "calibrate coil maps; give them: coil_maps=MAPS.npy, complex (coils, rows, columns)"
+        )
+    part = tuple(slice(c - h, c + h) for c, h in zip(centre, half, strict=True))
+    return kspace[:, part[0], part[1]]
+
+
+def espirit(
+    calibration: np.ndarray, size: tuple[int, int], sigma: float = 0.0, crop: float = CROP, rank: float = RANK
+) -> CoilMaps:
+    """Coil maps as the eigenvectors, of eigenvalue 1, of what the local correlations of k-space leave unchanged.
+
+    Every window of k-space lies in a space that is much smaller than its entries, because the coils see one image. The
+    projection of all windows onto it, averaged, is a convolution of k-space: for each pixel a coils x coils matrix, whose
+    eigenvector of eigenvalue 1 is the coils' sensitivities there (Uecker et al. 2014, equations 9 to 17).
+
+    Args:
+        calibration: (coils, rows, columns), fully measured, around the centre of k-space.
+        size: rows and columns of the maps.
+        sigma: standard deviation of the real and imaginary part of the noise: what it alone would put into the calibration
+            matrix is taken for noise.
+        crop, rank: see `CROP` and `RANK`.
+
+    Returns:
+        Maps whose phase is relative to the strongest combination of coils, so that it is smooth.
+    """
+    data = np.asarray(calibration, np.complex128)
+    coils = len(data)
+    kernel = [min(_KERNEL, n // 2) for n in data.shape[1:]]
+    patterns = _signal_space(data, kernel, sigma, rank)
+    # h(m) = sum over kernels of the correlation of their coils, for shifts m = -(k - 1) ... k - 1 (equation 15).
+    spectrum = np.fft.fft2(patterns, s=[2 * k for k in kernel])
+    correlation = np.einsum("jcab,jdab->cdab", spectrum, spectrum.conj(), optimize=True)
+    correlation = np.fft.ifft2(correlation) / (kernel[0] * kernel[1])
+    waves = []
+    for n, k in zip(size, kernel, strict=True):
+        shifts = np.fft.fftfreq(2 * k, 1 / (2 * k))
+        waves.append(np.exp(2j * np.pi * np.outer(np.arange(n) - n // 2, shifts) / n))
+    along_columns = np.einsum("cdab,yb->cday", correlation, waves[1], optimize=True)
+    start = low_resolution(data, size)
+    maps = np.empty((coils, *size), np.complex64)
+    eigenvalue = np.empty(size, np.float32)
+    step = max(1, _BLOCK // (size[1] * coils**2))
+    for first in range(0, size[0], step):
+        block = slice(first, min(first + step, size[0]))
+        matrices = np.einsum("xa,cday->xycd", waves[0][block], along_columns, optimize=True)
+        # einsum may return a transposed view, on which the products below are ten times slower.
+        vectors, values = _leading(np.ascontiguousarray(matrices), start[:, block].transpose(1, 2, 0))
+        maps[:, block], eigenvalue[block] = vectors.transpose(2, 0, 1), values
+    reference = np.linalg.svd(data.reshape(coils, -1), full_matrices=False)[0][:, 0]
+    phase = np.einsum("c,cxy->xy", reference.conj(), maps)
+    maps *= np.exp(-1j * np.angle(phase)) * (eigenvalue >= crop)
+    return CoilMaps(maps, eigenvalue)
+
+
+def _signal_space(data: np.ndarray, kernel: list[int], sigma: float, rank: float) -> np.ndarray:
+    """Orthonormal windows (count, coils, *kernel) that span those of the calibration data, less the noise."""
+    windows = np.lib.stride_tricks.sliding_window_view(data, kernel, axis=(1, 2))
+    matrix = windows.transpose(1, 2, 0, 3, 4).reshape(-1, len(data) * kernel[0] * kernel[1])
+    _, strength, right = np.linalg.svd(matrix, full_matrices=False)
+    # The largest singular value of a matrix of noise alone (Marchenko & Pastur 1967).
+    noise = 2**0.5 * sigma * sum(n**0.5 for n in matrix.shape)
+    return right[strength > max(rank * strength[0], min(noise, 0.1 * strength[0]))].reshape(-1, len(data), *kernel)
+
+
+def _leading(matrices: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit eigenvectors (..., coils) of largest eigenvalue of Hermitian matrices, by power iteration, and the values."""
+    vectors = start + 1e-6 * np.abs(start).max()
+    for _ in range(_ITERATIONS):
+        vectors = np.matmul(matrices, vectors[..., None])[..., 0]
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-30)
+    values = np.linalg.norm(np.matmul(matrices, vectors[..., None])[..., 0], axis=-1)
+    return vectors, values
+
+
+def low_resolution(calibration: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Images (coils, rows, columns) of the calibration region alone, with a Hann window against ringing."""
+    padded = np.zeros((len(calibration), *size), np.complex128)
+    shape = calibration.shape[1:]
+    window = np.outer(*(np.hanning(n + 2)[1:-1] for n in shape))
+    part = tuple(slice(n // 2 - k // 2, n // 2 - k // 2 + k) for n, k in zip(size, shape, strict=True))
+    padded[:, part[0], part[1]] = calibration * window
+    axes = (1, 2)
+    return np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(padded, axes), norm="ortho"), axes)
+
+
+def absorb_phase(maps: np.ndarray, calibration: np.ndarray) -> np.ndarray:
+    """Turn the maps by the phase of the image at low resolution, so that what is left to reconstruct is nearly real."""
+    size = (maps.shape[1], maps.shape[2])
+    image = (maps.conj() * low_resolution(calibration, size)).sum(0)
+    return (maps * np.exp(1j * np.angle(image))).astype(np.complex64)
