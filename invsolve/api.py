@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve import choice, discrepancy, engine, fit, prior_check, registry
+from invsolve import choice, discrepancy, engine, fit, prior_check, registry, volume
 from invsolve.contracts.layout import Layout, Measurement, Sink
 from invsolve.contracts.network_prior import NetworkPrior
 from invsolve.contracts.noise import Noise
@@ -243,9 +243,11 @@ def plan(
     else:
         chosen = strategy_
     knowledge = load_prior(prior) if isinstance(prior, str | Path) else prior
+    forward = measurement.operator.to(place)
+    rows = batch_size or (16 if place.type == "cuda" else 8)
     if knowledge is not None:
         knowledge.requires_grad_(False).eval().to(place)
-    forward = measurement.operator.to(place)
+        knowledge = volume.for_images(knowledge, forward, rows, place)
     shape = fit.image_shape(measurement, knowledge)
     fit.check_measurement(measurement, shape)
     run = engine.Run(
@@ -256,12 +258,14 @@ def plan(
         Scale(),
         samples,
         seed,
-        batch_size or (16 if place.type == "cuda" else 8),
+        rows,
         place,
         dtype,
     )
     if automatic:
         run.strategy = chosen = strategy(choice.default_strategy(run.problem([(0, 0)])), **given)
+    if run.couples_items:
+        volume.volumes_of(measurement)
     engine.check_needs(chosen, run.problem([(0, s) for s in range(samples if chosen.couples_samples else 1)]))
     run.scale = fit.choose_scale(measurement, forward, knowledge, scale, shape, place, dtype)
     return run

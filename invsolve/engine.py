@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from invsolve.contracts.across import AlongAxis
 from invsolve.contracts.layout import Measurement, Sink
 from invsolve.contracts.linalg import norm
 from invsolve.contracts.noise import Gaussian
@@ -21,8 +22,8 @@ from invsolve.contracts.scale import Scale
 from invsolve.contracts.strategy import NEEDS, State, Strategy
 from invsolve.errors import UserError
 from invsolve.metering import metered
-
-Chain = tuple[int, int]
+from invsolve.snapshot import Chain, Keeper, Sample, Snapshot
+from invsolve.volume import Alone, PriorInChunks, SliceWise, in_chunks, volumes_of
 
 
 class NonFinite(ArithmeticError):
@@ -67,6 +68,16 @@ class Outcome:
     record: dict[str, Tensor]
     facts: dict[str, float]
 
+    def gathered(self, team: Alone, rows: int) -> Outcome:
+        """The outcome of all rows, of which each process has its share."""
+        share = len(self.images) / rows
+        return Outcome(
+            team.gather(self.images, rows),
+            team.gather(self.residuals, rows),
+            {name: team.gather(value, rows) for name, value in self.record.items()},
+            self.facts | {"seconds": self.facts["seconds"] * share},
+        )
+
 
 def check_needs(strategy: Strategy, problem: Problem) -> None:
     """Raise UserError when the problem lacks what the strategy declares to need."""
@@ -109,8 +120,17 @@ def run_batch(
     rng: ChainRandom,
     callback: Callback | None = None,
     should_stop: Callable[[], bool] | None = None,
+    resume: Snapshot | None = None,
+    keep: Callable[[Snapshot, bool], None] | None = None,
 ) -> Outcome:
     """Run one batch of chains through the whole schedule.
+
+    Args:
+        problem, strategy, rng: what to run.
+        callback: told after each step; a true return value ends the batch early.
+        should_stop: asked after each step.
+        resume: where to go on from; None starts anew.
+        keep: told after each step how to go on from there, and whether the run is about to stop.
 
     Raises:
         NonFinite: the iterate became NaN or infinite.
@@ -121,10 +141,16 @@ def run_batch(
         levels = strategy.schedule(problem).tolist()
         expected = problem.expected_misfit()
         expected = torch.where(expected > 0, expected, torch.ones_like(expected))
-        state = strategy.init(problem, rng.at(0))
-        residuals = torch.full((problem.batch, max(len(levels) - 1, 1)), torch.nan, device=problem.y.device)
+        if resume is None:
+            state = strategy.init(problem, rng.at(0))
+            residuals = torch.full((problem.batch, max(len(levels) - 1, 1)), torch.nan, device=problem.y.device)
+        else:
+            state, residuals = dict(resume.state), resume.residuals
+            began -= resume.seconds
+            problem.calls.add(resume.calls)
+        done = 0 if resume is None else resume.step
         watch = _Watch(problem, levels)
-        for k, (sigma, sigma_next) in enumerate(pairwise(levels), start=1):
+        for k, (sigma, sigma_next) in enumerate(pairwise(levels[done:]), start=done + 1):
             state = strategy.step(problem, state, sigma, sigma_next, rng.at(k))
             residual = state.get("residual")
             if residual is not None:
@@ -135,7 +161,11 @@ def run_batch(
                 info = StepInfo(rng.chains, k, len(levels) - 1, sigma_next, relative, _late(strategy, problem, state))
                 if callback(info):
                     break
-            if should_stop is not None and should_stop():
+            stopping = should_stop is not None and should_stop()
+            if keep is not None:
+                seconds = time.perf_counter() - began
+                keep(Snapshot(rng.chains, k, state, residuals, seconds, problem.calls.counts()), stopping)
+            if stopping:
                 raise Interrupted
         images = strategy.result(problem, state)
         watch.finish(images)
@@ -213,6 +243,8 @@ class Run:
         callback: called after each step; a true return value ends the batch early.
         should_stop: asked after each step; True raises Interrupted.
         on_batch: told the chains of each finished batch.
+        team: the processes that share each volume.
+        keeper: keeps what is needed to go on after a kill in the middle of a batch; None keeps nothing.
     """
 
     measurement: Measurement
@@ -228,32 +260,76 @@ class Run:
     callback: Callback | None = None
     should_stop: Callable[[], bool] | None = None
     on_batch: Callable[[Sequence[Chain]], None] | None = None
-    waiting: dict[int, list[tuple[int, dict[str, Tensor], dict[str, float]]]] = field(default_factory=dict)
+    team: Alone = field(default_factory=Alone)
+    keeper: Keeper | None = None
+    waiting: dict[int, list[Sample]] = field(default_factory=dict)
+    _resume: Snapshot | None = field(default=None, init=False)
+    _home: torch.device | None = field(default=None, init=False)
+
+    @property
+    def couples_items(self) -> bool:
+        """Whether a batch is all slices of a volume; where an image is itself a volume, it is coupled in itself."""
+        return self.strategy.couples_items and len(self.image_shape) == 3
+
+    @property
+    def home(self) -> torch.device:
+        """Where states live: the device, until the volume turns out to be too large for it."""
+        return self._home or self.device
 
     def execute(self, sink: Sink) -> None:
         """Run every item that the sink does not have yet, and hand each over as soon as its last sample is done."""
-        items = [i for i in range(len(self.measurement.y)) if not sink.is_done(i)]
-        chains = [(i, s) for i in items for s in range(self.samples)]
+        for batch, together in self._batches(sink):
+            for part, outcome in self._attempt(batch, together):
+                self._collect(part, outcome, sink)
+                if self.on_batch is not None:
+                    self.on_batch(part)
+
+    def _batches(self, sink: Sink) -> Iterator[tuple[list[Chain], int]]:
+        """What is still to do, with how many chains must stay together; first what a kill interrupted."""
+        if self.keeper is not None:
+            self._resume, self.waiting = self.keeper.restore()
+        had = {(item, sample) for item, parts in self.waiting.items() for sample, _, _ in parts}
         together = self.samples if self.strategy.couples_samples else 1
+        begun = list(self._resume.chains) if self._resume is not None else []
+        if begun:
+            yield begun, len(begun) if self.couples_items else together
+        had.update(begun)
+        if self.couples_items:
+            for volume in volumes_of(self.measurement):
+                if all(sink.is_done(item) for item in volume):
+                    continue
+                for sample in range(self.samples):
+                    chains = [(item, sample) for item in volume]
+                    if not had.issuperset(chains):
+                        yield chains, len(chains)
+            return
+        items = [i for i in range(len(self.measurement.y)) if not sink.is_done(i)]
+        chains = [(i, s) for i in items for s in range(self.samples) if (i, s) not in had]
         # Items that each have an operator of their own do not share a batch.
         apart = self.measurement.operators is not None
-        runs = [[c for c in chains if c[0] == item] for item in items] if apart else [chains]
-        for run in runs:
-            for batch in batches(run, lambda: self.batch_size, together):
-                for part, outcome in self._attempt(batch, together):
-                    self._collect(part, outcome, sink)
-                    if self.on_batch is not None:
-                        self.on_batch(part)
+        for run in [[c for c in chains if c[0] == item] for item in items] if apart else [chains]:
+            for batch in batches(run, self._rows, together):
+                yield batch, together
+
+    def _rows(self) -> int:
+        """How many chains are a batch; `batch_size` counts what goes through the network, of which a volume has many."""
+        deep = self.image_shape[1] if isinstance(self.prior, SliceWise) else 1
+        return max(self.batch_size // deep, 1)
 
     def _attempt(self, chains: list[Chain], together: int) -> Iterator[tuple[list[Chain], Outcome]]:
         """Run a batch; when memory runs out, halve it, and keep the smaller size."""
         try:
             outcome = self._run(chains)
         except (torch.OutOfMemoryError, MemoryError) as error:
-            half = max(len(chains) // 2 // together, 1) * together
-            if half >= len(chains):
+            rows = self.batch_size if self.couples_items else len(chains)
+            least = 1 if self.couples_items else together
+            half = max(rows // 2 // least, 1) * least
+            if self.couples_items and self.home.type != "cpu":
+                # A volume's states are large, and needed on the device only a few slices at a time.
+                self._home, half = torch.device("cpu"), rows
+            elif half >= rows:
                 raise UserError(
-                    f"out of memory with the smallest batch ({len(chains)} chains): use a smaller image, fewer coupled "
+                    f"out of memory with the smallest batch ({rows} chains): use a smaller image, fewer coupled "
                     f"samples, or another device ({str(error).splitlines()[0]})"
                 ) from None
             self.batch_size = half
@@ -267,22 +343,55 @@ class Run:
             yield from self._attempt(part, together)
 
     def _run(self, chains: list[Chain]) -> Outcome:
-        problem = self.problem(chains)
-        return run_batch(problem, self.strategy, ChainRandom(self.seed, chains), self.callback, self.should_stop)
+        team, mine = self.team, self.team.share(len(chains))
+        problem = self.problem(chains[mine])
+        if self.couples_items:
+            problem.across = team.across()
+        elif len(self.image_shape) == 4:
+            problem.across = AlongAxis()
+        outcome = run_batch(
+            problem,
+            self.strategy,
+            ChainRandom(self.seed, chains[mine]),
+            lambda info: team.any(self.callback is not None and bool(self.callback(info))),
+            lambda: team.any(self.should_stop is not None and self.should_stop()),
+            self._resumed(chains, mine),
+            (lambda snapshot, stopping: self._keep(chains, snapshot, stopping)) if self.keeper is not None else None,
+        )
+        return outcome.gathered(team, len(chains))
+
+    def _resumed(self, chains: list[Chain], mine: slice) -> Snapshot | None:
+        """This process's part of where a kill interrupted these chains; only once."""
+        found, self._resume = self._resume, None
+        if found is None or list(found.chains) != chains:
+            return None
+        return found.map(lambda rows: rows[mine].to(self.home), chains[mine], len(chains[mine]) / len(chains))
+
+    def _keep(self, chains: list[Chain], snapshot: Snapshot, stopping: bool) -> None:
+        assert self.keeper is not None
+        if self.team.any(stopping or self.keeper.due()):
+            share = len(snapshot.chains) / len(chains)
+            whole = snapshot.map(lambda rows: self.team.gather(rows.detach(), len(chains)).cpu(), chains, 1 / share)
+            if self.team.leads:
+                self.keeper.save(whole, self.waiting)
 
     def problem(self, chains: Sequence[Chain]) -> Problem:
-        """The posterior for these chains, in network units, on the device."""
+        """The posterior for these chains, in network units, on the device (the slices of a volume: where states live)."""
         items = [item for item, _ in chains]
         distinct = list(dict.fromkeys(items))
         y = torch.cat([read_rows(self.measurement, item, item + 1) for item in distinct])
-        y = y.to(self.device, self.dtype.to_complex() if y.is_complex() else self.dtype)
+        home = self.home if self.couples_items else self.device
+        y = y.to(home, self.dtype.to_complex() if y.is_complex() else self.dtype)
         where = {item: row for row, item in enumerate(distinct)}
         y = y[[where[item] for item in items]]
         noise = self.measurement.noise
         assert noise is not None
         coupled = self.samples if self.strategy.couples_samples else 1
-        operator = self.measurement.operator_for(items[0]).to(self.device)
-        return make_problem(self.prior, operator, noise, y, self.image_shape, self.scale.rows(items), coupled)
+        operator, prior = self.measurement.operator_for(items[0]).to(self.device), self.prior
+        if self.couples_items:
+            operator = in_chunks(operator, self.batch_size, self.device, home)
+            prior = None if prior is None else PriorInChunks(prior, self.batch_size, self.device)
+        return make_problem(prior, operator, noise, y, self.image_shape, self.scale.rows(items), coupled)
 
     def _collect(self, chains: Sequence[Chain], outcome: Outcome, sink: Sink) -> None:
         scale = self.scale.rows([item for item, _ in chains])
@@ -298,12 +407,12 @@ class Run:
             self.waiting.setdefault(item, []).append((sample, arrays, outcome.facts))
             if len(self.waiting[item]) == self.samples:
                 parts = sorted(self.waiting.pop(item), key=lambda part: part[0])
-                sink.write(item, *_summary(parts))
+                # Of a volume that was being written when the run was killed some slices are there already.
+                if not sink.is_done(item):
+                    sink.write(item, *_summary(parts))
 
 
-def _summary(
-    parts: list[tuple[int, dict[str, Tensor], dict[str, float]]],
-) -> tuple[dict[str, Tensor], dict[str, float]]:
+def _summary(parts: list[Sample]) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Mean, standard deviation and stacked arrays of an item's samples; costs averaged, seconds summed."""
     arrays = {name: torch.stack([a[name] for _, a, _ in parts]) for name in parts[0][1]}
     samples = arrays.pop("image")
