@@ -280,30 +280,32 @@ class Run:
         """Run every item that the sink does not have yet, and hand each over as soon as its last sample is done."""
         for batch, together in self._batches(sink):
             for part, outcome in self._attempt(batch, together):
-                self._collect(part, outcome, sink)
+                if self.team.leads:
+                    self._collect(part, outcome, sink)
                 if self.on_batch is not None:
                     self.on_batch(part)
 
     def _batches(self, sink: Sink) -> Iterator[tuple[list[Chain], int]]:
         """What is still to do, with how many chains must stay together; first what a kill interrupted."""
         if self.keeper is not None:
-            self._resume, self.waiting = self.keeper.restore()
+            self._resume, self.waiting = self.team.same(self.keeper.restore() if self.team.leads else (None, {}))
         had = {(item, sample) for item, parts in self.waiting.items() for sample, _, _ in parts}
         together = self.samples if self.strategy.couples_samples else 1
         begun = list(self._resume.chains) if self._resume is not None else []
         if begun:
             yield begun, len(begun) if self.couples_items else together
         had.update(begun)
+        done = self.team.same([sink.is_done(item) for item in range(len(self.measurement.y))])
         if self.couples_items:
             for volume in volumes_of(self.measurement):
-                if all(sink.is_done(item) for item in volume):
+                if all(done[item] for item in volume):
                     continue
                 for sample in range(self.samples):
                     chains = [(item, sample) for item in volume]
                     if not had.issuperset(chains):
                         yield chains, len(chains)
             return
-        items = [i for i in range(len(self.measurement.y)) if not sink.is_done(i)]
+        items = [item for item, ready in enumerate(done) if not ready]
         chains = [(i, s) for i in items for s in range(self.samples) if (i, s) not in had]
         # Items that each have an operator of their own do not share a batch.
         apart = self.measurement.operators is not None
@@ -369,7 +371,7 @@ class Run:
 
     def _keep(self, chains: list[Chain], snapshot: Snapshot, stopping: bool) -> None:
         assert self.keeper is not None
-        if self.team.any(stopping or self.keeper.due()):
+        if self.team.any(stopping or (self.team.leads and self.keeper.due())):
             share = len(snapshot.chains) / len(chains)
             whole = snapshot.map(lambda rows: self.team.gather(rows.detach(), len(chains)).cpu(), chains, 1 / share)
             if self.team.leads:

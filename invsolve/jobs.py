@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 import invsolve
-from invsolve import api, discrepancy, engine, metrics, registry, sampling
+from invsolve import api, discrepancy, engine, metrics, registry, sampling, slabs
+from invsolve.checkpoints import CheckpointFile
 from invsolve.contracts.layout import Images, Layout, Measurement
 from invsolve.contracts.noise import Gaussian, noise_from_text
 from invsolve.contracts.operator import LinearOperator
@@ -24,6 +25,7 @@ from invsolve.datasets._hdf5 import fingerprint, open_readonly
 from invsolve.errors import UserError
 from invsolve.parameters import build
 from invsolve.provenance import plain, provenance
+from invsolve.training import parallel
 
 
 def find_layout(path: Path) -> list[str]:
@@ -160,6 +162,7 @@ class Request:
     layout: str | None = None
     read: Mapping[str, Any] = field(default_factory=dict)
     overwrite: bool = False
+    checkpoint_every: float = 60.0
 
 
 def reconstruct_file(
@@ -175,8 +178,26 @@ def reconstruct_file(
         say: told one line at a time what was found in the file and decided.
         should_stop: asked after each step; True stops with the finished items kept.
         command: the command line, for the record.
+
+    Started by `torchrun`, several processes share each volume; the first of them reads, writes and speaks.
     """
-    _refuse_existing(request.out, request.overwrite, request.scan)
+    team = parallel.join(request.device) if parallel.started_together() else None
+    try:
+        return _reconstruct(request, say if parallel.rank() == 0 else lambda line: None, should_stop, command, team)
+    finally:
+        if team is not None:
+            team.leave()
+
+
+def _reconstruct(
+    request: Request,
+    say: Callable[[str], None],
+    should_stop: Callable[[], bool] | None,
+    command: str,
+    team: parallel.Team | None,
+) -> dict[str, Any]:
+    if team is None or team.leads:
+        _refuse_existing(request.out, request.overwrite, request.scan)
     prior: Prior | None = api.load_prior(request.prior) if request.prior else None
     measurement = open_measurement(request.scan, request.layout, request.read)
     if request.noise is not None:
@@ -190,19 +211,27 @@ def reconstruct_file(
         request.samples,
         request.seed,
         request.batch_size,
-        request.device,
+        request.device if team is None else team.device,
         scale=_read_scale(request.scale),
         parameters_=request.parameters,
     )
     run.should_stop = should_stop
+    record = provenance(run) | {"command": command}
+    keeper = CheckpointFile(request.out, record["config_sha256"], request.checkpoint_every, say)
+    run.keeper = keeper
+    if team is not None:
+        slabs.share_volumes(run)
+    told = {"output": str(request.out), "items": len(measurement.y)}
+    began = time.perf_counter()
+    if not run.team.leads:
+        run.execute(slabs.Nowhere())
+        return told | {"seconds": round(time.perf_counter() - began, 3)}
     low, high = run.scale.range
     unit = f" {measurement.unit}" if measurement.unit else ""
     if run.scale.origin == "estimated" and prior is not None:
         say(f"scale estimated from the data: prior's range is {low:.4g} .. {high:.4g}{unit}; --scale LOW:HIGH fixes it")
     if run.strategy.draws and request.samples == 1:
         say("one sample: the standard deviation is 0 by construction; --samples 8 gives an uncertainty")
-    record = provenance(run) | {"command": command}
-    began = time.perf_counter()
     result = own.ResultFile.create(
         request.out, len(measurement.y), request.samples, record, request.overwrite, measurement.unit
     )
@@ -217,6 +246,7 @@ def reconstruct_file(
         except (UserError, engine.NonFinite):
             if not any(sink.is_done(i) for i in range(len(measurement.y))):
                 result.discard()
+                keeper.remove()
             raise
         except engine.Interrupted:
             done = sum(sink.is_done(i) for i in range(len(measurement.y)))
@@ -224,13 +254,14 @@ def reconstruct_file(
                 f"stopped; {done} of {len(measurement.y)} items are kept, run the same command to go on"
             ) from None
         result.finish()
+    keeper.remove()
     seconds = round(time.perf_counter() - began, 3)
     kept = own.read_result(request.out).diagnostics
     found = discrepancy.examine(np.asarray(kept["discrepancy"]), np.asarray(kept["discrepancy_numbers"]), run)
     say(str(found))
     judged = found.ratio == found.ratio  # NaN where the noise is said to be zero, and NaN is no JSON
     summary = {"ratio": found.ratio, "spread": found.spread, "warning": found.warning} if judged else None
-    return {"output": str(request.out), "items": len(measurement.y), "seconds": seconds, "discrepancy": summary}
+    return told | {"seconds": seconds, "discrepancy": summary}
 
 
 def _check_finite(measurement: Measurement, sink: Baselines) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from invsolve.contracts.layout import Measurement
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.prior import Prior
 from invsolve.errors import UserError
+
+T = TypeVar("T")
 
 
 def volumes_of(measurement: Measurement) -> list[list[int]]:
@@ -55,6 +58,10 @@ class Alone:
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in one of the processes."""
         return flag
+
+    def same(self, value: T) -> T:
+        """The leading process's value, in all processes."""
+        return value
 
 
 class InChunks(Operator):

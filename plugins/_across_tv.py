@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+from torch.nn.functional import softshrink
 
 from invsolve.contracts.linalg import conjugate_gradients
 from invsolve.contracts.problem import Problem
+
+#: A slice (or volume) whose gradient has fallen to this part of its size is solved.
+_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -20,46 +23,50 @@ class AcrossTV:
 
     Args:
         weight: of the total variation.
-        penalty: ADMM's rho; jumps smaller than weight / rho are flattened.
+        penalty: ADMM's rho; d is Dz x shrunk by weight / rho.
         sweeps: ADMM sweeps.
-        iterations: CG steps a sweep, started from the last solution.
+        solves: CG steps a sweep, started from the last solution.
     """
 
     weight: float
     penalty: float
-    sweeps: int = 1
-    iterations: int = 5
+    sweeps: int
+    solves: int
 
-    def solve(
-        self,
-        problem: Problem,
-        x: Tensor,
-        jumps: Tensor,
-        dual: Tensor,
-        near: Tensor | None = None,
-        keep: Tensor | float = 0.0,
+    def improve(
+        self, problem: Problem, near: Tensor, residual: Tensor, jumps: Tensor, dual: Tensor, keep: Tensor | float = 0.0
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Go on from x, jumps (d) and dual (u, scaled by rho), and return them anew."""
-        scale, across = problem.operator_norm() ** 2, problem.across
-        data = problem.linear.adjoint(problem.y) / scale
-        if near is not None:
-            data = data + keep * near
+        """Go on from x = near.
+
+        Args:
+            near: (B, C, *spatial).
+            residual: y - A(near), which the caller has computed anyway.
+            jumps, dual: d and u (scaled by rho) of the last call, shaped like near.
+            keep: a number, or broadcasting against near.
+
+        Returns:
+            x, jumps, dual.
+        """
+        operator, across = problem.linear, problem.across
+        scale = problem.operator_norm() ** 2
 
         def normal(v: Tensor) -> Tensor:
-            return problem.linear.normal(v) / scale + keep * v
+            return operator.normal(v) / scale + keep * v
 
-        if not self.weight:
-            return conjugate_gradients(normal, data, x, 0.0, self.sweeps * self.iterations), jumps, dual
+        def coupled(v: Tensor) -> Tensor:
+            return normal(v) + self.penalty * across.transpose(across.difference(v))
+
+        # Steps for the correction from zero are those for x from near, and cost one operator pass less.
+        data = operator.adjoint(residual) / scale
+        if self.weight == 0:
+            return near + conjugate_gradients(normal, data, None, _TOLERANCE, self.sweeps * self.solves), jumps, dual
+        shift = None
+        start = across.difference(near)
         for _ in range(self.sweeps):
-            x = conjugate_gradients(
-                lambda v: normal(v) + self.penalty * across.transpose(across.difference(v)),
-                data + self.penalty * across.transpose(jumps - dual),
-                x,
-                0.0,
-                self.iterations,
-                across.inner,
-            )
-            reached = across.difference(x) + dual
-            jumps = torch.nn.functional.softshrink(reached, self.weight / self.penalty)
+            wanted = data + self.penalty * across.transpose(jumps - dual - start)
+            shift = conjugate_gradients(coupled, wanted, shift, _TOLERANCE, self.solves, across.inner)
+            reached = start + across.difference(shift) + dual
+            jumps = softshrink(reached, self.weight / self.penalty)
             dual = reached - jumps
-        return x, jumps, dual
+        assert shift is not None
+        return near + shift, jumps, dual

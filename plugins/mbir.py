@@ -32,7 +32,7 @@ class DiffusionMBIR(Strategy):
         weight: of the total variation across slices, network units; 0 leaves the slices alone.
         penalty: ADMM's rho. The paper's 10 and 0.01 divide by about 400 and 1, the squared norms of its operators.
         sweeps: ADMM sweeps a noise level.
-        iterations: CG steps a sweep.
+        solves: CG steps a sweep.
         snr: signal-to-noise ratio of the Langevin step; 0 leaves it out and halves the cost.
     """
 
@@ -40,7 +40,7 @@ class DiffusionMBIR(Strategy):
     weight: float = 2e-4
     penalty: float = 0.025
     sweeps: int = 1
-    iterations: int = 1
+    solves: int = 1
     snr: float = 0.16
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear")
@@ -72,8 +72,8 @@ class DiffusionMBIR(Strategy):
                 score = (problem.denoise(x, sigma_next) - x) / sigma_next**2
                 length = rows(2 * (self.snr * norm(noise) / norm(score)) ** 2, x)
                 x = x + length * score + (2 * length).sqrt() * noise
-        tv = AcrossTV(self.weight, self.penalty, self.sweeps, self.iterations)
-        x, jumps, dual = tv.solve(problem, x, state["jumps"], state["dual"])
+        tv = AcrossTV(self.weight, self.penalty, self.sweeps, self.solves)
+        x, jumps, dual = tv.improve(problem, x, problem.residual(x), state["jumps"], state["dual"])
         return {"x": x, "jumps": jumps, "dual": dual, "residual": problem.misfit(problem.residual(estimate))}
 
 

@@ -27,7 +27,7 @@ FOLDERS = ("operators", "plugins", "datasets")
 #: The engine: what may know no concrete operator, strategy, prior or layout, nor anybody further out.
 ENGINE = ("api", "engine", "errors", "hooks", "metering", "parameters", "registry", "testing")
 #: What turns files into files; it alone may read and write HDF5 through datasets/.
-FILES = ("bench", "cli", "demo", "inspection", "jobs", "pipeline", "report", "training")
+FILES = ("bench", "checkpoints", "cli", "demo", "inspection", "jobs", "pipeline", "report", "training")
 FOREIGN_TO_CONTRACTS = ("torch", "numpy")
 
 

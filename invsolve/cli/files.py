@@ -81,7 +81,12 @@ def reconstruct(
     ] = None,
     scale: Annotated[str | None, typer.Option(help="Physical values of the prior's range, LOW:HIGH, or auto.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    batch_size: Annotated[int | None, typer.Option(help="Samples that go through the network at once.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples, or slices of a volume, that go through the network at once.")
+    ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(help="Seconds between checkpoints, from which a killed run goes on.", metavar="SECONDS")
+    ] = 60.0,
     layout: Annotated[str | None, typer.Option(help="Layout of the file, where it is not recognised.")] = None,
     read: Read = None,
     plugin: Plugins = None,
@@ -91,6 +96,7 @@ def reconstruct(
     """Draw samples of every item of a scan, and write their mean, standard deviation and samples."""
     start(plugin)
     from invsolve.jobs import Request, reconstruct_file
+    from invsolve.training.parallel import rank
 
     request = Request(
         scan=scan,
@@ -107,10 +113,12 @@ def reconstruct(
         layout=layout,
         read=key_values(read),
         overwrite=overwrite,
+        checkpoint_every=checkpoint_every,
     )
     stop = StopOnSignal()
     result = reconstruct_file(request, note, stop.asked, " ".join(["invsolve", *sys.argv[1:]]))
-    emit(result, json_, f"{result['output']}: {result['items']} items in {result['seconds']:.1f} s")
+    if rank() == 0:
+        emit(result, json_, f"{result['output']}: {result['items']} items in {result['seconds']:.1f} s")
 
 
 HEADINGS = {"psnr": "PSNR dB", "coverage_50": "in 50 % interval", "coverage_90": "in 90 % interval"}
