@@ -154,6 +154,7 @@ def reconstruct(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     scale: Scale | tuple[float, float] | str | None = None,
+    coherence: float = 0.0,
     callback: engine.Callback | None = None,
     progress: bool | None = None,
 ) -> Reconstruction:
@@ -168,11 +169,14 @@ def reconstruct(
             be differentiated (a linear operator with Gaussian noise always can), else "red-diff", with a warning.
         samples: S, samples an item.
         seed: a sample depends on (inputs, prior, parameters, seed, item, sample) alone.
-        batch_size: chains that go through the network at once; memory grows with it. Default 8, on a GPU 16.
+        batch_size: chains, or slices of a volume, that go through the network at once; memory grows with it. Default 8, on
+            a GPU 16.
         device: "cpu", "cuda", "cuda:1", ...
         dtype: precision of operators and states.
         scale: how network units map to physical ones: a (low, high) pair or a Scale; "auto" estimates it from the data;
             None takes the prior's own data range.
+        coherence: how alike the noise of neighbouring items is, so that slices sampled one by one do not flicker: the width,
+            in items, of a Gaussian window; 0 not at all, infinite the same noise for all.
         callback: called with a `StepInfo` after each step; return True to end the batch early.
         progress: a bar on the terminal; None shows it only where standard error is a terminal.
 
@@ -190,7 +194,7 @@ def reconstruct(
         measurement = y if noise is None else replace(y, noise=noise)
     else:
         measurement = Measurement(_tensor(y, "y"), resolve_operator(operator), noise)
-    run = plan(measurement, prior, strategy, samples, seed, batch_size, device, dtype, scale)
+    run = plan(measurement, prior, strategy, samples, seed, batch_size, device, dtype, scale, coherence=coherence)
     run.callback = callback
     sink = Memory(len(measurement.y))
     execute(run, sink, progress)
@@ -218,6 +222,7 @@ def plan(
     dtype: torch.dtype = torch.float32,
     scale: Scale | tuple[float, float] | str | None = None,
     parameters_: Mapping[str, Any] | None = None,
+    coherence: float = 0.0,
 ) -> engine.Run:
     """Put the parts of a run together and check that they fit, before anything is computed or written.
 
@@ -228,6 +233,8 @@ def plan(
         raise UserError(f"samples must be at least 1, got {samples}")
     if seed < 0:
         raise UserError(f"seed must be at least 0, got {seed}")
+    if not coherence >= 0:
+        raise UserError(f"coherence must be 0 (every item its own noise) or more, got {coherence}")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     if measurement.noise is None:
@@ -261,6 +268,7 @@ def plan(
         rows,
         place,
         dtype,
+        coherence=coherence,
     )
     if automatic:
         run.strategy = chosen = strategy(choice.default_strategy(run.problem([(0, 0)])), **given)

@@ -243,6 +243,7 @@ class Run:
         callback: called after each step; a true return value ends the batch early.
         should_stop: asked after each step; True raises Interrupted.
         on_batch: told the chains of each finished batch.
+        coherence: how alike the noise of neighbouring items is, see `ChainRandom`.
         team: the processes that share each volume.
         keeper: keeps what is needed to go on after a kill in the middle of a batch; None keeps nothing.
     """
@@ -260,6 +261,7 @@ class Run:
     callback: Callback | None = None
     should_stop: Callable[[], bool] | None = None
     on_batch: Callable[[Sequence[Chain]], None] | None = None
+    coherence: float = 0.0
     team: Alone = field(default_factory=Alone)
     keeper: Keeper | None = None
     waiting: dict[int, list[Sample]] = field(default_factory=dict)
@@ -354,7 +356,7 @@ class Run:
         outcome = run_batch(
             problem,
             self.strategy,
-            ChainRandom(self.seed, chains[mine]),
+            ChainRandom(self.seed, chains[mine], coherence=self.coherence),
             lambda info: team.any(self.callback is not None and bool(self.callback(info))),
             lambda: team.any(self.should_stop is not None and self.should_stop()),
             self._resumed(chains, mine),

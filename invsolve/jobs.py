@@ -117,7 +117,7 @@ def simulate_file(
     if not bool(everything.isfinite().all()):
         raise UserError(f"{truth}: the images hold NaN or infinite values")
     y = api.simulate(everything, forward, model, seed)
-    own.write_scan(out, y, forward, model, truth=everything, unit=opened.unit)
+    own.write_scan(out, y, forward, model, truth=everything, unit=opened.unit, volumes=opened.volumes)
     return {"output": str(out), "items": len(y), "measurement_shape": list(y.shape[1:]), "noise": noise, "seed": seed}
 
 
@@ -162,6 +162,7 @@ class Request:
     layout: str | None = None
     read: Mapping[str, Any] = field(default_factory=dict)
     overwrite: bool = False
+    coherence: float = 0.0
     checkpoint_every: float = 60.0
 
 
@@ -214,6 +215,7 @@ def _reconstruct(
         request.device if team is None else team.device,
         scale=_read_scale(request.scale),
         parameters_=request.parameters,
+        coherence=request.coherence,
     )
     run.should_stop = should_stop
     record = provenance(run) | {"command": command}

@@ -84,6 +84,9 @@ def reconstruct(
     batch_size: Annotated[
         int | None, typer.Option(help="Samples, or slices of a volume, that go through the network at once.")
     ] = None,
+    coherence: Annotated[
+        float, typer.Option(help="Width, in items, over which slices share their noise; 0 none, inf all the same.")
+    ] = 0.0,
     checkpoint_every: Annotated[
         float, typer.Option(help="Seconds between checkpoints, from which a killed run goes on.", metavar="SECONDS")
     ] = 60.0,
@@ -113,6 +116,7 @@ def reconstruct(
         layout=layout,
         read=key_values(read),
         overwrite=overwrite,
+        coherence=coherence,
         checkpoint_every=checkpoint_every,
     )
     stop = StopOnSignal()

@@ -88,6 +88,7 @@ class Images:
         notes: one line each on what was done on the way.
         missing: one line each on what the file does not say.
         axes: names of x's axes.
+        volumes: a label an item, as in `Measurement`.
     """
 
     x: Rows
@@ -99,6 +100,7 @@ class Images:
     notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     axes: str = "item channel row column"
+    volumes: Sequence[int] | None = None
 
 
 class Layout:
