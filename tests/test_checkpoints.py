@@ -87,6 +87,7 @@ def samples(path: Path) -> np.ndarray:
         return file["samples"][:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "reached"),
     # In the middle of the second sample of a volume; in the middle of a batch of slices.

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -164,6 +166,21 @@ def test_coupling_changes_the_slices_but_not_with_the_chunk(
     assert float((alone - one[:1]).abs().max()) > 1e-3
 
 
+def test_a_chunk_too_large_for_memory_is_halved(y: Tensor, ct: invsolve.Operator, prior: invsolve.Prior) -> None:
+    seen = []
+
+    class Small(type(prior)):  # type: ignore[misc]
+        def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+            seen.append(len(x))
+            if len(x) > 2:
+                raise torch.OutOfMemoryError("too much")
+            return super().denoise(x, sigma)
+
+    small = run(y, ct, Small(size=16, std=0.3), "dds-3d", batch_size=7)
+    torch.testing.assert_close(small, run(y, ct, prior, "dds-3d"), atol=2e-5, rtol=0)
+    assert seen[:3] == [7, 3, 1]
+
+
 def test_samples_differ_and_do_not_depend_on_their_number(
     y: Tensor, ct: invsolve.Operator, prior: invsolve.Prior
 ) -> None:
@@ -270,6 +287,7 @@ def invsolve_priors():
 '''
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_volume(y: Tensor, ct: invsolve.Operator, tmp_path: Path, cli) -> None:
     from invsolve.datasets.own import write_scan
 
@@ -304,3 +322,22 @@ def test_two_processes_share_a_volume(y: Tensor, ct: invsolve.Operator, tmp_path
         residuals = [file["diagnostics/residual"][:] for file in (one, two)]
         np.testing.assert_allclose(*residuals, rtol=1e-3)
         assert two["done"][:].all()
+    # What two processes began, one ends.
+    slow = [*options, "--set", "steps=200", "--checkpoint-every", 0]
+    process = subprocess.Popen(
+        [*together, *map(str, ("reconstruct", scan, "-o", tmp_path / "cut.h5", *slow))], env=environment, cwd=tmp_path
+    )
+    state, deadline = tmp_path / "cut.h5.partial.state", time.monotonic() + 60
+    while not state.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    content = torch.load(state, weights_only=True)
+    assert content["snapshot"]["state"]["x"].shape == (7, 1, 16, 16)
+    code, _, err = cli("reconstruct", scan, "-o", tmp_path / "cut.h5", *slow)
+    assert code == 0, err
+    assert "after step" in err
+    assert cli("reconstruct", scan, "-o", tmp_path / "uncut.h5", *slow)[0] == 0
+    with h5py.File(tmp_path / "cut.h5") as cut, h5py.File(tmp_path / "uncut.h5") as uncut:
+        np.testing.assert_allclose(cut["samples"][:], uncut["samples"][:], atol=1e-4)
