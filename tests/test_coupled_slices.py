@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import invsolve
+from invsolve import registry
 from invsolve.contracts.across import Across, AlongAxis, AlongRows
 from invsolve.contracts.problem import Problem, make_problem
 from invsolve.contracts.random import ChainRandom
@@ -133,6 +134,16 @@ def test_without_coupling_every_slice_is_alone(
     apart = invsolve.Measurement(y, ct, invsolve.Gaussian(SIGMA), volumes=labels)
     alone = invsolve.reconstruct(apart, prior=prior, strategy=strategy, progress=False).samples
     torch.testing.assert_close(whole, alone, atol=2e-5, rtol=0)
+
+
+def test_dds_3d_without_coupling_is_dds(y: Tensor, ct: invsolve.Operator, prior: invsolve.Prior) -> None:
+    if "dds" not in registry.available("strategy"):
+        pytest.skip("there is no strategy 'dds'")
+    for gamma in ("measured", 30.0):
+        same = {"steps": 8, "solves": 4, "gamma": gamma, "eta": 0.7, "start": 5.0}
+        flat = run(y, ct, prior, "dds-3d", strategy=invsolve.strategy("dds", **same))
+        whole = run(y, ct, prior, "dds-3d", strategy=invsolve.strategy("dds-3d", weight=0.0, **same))
+        torch.testing.assert_close(whole, flat, atol=2e-5, rtol=0)
 
 
 def test_tv_3d_without_coupling_is_tv(y: Tensor, ct: invsolve.Operator, prior: invsolve.Prior) -> None:
