@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -16,6 +15,7 @@ from invsolve.contracts.problem import Problem
 from invsolve.contracts.random import ChainRandom
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.plugins._across_tv import AcrossTV
+from invsolve.plugins._proximal import renoise
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class DDS3D(Strategy):
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
     couples_items: ClassVar[bool] = True
+    mean_error: ClassVar[float] = 0.35
+    std_ratio: ClassVar[tuple[float, float]] = (0.7, 1.0)
 
     def schedule(self, problem: Problem) -> Tensor:
         return schedules.edm(self.steps, problem.prior.sigma_min, min(self.start, problem.prior.sigma_max))
@@ -69,8 +71,8 @@ class DDS3D(Strategy):
             keep = 1 / self.gamma
         tv = AcrossTV(self.weight, self.penalty, self.sweeps, self.solves)
         fitted, jumps, dual = tv.improve(problem, estimate, residual, state["jumps"], state["dual"], keep)
-        noise = math.sqrt(1 - self.eta**2) * (x - estimate) / sigma + self.eta * rng.normal(x)
-        return {"x": fitted + sigma_next * noise, "jumps": jumps, "dual": dual, "residual": problem.misfit(residual)}
+        x = renoise(fitted, (x - estimate) / sigma, rng.normal(x), sigma_next, self.eta)
+        return {"x": x, "jumps": jumps, "dual": dual, "residual": problem.misfit(residual)}
 
 
 @hookimpl

@@ -46,7 +46,7 @@ class DiffusionMBIR(Strategy):
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear")
     couples_items: ClassVar[bool] = True
     mean_error: ClassVar[float] = 1.5
-    std_ratio: ClassVar[tuple[float, float]] = (0.3, 2.0)
+    std_ratio: ClassVar[tuple[float, float]] = (0.6, 1.2)
 
     def at_cost(self, evaluations: int) -> Self:
         return replace(self, steps=max(evaluations // (2 if self.snr else 1), 2))
