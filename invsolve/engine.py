@@ -74,6 +74,8 @@ class Outcome:
         return Outcome(
             team.gather(self.images, rows),
             team.gather(self.residuals, rows),
+            team.gather(self.discrepancy, rows),
+            team.gather(self.numbers, rows),
             {name: team.gather(value, rows) for name, value in self.record.items()},
             self.facts | {"seconds": self.facts["seconds"] * share},
         )
