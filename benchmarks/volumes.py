@@ -68,7 +68,7 @@ def scores(images: Tensor, truth: Tensor) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volume", type=Path)
-    parser.add_argument("--prior", default="medical-128")
+    parser.add_argument("--prior", default="mr-128")
     parser.add_argument("--views", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--slices", type=int, default=60)
     parser.add_argument("--size", type=int, default=160)

@@ -274,6 +274,11 @@ def plan(
         run.strategy = chosen = strategy(choice.default_strategy(run.problem([(0, 0)])), **given)
     if run.couples_items:
         volume.volumes_of(measurement)
+        if measurement.operators is not None:
+            raise UserError(
+                f"strategy {chosen.name or type(chosen).__name__!r} couples the slices of a volume, which must share one "
+                "operator; here each has its own (coil maps, say): take a strategy that takes slices one by one, such as dds"
+            )
     engine.check_needs(chosen, run.problem([(0, s) for s in range(samples if chosen.couples_samples else 1)]))
     run.scale = fit.choose_scale(measurement, forward, knowledge, scale, shape, place, dtype)
     return run

@@ -80,7 +80,8 @@ def open_images(path: Path, layout: str | None = None, options: Mapping[str, Any
         if options:
             raise UserError(f"{path}: --read needs --layout here, as no layout recognises the file; {_layouts()}")
         x = own.read_images(path)
-        return Images(x, source=str(path), fingerprint=fingerprint(path))
+        labels = own.read_volumes(path, len(x))
+        return Images(x, source=str(path), fingerprint=fingerprint(path), volumes=labels)
     reader: Layout = build(registry.find("layout", layout), "layout", layout, dict(options or {}))
     return reader.images(Path(path))
 
