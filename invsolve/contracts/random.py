@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,10 +43,21 @@ class ChainRandom:
         self.step, self._draw = step, 0
         return self
 
-    def _generators(self) -> list[np.random.Generator]:
+    def _generators(self) -> Iterator[np.random.Generator]:
+        """One generator, placed at the start of each chain's stream in turn: use it before you ask for the next.
+
+        A generator made anew for each chain would ask the system for entropy and cost more than the numbers drawn.
+        """
         self._draw += 1
-        counter = [0, self._draw, self.step, 0]
-        return [np.random.Generator(np.random.Philox(key=key, counter=counter)) for key in self._keys]
+        bits = np.random.Philox(0)
+        generator = np.random.Generator(bits)
+        place = bits.state
+        place["buffer_pos"], place["has_uint32"], place["uinteger"] = 4, 0, 0
+        place["state"]["counter"] = np.array([0, self._draw, self.step, 0], np.uint64)
+        for key in self._keys:
+            place["state"]["key"] = key
+            bits.state = place
+            yield generator
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers of the shape, dtype and device of `like` (B, ...); complex: each part has variance 1."""
@@ -55,7 +66,7 @@ class ChainRandom:
         shape = (*like.shape[1:], 2) if like.is_complex() else tuple(like.shape[1:])
         drawn = np.empty((len(self.chains), *shape), wide)
         for row, generator in zip(drawn, self._generators(), strict=True):
-            row[...] = generator.standard_normal(shape, dtype=wide)
+            generator.standard_normal(dtype=wide, out=row)
         host = torch.from_numpy(drawn)
         if like.device.type == "cuda":
             host = host.pin_memory()
