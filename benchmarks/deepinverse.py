@@ -185,7 +185,7 @@ def contenders() -> dict[str, list[tuple[str, Sampler, str]]]:
 
     The search: at 100 evaluations by Wasserstein distance, over guidance weights by factors of about 3 (both forms of DPS
     guidance), inner iterations 1 to 30, eta and etab of DDRM, lambda_ and zeta of DiffPIR. No other setting did better for
-    DDRM, and none for DiffPIR on blur.
+    DDRM, and none for DiffPIR on blur; DiffPIR and Score-SDE were not searched on CT.
     """
     s = dinv.sampling
     every = "inpainting blur ct"
