@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,23 +53,33 @@ class ChainRandom:
         self.step, self._draw = step, 0
         return self
 
-    def _generators(self, keys: Sequence[np.ndarray] | None = None) -> list[np.random.Generator]:
-        self._draw += 1
-        counter = [0, self._draw, self.step, 0]
-        return [np.random.Generator(np.random.Philox(key=key, counter=counter)) for key in keys or self._keys]
+    def _generators(self, keys: Sequence[np.ndarray] | None = None) -> Iterator[np.random.Generator]:
+        """One generator, placed at the start of each key's stream in turn: use it before you ask for the next.
 
-    def _standard_normal(self, shape: tuple[int, ...], dtype: type[np.floating]) -> np.ndarray:
+        A generator made anew for each chain would ask the system for entropy and cost more than the numbers drawn.
+        """
+        self._draw += 1
+        bits = np.random.Philox(0)
+        generator = np.random.Generator(bits)
+        place = bits.state
+        place["buffer_pos"], place["has_uint32"], place["uinteger"] = 4, 0, 0
+        place["state"]["counter"] = np.array([0, self._draw, self.step, 0], np.uint64)
+        for key in keys or self._keys:
+            place["state"]["key"] = key
+            bits.state = place
+            yield generator
+
+    def _standard_normal(self, shape: tuple[int, ...], dtype: type[np.float32] | type[np.float64]) -> np.ndarray:
         """(chains, *shape), each row by its key, or mixed from its neighbours' in the order of the items."""
+        mixed = np.zeros((len(self.chains), *shape), dtype)
         if not self.coherence:
-            drawn = np.empty((len(self.chains), *shape), dtype)
-            for row, generator in zip(drawn, self._generators(), strict=True):
-                row[...] = generator.standard_normal(shape, dtype=dtype)
-            return drawn
+            for row, generator in zip(mixed, self._generators(), strict=True):
+                generator.standard_normal(dtype=dtype, out=row)
+            return mixed
         span = range(len(self._window))
         wanted = [[(item + k if math.isfinite(self.coherence) else 0, s) for k in span] for item, s in self.chains]
         sources = sorted({source for row in wanted for source in row})
         generators = self._generators([_key(self.seed, *source) for source in sources])
-        mixed = np.zeros((len(self.chains), *shape), dtype)
         for source, generator in zip(sources, generators, strict=True):
             part = generator.standard_normal(shape, dtype=dtype)
             for row, neighbours in zip(mixed, wanted, strict=True):
