@@ -27,7 +27,7 @@ import invsolve
 from invsolve.contracts.random import ChainRandom
 from invsolve.contracts.scale import Scale
 
-PRIORS = ("ct-128", "mr-128", "natural", "mr-complex-128")
+PRIORS = ("ct-128", "mr-128", "mr-complex-128", "natural")
 LEVELS = (0.05, 0.1, 0.2, 0.5)
 
 
@@ -68,7 +68,7 @@ def denoising(data: Path, items: int) -> None:
             scores: dict[str, list[float]] = {"nlm": [], "tv": [], "prior": []}
             for x, y, z in zip(clean.double().numpy(), noisy.double().numpy(), ours.double().numpy(), strict=True):
                 means = [
-                    denoise_nl_means(y, h=h * sigma, sigma=sigma, patch_size=5, patch_distance=7, channel_axis=0)
+                    np.stack([denoise_nl_means(c, h=h * sigma, sigma=sigma, patch_size=5, patch_distance=7) for c in y])
                     for h in (0.4, 0.6, 0.8, 1.0)
                 ]
                 flat = [
