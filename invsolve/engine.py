@@ -21,6 +21,7 @@ from invsolve.contracts.scale import Scale
 from invsolve.contracts.strategy import NEEDS, State, Strategy
 from invsolve.errors import UserError
 from invsolve.metering import metered
+from invsolve.streaming import ReadAhead, WriteBehind
 
 Chain = tuple[int, int]
 
@@ -66,6 +67,17 @@ class Outcome:
     numbers: Tensor
     record: dict[str, Tensor]
     facts: dict[str, float]
+    linear: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Part:
+    """One sample of an item, on the CPU, until the item's others are there too."""
+
+    sample: int
+    arrays: dict[str, Tensor]
+    facts: dict[str, float]
+    linear: Tensor | None
 
 
 def check_needs(strategy: Strategy, problem: Problem) -> None:
@@ -213,6 +225,8 @@ class Run:
         callback: called after each step; a true return value ends the batch early.
         should_stop: asked after each step; True raises Interrupted.
         on_batch: told the chains of each finished batch.
+        only: the items to run, as a range of the measurement's; None for all.
+        linear_too: add the linear reconstruction, `pinv`, to each item where the problem has one.
     """
 
     measurement: Measurement
@@ -228,22 +242,49 @@ class Run:
     callback: Callback | None = None
     should_stop: Callable[[], bool] | None = None
     on_batch: Callable[[Sequence[Chain]], None] | None = None
-    waiting: dict[int, list[tuple[int, dict[str, Tensor], dict[str, float]]]] = field(default_factory=dict)
+    only: range | None = None
+    linear_too: bool = False
+    waiting: dict[int, list[Part]] = field(default_factory=dict, init=False)
+    ahead: ReadAhead | None = field(default=None, init=False)
+
+    @property
+    def items(self) -> range:
+        """The items to run."""
+        return range(len(self.measurement.y)) if self.only is None else self.only
+
+    @property
+    def items_per_batch(self) -> int:
+        """How many items a batch touches at most, when it begins with a new one."""
+        return -(-self.batch_size // self.samples)
 
     def execute(self, sink: Sink) -> None:
-        """Run every item that the sink does not have yet, and hand each over as soon as its last sample is done."""
-        items = [i for i in range(len(self.measurement.y)) if not sink.is_done(i)]
+        """Run every item that the sink does not have yet, and hand each over as soon as its last sample is done.
+
+        Items are read by a thread ahead of the computing, and written by another behind it: `sink.write` is called in
+        that thread, one item at a time. Memory depends on the batch, not on the number of items.
+        """
+        items = [i for i in self.items if not sink.is_done(i)]
         chains = [(i, s) for i in items for s in range(self.samples)]
         together = self.samples if self.strategy.couples_samples else 1
         # Items that each have an operator of their own do not share a batch.
         apart = self.measurement.operators is not None
         runs = [[c for c in chains if c[0] == item] for item in items] if apart else [chains]
-        for run in runs:
-            for batch in batches(run, lambda: self.batch_size, together):
-                for part, outcome in self._attempt(batch, together):
-                    self._collect(part, outcome, sink)
-                    if self.on_batch is not None:
-                        self.on_batch(part)
+
+        def write(item: int, parts: list[Part]) -> None:
+            sink.write(item, *_summary(parts))
+
+        first = self.items_per_batch
+        reading = ReadAhead(lambda start, stop: read_rows(self.measurement, start, stop), items, first)
+        with WriteBehind(write, depth=max(first, 2)) as writing, reading as self.ahead:
+            try:
+                for batch in (b for run in runs for b in batches(run, lambda: self.batch_size, together)):
+                    for part, outcome in self._attempt(batch, together):
+                        self._collect(part, outcome, writing)
+                        if self.on_batch is not None:
+                            self.on_batch(part)
+            finally:
+                self.ahead = None
+                self.waiting.clear()
 
     def _attempt(self, chains: list[Chain], together: int) -> Iterator[tuple[list[Chain], Outcome]]:
         """Run a batch; when memory runs out, halve it, and keep the smaller size."""
@@ -268,13 +309,20 @@ class Run:
 
     def _run(self, chains: list[Chain]) -> Outcome:
         problem = self.problem(chains)
-        return run_batch(problem, self.strategy, ChainRandom(self.seed, chains), self.callback, self.should_stop)
+        outcome = run_batch(problem, self.strategy, ChainRandom(self.seed, chains), self.callback, self.should_stop)
+        first = [item for item, sample in chains if sample == 0]
+        if self.linear_too and first and _linear_gaussian(problem):
+            with torch.no_grad():
+                images = self.problem([(item, 0) for item in first]).baseline()
+            images = self.measurement.crop(self.scale.rows(first).to_physical(images)).cpu()
+            outcome.linear = dict(zip(first, images, strict=True))
+        return outcome
 
     def problem(self, chains: Sequence[Chain]) -> Problem:
         """The posterior for these chains, in network units, on the device."""
         items = [item for item, _ in chains]
         distinct = list(dict.fromkeys(items))
-        y = torch.cat([read_rows(self.measurement, item, item + 1) for item in distinct])
+        y = self._rows(distinct)
         y = y.to(self.device, self.dtype.to_complex() if y.is_complex() else self.dtype)
         where = {item: row for row, item in enumerate(distinct)}
         y = y[[where[item] for item in items]]
@@ -284,7 +332,16 @@ class Run:
         operator = self.measurement.operator_for(items[0]).to(self.device)
         return make_problem(self.prior, operator, noise, y, self.image_shape, self.scale.rows(items), coupled)
 
-    def _collect(self, chains: Sequence[Chain], outcome: Outcome, sink: Sink) -> None:
+    def _rows(self, items: list[int]) -> Tensor:
+        if self.ahead is None:
+            return torch.cat([read_rows(self.measurement, item, item + 1) for item in items])
+        return torch.stack(self.ahead.take(items, self._poll))
+
+    def _poll(self) -> None:
+        if self.should_stop is not None and self.should_stop():
+            raise Interrupted
+
+    def _collect(self, chains: Sequence[Chain], outcome: Outcome, writing: WriteBehind) -> None:
         scale = self.scale.rows([item for item, _ in chains])
         images = self.measurement.crop(scale.to_physical(outcome.images)).cpu()
         known = {
@@ -295,21 +352,21 @@ class Run:
         known |= {name: value.cpu() for name, value in outcome.record.items()}
         for row, (item, sample) in enumerate(chains):
             arrays = {"image": images[row]} | {name: value[row] for name, value in known.items()}
-            self.waiting.setdefault(item, []).append((sample, arrays, outcome.facts))
+            linear = outcome.linear.get(item) if sample == 0 else None
+            self.waiting.setdefault(item, []).append(Part(sample, arrays, outcome.facts, linear))
             if len(self.waiting[item]) == self.samples:
-                parts = sorted(self.waiting.pop(item), key=lambda part: part[0])
-                sink.write(item, *_summary(parts))
+                writing.put(item, sorted(self.waiting.pop(item), key=lambda part: part.sample))
 
 
-def _summary(
-    parts: list[tuple[int, dict[str, Tensor], dict[str, float]]],
-) -> tuple[dict[str, Tensor], dict[str, float]]:
+def _summary(parts: list[Part]) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Mean, standard deviation and stacked arrays of an item's samples; costs averaged, seconds summed."""
-    arrays = {name: torch.stack([a[name] for _, a, _ in parts]) for name in parts[0][1]}
+    arrays = {name: torch.stack([part.arrays[name] for part in parts]) for name in parts[0].arrays}
     samples = arrays.pop("image")
     std = samples.std(0) if len(samples) > 1 else torch.zeros_like(samples[0])
-    facts = {name: sum(f[name] for _, _, f in parts) / len(parts) for name in parts[0][2]}
+    facts = {name: sum(part.facts[name] for part in parts) / len(parts) for name in parts[0].facts}
     facts["seconds"] *= len(parts)
+    if parts[0].linear is not None:
+        arrays["pinv"] = parts[0].linear
     return {"mean": samples.mean(0), "std": std, "samples": samples, **arrays}, facts
 
 
@@ -322,7 +379,7 @@ def read_rows(measurement: Measurement, start: int, stop: int) -> Tensor:
     y = measurement.y[start:stop]
     if not bool(y.isfinite().all()):
         item = int((~y.isfinite()).flatten(1).any(1).nonzero()[0]) + start
-        count = int((~y.isfinite()).sum())
+        count = int((~y[item - start].isfinite()).sum())
         where = f"{measurement.source}: " if measurement.source else ""
         raise UserError(
             f"{where}y has {count} NaN or infinite values in item {item}; replace them, or mark them as unmeasured in the "

@@ -1,4 +1,4 @@
-"""The commands that turn one file into another: demo, simulate, reconstruct, evaluate, report."""
+"""The commands that turn one file into another: demo, simulate, reconstruct, join, evaluate, report."""
 
 from __future__ import annotations
 
@@ -82,6 +82,18 @@ def reconstruct(
     scale: Annotated[str | None, typer.Option(help="Physical values of the prior's range, LOW:HIGH, or auto.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     batch_size: Annotated[int | None, typer.Option(help="Samples that go through the network at once.")] = None,
+    slices: Annotated[
+        str | None, typer.Option(help="Only these items of the file, START:STOP.", metavar="START:STOP")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes to share the items among; with --device cuda one a GPU. Needs Dask.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Dask scheduler whose workers to use instead, tcp://HOST:PORT.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take, after timing a few steps; write nothing.")
+    ] = False,
     layout: Annotated[str | None, typer.Option(help="Layout of the file, where it is not recognised.")] = None,
     read: Read = None,
     plugin: Plugins = None,
@@ -107,10 +119,36 @@ def reconstruct(
         layout=layout,
         read=key_values(read),
         overwrite=overwrite,
+        slices=slices,
+        workers=workers,
+        scheduler=scheduler,
+        plugins=tuple(plugin or ()),
     )
+    if dry_run:
+        from invsolve import dryrun
+
+        plan = dryrun.dry_run(request, note)
+        emit(plan, json_, dryrun.as_text(plan, request))
+        return
     stop = StopOnSignal()
     result = reconstruct_file(request, note, stop.asked, " ".join(["invsolve", *sys.argv[1:]]))
     emit(result, json_, f"{result['output']}: {result['items']} items in {result['seconds']:.1f} s")
+
+
+def join(
+    parts: Annotated[list[Path], typer.Argument(help="Result files of one run, such as --slices wrote.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Result file to write; the parts stay.")],
+    overwrite: Overwrite = False,
+    json_: AsJson = False,
+) -> None:
+    """Join results of parts of a volume into one, and refuse when items are missing between them."""
+    start(None)
+    from invsolve.datasets import own
+
+    items = own.join_results(out, parts, overwrite=overwrite)
+    total = own.read_result(out).input_items
+    result = {"output": str(out), "items": [items.start, items.stop], "input_items": total}
+    emit(result, json_, f"{out}: items {items.start}:{items.stop} of {total}")
 
 
 HEADINGS = {"psnr": "PSNR dB", "coverage_50": "in 50 % interval", "coverage_90": "in 90 % interval"}
@@ -130,7 +168,8 @@ def evaluate(
 
     result = evaluate_file(recon, truth, data_range)
     names = list(result["mean"])
-    rows = [[f"item {i}", *(_figure(n, row[n]) for n in names)] for i, row in enumerate(result["items"])]
+    scored = zip(result["which"], result["items"], strict=True)
+    rows = [[f"item {i}", *(_figure(n, row[n]) for n in names)] for i, row in scored]
     rows.append(["mean", *(_figure(n, result["mean"][n]) for n in names)])
     if "pinv" in result:
         rows.append(["mean of pinv", *(_figure(n, result["pinv"][n]) if n in result["pinv"] else "-" for n in names)])
