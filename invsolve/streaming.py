@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -64,7 +65,7 @@ class ReadAhead:
         """Rows of these items, in ascending order; forgets all before the first of them.
 
         Args:
-            items: ascending, none before one that was taken earlier.
+            items: ascending; best none before one that was taken earlier.
             poll: called now and then while waiting; may raise.
 
         Raises:
@@ -75,12 +76,18 @@ class ReadAhead:
                 del self._rows[old]
             self._wanted = items[-1]
             self._changed.notify_all()
-            while self._error is None and not (self._settled() and all(item in self._rows for item in items)):
+            while self._error is None and not (self._settled() and not any(self._coming(item) for item in items)):
                 self._changed.wait(_TICK)
                 poll()
             if self._error is not None:
                 raise self._error
-            return [self._rows[item] for item in items]
+            held = {item: self._rows[item] for item in items if item in self._rows}
+        # What was forgotten, or never announced, is read again: slower, and right.
+        return [held[item] if item in held else self._read(item, item + 1)[0] for item in items]
+
+    def _coming(self, item: int) -> bool:
+        place = bisect_left(self._items, item, self._position)
+        return place < len(self._items) and self._items[place] == item
 
     def _settled(self) -> bool:
         """Whether handing out may begin: at once, unless the rest is small enough to be looked through before."""

@@ -41,6 +41,12 @@ def test_rows_are_those_asked_for_whatever_the_limit() -> None:
                 assert [float(row[0]) for row in rows] == batch
 
 
+def test_what_was_forgotten_or_not_announced_is_read_again() -> None:
+    with ReadAhead(Spy(30), range(2, 20), 2, limit=9000) as ahead:
+        for batch in ([6, 7], [2, 3], [0, 1], [25], [8, 9]):
+            assert [float(row[0]) for row in ahead.take(batch)] == batch
+
+
 def test_nobody_waits_for_ever() -> None:
     """Every way in which items, first batch, batches and limit can fit or just not fit."""
     deadline = time.monotonic() + 60
