@@ -91,7 +91,7 @@ class ReadAhead:
 
     def _settled(self) -> bool:
         """Whether handing out may begin: at once, unless the rest is small enough to be looked through before."""
-        return bool(self._bytes) and (not self._small() or self._position == len(self._items))
+        return self._position == len(self._items) or (bool(self._bytes) and not self._small())
 
     def _small(self) -> bool:
         return self._bytes * len(self._items) <= self._limit

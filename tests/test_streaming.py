@@ -45,6 +45,8 @@ def test_what_was_forgotten_or_not_announced_is_read_again() -> None:
     with ReadAhead(Spy(30), range(2, 20), 2, limit=9000) as ahead:
         for batch in ([6, 7], [2, 3], [0, 1], [25], [8, 9]):
             assert [float(row[0]) for row in ahead.take(batch)] == batch
+    with ReadAhead(Spy(30), [], 2) as ahead:
+        assert float(ahead.take([4])[0][0]) == 4
 
 
 def test_nobody_waits_for_ever() -> None:
