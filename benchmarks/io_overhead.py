@@ -15,6 +15,7 @@ import torch
 
 import invsolve
 from invsolve import api, engine, jobs
+from invsolve.batching import batches
 from invsolve.contracts.random import ChainRandom
 from invsolve.datasets import own
 from invsolve.provenance import provenance
@@ -58,7 +59,7 @@ def main() -> None:
             run.measurement.y = y
             chains = [(item, 0) for item in range(arguments.slices)]
             began = time.perf_counter()
-            for batch in engine.batches(chains, lambda: arguments.batch_size, 1):
+            for batch in batches(chains, lambda: arguments.batch_size, 1):
                 outcome = engine.run_batch(run.problem(batch), chosen, ChainRandom(0, batch))
                 outcome.images.cpu()
             return time.perf_counter() - began

@@ -14,7 +14,19 @@ import numpy as np
 from invsolve.datasets._hdf5 import text
 from invsolve.errors import InUse, UserError
 
-_COMPARED = ("operator", "noise", "prior", "strategy", "scale", "samples", "seed", "dtype", "image_shape", "input")
+_COMPARED = (
+    "operator",
+    "noise",
+    "prior",
+    "strategy",
+    "scale",
+    "samples",
+    "seed",
+    "coherence",
+    "dtype",
+    "image_shape",
+    "input",
+)
 
 
 def continue_partial(partial: Path, provenance: dict[str, Any], items: range, overwrite: bool) -> h5py.File | None:

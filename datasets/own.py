@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ __all__ = [
     "partial_path",
     "read_images",
     "read_result",
+    "read_volumes",
     "write_images",
     "write_scan",
 ]
@@ -67,6 +68,7 @@ class OwnLayout(Layout):
             raise UserError(
                 f"{path}: dataset 'truth' {truth.shape}: expected ({len(y)}, channels, *spatial), as 'y' {y.shape}"
             )
+        volumes = read_volumes(path, len(y))
         operator = make_operator(self, name, given, f"{path}: group 'operator'")
         return Measurement(
             y=y,
@@ -76,7 +78,25 @@ class OwnLayout(Layout):
             unit=unit or operator.image_unit,
             source=str(path),
             fingerprint=fingerprint(path),
+            volumes=volumes,
         )
+
+
+def read_volumes(path: Path, items: int) -> list[int] | None:
+    """The volume that each of so many items is a slice of (dataset `volume`); None where the file does not say.
+
+    Raises:
+        UserError: there is not one whole number an item.
+    """
+    with open_readonly(path) as file:
+        if "volume" not in file:
+            return None
+        labels = read(dataset(file, "volume"))
+    if labels.shape != (items,) or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{path}: dataset 'volume' {labels.shape} of {labels.dtype}: expected one whole number for each of {items} items"
+        )
+    return [int(label) for label in labels]
 
 
 def _read_parameters(group: h5py.Group) -> dict[str, Any]:
@@ -128,6 +148,7 @@ def write_scan(
     truth: Rows | np.ndarray | None = None,
     unit: str = "",
     extra_attrs: Mapping[str, Any] | None = None,
+    volumes: Sequence[int] | None = None,
 ) -> None:
     """Write a scan file; it appears under its name only when it is complete, and replaces an older one then.
 
@@ -139,6 +160,7 @@ def write_scan(
         truth: (N, C, *spatial), physical units.
         unit: of the image; default the operator's.
         extra_attrs: further attributes of the file.
+        volumes: which volume each item is a slice of, a number an item; None for one volume.
 
     Raises:
         UserError: the operator was made directly, a parameter cannot be stored, or the path cannot be written.
@@ -151,11 +173,15 @@ def write_scan(
             f"{path}: the operator {kind} was made directly, so its name and parameters are not known; make it with "
             f"invsolve.operator({operator.name or 'NAME'!r}, ...); a class of your own must be registered for that"
         )
+    if volumes is not None and len(volumes) != len(y):
+        raise UserError(f"{path}: there are {len(volumes)} volume labels for {len(y)} items; give one an item")
     if truth is not None and len(truth) != len(y):
         raise UserError(f"{path}: truth has {len(truth)} items, y has {len(y)}; they must agree")
     with atomic(target) as file:
         file.attrs.update({"image_unit": unit or operator.image_unit, **(extra_attrs or {})})
         _write_rows(file, {"y": y} | ({} if truth is None else {"truth": truth}))
+        if volumes is not None:
+            file["volume"] = np.asarray(volumes, dtype=np.int64)
         _write_parameters(file.create_group("operator"), operator.name, operator.parameters_given, path)
         if noise is not None:
             _write_parameters(file.create_group("noise"), noise.name, vars(noise), path)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve import choice, discrepancy, engine, fit, prior_check, registry
+from invsolve import choice, discrepancy, engine, fit, prior_check, registry, volume
 from invsolve.contracts.layout import Layout, Measurement, Sink
 from invsolve.contracts.network_prior import NetworkPrior
 from invsolve.contracts.noise import Noise
@@ -24,6 +24,7 @@ from invsolve.contracts.result import Reconstruction
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.strategy import Strategy
 from invsolve.errors import UserError, suggestion
+from invsolve.needs import check_needs
 from invsolve.parameters import build, parameters
 from invsolve.provenance import provenance
 
@@ -157,6 +158,7 @@ def reconstruct(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     scale: Scale | tuple[float, float] | str | None = None,
+    coherence: float = 0.0,
     callback: engine.Callback | None = None,
     progress: bool | None = None,
 ) -> Reconstruction:
@@ -171,11 +173,14 @@ def reconstruct(
             be differentiated (a linear operator with Gaussian noise always can), else "red-diff", with a warning.
         samples: S, samples an item.
         seed: a sample depends on (inputs, prior, parameters, seed, item, sample) alone.
-        batch_size: chains that go through the network at once; memory grows with it. Default 8, on a GPU 16.
+        batch_size: chains, or slices of a volume, that go through the network at once; memory grows with it. Default 8, on
+            a GPU 16.
         device: "cpu", "cuda", "cuda:1", ...
         dtype: precision of operators and states.
         scale: how network units map to physical ones: a (low, high) pair or a Scale; "auto" estimates it from the data;
             None takes the prior's own data range.
+        coherence: how alike the noise of neighbouring items is, so that slices sampled one by one do not flicker: the width,
+            in items, of a Gaussian window; 0 not at all, infinite the same noise for all.
         callback: called with a `StepInfo` after each step; return True to end the batch early.
         progress: a bar on the terminal; None shows it only where standard error is a terminal.
 
@@ -193,7 +198,7 @@ def reconstruct(
         measurement = y if noise is None else replace(y, noise=noise)
     else:
         measurement = Measurement(_tensor(y, "y"), resolve_operator(operator), noise)
-    run = plan(measurement, prior, strategy, samples, seed, batch_size, device, dtype, scale)
+    run = plan(measurement, prior, strategy, samples, seed, batch_size, device, dtype, scale, coherence=coherence)
     run.callback = callback
     sink = Memory(len(measurement.y))
     execute(run, sink, progress)
@@ -221,6 +226,7 @@ def plan(
     dtype: torch.dtype = torch.float32,
     scale: Scale | tuple[float, float] | str | None = None,
     parameters_: Mapping[str, Any] | None = None,
+    coherence: float = 0.0,
 ) -> engine.Run:
     """Put the parts of a run together and check that they fit, before anything is computed or written.
 
@@ -231,6 +237,8 @@ def plan(
         raise UserError(f"samples must be at least 1, got {samples}")
     if seed < 0:
         raise UserError(f"seed must be at least 0, got {seed}")
+    if not coherence >= 0:
+        raise UserError(f"coherence must be 0 (every item its own noise) or more, got {coherence}")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     if measurement.noise is None:
@@ -246,9 +254,11 @@ def plan(
     else:
         chosen = strategy_
     knowledge = load_prior(prior) if isinstance(prior, str | Path) else prior
+    forward = measurement.operator.to(place)
+    rows = batch_size or (16 if place.type == "cuda" else 8)
     if knowledge is not None:
         knowledge.requires_grad_(False).eval().to(place)
-    forward = measurement.operator.to(place)
+        knowledge = volume.for_images(knowledge, forward, rows, place)
     shape = fit.image_shape(measurement, knowledge)
     fit.check_measurement(measurement, shape)
     run = engine.Run(
@@ -259,13 +269,21 @@ def plan(
         Scale(),
         samples,
         seed,
-        batch_size or (16 if place.type == "cuda" else 8),
+        rows,
         place,
         dtype,
+        coherence=coherence,
     )
     if automatic:
         run.strategy = chosen = strategy(choice.default_strategy(run.problem([(0, 0)])), **given)
-    engine.check_needs(chosen, run.problem([(0, s) for s in range(samples if chosen.couples_samples else 1)]))
+    if run.couples_items:
+        volume.volumes_of(measurement)
+        if measurement.operators is not None:
+            raise UserError(
+                f"strategy {chosen.name or type(chosen).__name__!r} couples the slices of a volume, which must share one "
+                "operator; here each has its own (coil maps, say): take a strategy that takes slices one by one, such as dds"
+            )
+    check_needs(chosen, run.problem([(0, s) for s in range(samples if chosen.couples_samples else 1)]))
     run.scale = fit.choose_scale(measurement, forward, knowledge, scale, shape, place, dtype)
     return run
 

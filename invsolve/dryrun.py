@@ -15,6 +15,8 @@ from invsolve.contracts.random import ChainRandom
 from invsolve.datasets import own
 from invsolve.errors import UserError
 from invsolve.jobs import Request, prepare, refuse_existing
+from invsolve.reading import read_rows
+from invsolve.snapshot import Chain
 from invsolve.streaming import AHEAD
 
 #: Timing ends after the step at which both are reached, or with the schedule.
@@ -38,14 +40,12 @@ def dry_run(request: Request, say: Callable[[str], None] = lambda line: None) ->
     parts = [part for part in map(own.glance, [*names, own.partial_path(request.out)]) if part is not None]
     done = {item for part in parts for item in part.done}
     left = [item for item in run.items if item not in done]
-    chains = [(item, sample) for item in left or list(run.items)[:1] for sample in range(run.samples)]
-    together = run.samples if run.strategy.couples_samples else 1
-    first = next(engine.batches(chains, lambda: run.batch_size, together))
+    first = next(run.batches(left or list(run.items)[:1]))
     began = time.perf_counter()
-    engine.read_rows(run.measurement, first[0][0], first[0][0] + 1)
+    read_rows(run.measurement, first[0][0], first[0][0] + 1)
     reading = time.perf_counter() - began
     timed = _time(run, first)
-    batches = len(list(engine.batches(chains, lambda: run.batch_size, together))) if left else 0
+    batches = len(list(run.batches(left)))
     per_image = 4 * torch.Size(run.image_shape).numel()
     images = run.samples + 2 + int(run.linear_too) + int(run.measurement.truth is not None)
     count = len(left) * run.samples
@@ -84,7 +84,7 @@ def as_text(plan: Mapping[str, Any], request: Request) -> str:
     return "\n".join(lines)
 
 
-def _time(run: engine.Run, chains: list[engine.Chain]) -> dict[str, float]:
+def _time(run: engine.Run, chains: list[Chain]) -> dict[str, float]:
     """Seconds of a whole batch, and calls a sample, from its first steps; what repeats a step is extrapolated."""
     marks: list[tuple[float, int, int]] = []
     steps = 1
@@ -100,7 +100,7 @@ def _time(run: engine.Run, chains: list[engine.Chain]) -> dict[str, float]:
 
     began = time.perf_counter()
     try:
-        engine.run_batch(problem, run.strategy, ChainRandom(run.seed, chains), mark)
+        engine.run_batch(problem, run.strategy, ChainRandom(run.seed, chains, coherence=run.coherence), mark)
     except (torch.OutOfMemoryError, MemoryError):
         raise UserError(
             f"out of memory with {len(chains)} samples at once: the run would halve its batch; try a smaller --batch-size"

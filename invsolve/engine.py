@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from invsolve.batching import batches, batches_of_volumes
+from invsolve.collecting import Collector
+from invsolve.contracts.across import AlongAxis
 from invsolve.contracts.layout import Measurement, Sink
 from invsolve.contracts.linalg import norm
-from invsolve.contracts.noise import Gaussian
-from invsolve.contracts.operator import LinearOperator, MaskableOperator
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.problem import Problem, make_problem
 from invsolve.contracts.random import ChainRandom
 from invsolve.contracts.scale import Scale
-from invsolve.contracts.strategy import NEEDS, State, Strategy
+from invsolve.contracts.strategy import State, Strategy
 from invsolve.errors import UserError
 from invsolve.metering import metered
-from invsolve.streaming import ReadAhead, WriteBehind
-
-Chain = tuple[int, int]
+from invsolve.needs import linear_gaussian
+from invsolve.reading import read_rows
+from invsolve.snapshot import Chain, Keeper, Sample, Snapshot
+from invsolve.streaming import ReadAhead
+from invsolve.volume import Alone, PriorInChunks, SliceWise, in_chunks, volumes_of
 
 
 class NonFinite(ArithmeticError):
@@ -69,50 +73,17 @@ class Outcome:
     facts: dict[str, float]
     linear: dict[int, Tensor] = field(default_factory=dict)
 
-
-@dataclass
-class Part:
-    """One sample of an item, on the CPU, until the item's others are there too."""
-
-    sample: int
-    arrays: dict[str, Tensor]
-    facts: dict[str, float]
-    linear: Tensor | None
-
-
-def check_needs(strategy: Strategy, problem: Problem) -> None:
-    """Raise UserError when the problem lacks what the strategy declares to need."""
-    operator = problem.operator
-    have = {
-        "prior": lambda: problem.known is not None,
-        "prior-gradient": lambda: problem.known is not None and problem.known.differentiable,
-        "linear": lambda: isinstance(operator, LinearOperator),
-        "maskable": lambda: isinstance(operator, MaskableOperator),
-        "operator-gradient": lambda: _differentiable(problem),
-        "linearisation": lambda: _linear_gaussian(problem) or _differentiable(problem),
-        "gaussian": lambda: problem.noise.name == "gaussian",
-    }
-    for need in strategy.needs:
-        if not have[need]():
-            names = {"operator": operator.name or type(operator).__name__}
-            prior = getattr(problem.known, "name", "") or type(problem.known).__name__
-            got = {
-                "prior": "none is given",
-                "prior-gradient": f"{prior!r} cannot",
-                "gaussian": f"it is {problem.noise.name}",
-            }
-            reason = got.get(need, f"{names['operator']!r} is not" if need != "operator-gradient" else "it is not")
-            raise UserError(f"strategy {strategy.name or type(strategy).__name__!r} needs {NEEDS[need]}; {reason}")
-
-
-def _linear_gaussian(problem: Problem) -> bool:
-    return isinstance(problem.operator, LinearOperator) and isinstance(problem.noise, Gaussian)
-
-
-def _differentiable(problem: Problem) -> bool:
-    with torch.enable_grad():
-        probe = problem.zeros()[:1].requires_grad_()
-        return bool(problem.operator(probe).requires_grad)
+    def gathered(self, team: Alone, rows: int) -> Outcome:
+        """The outcome of all rows, of which each process has its share."""
+        share = len(self.images) / rows
+        return Outcome(
+            team.gather(self.images, rows),
+            team.gather(self.residuals, rows),
+            team.gather(self.discrepancy, rows),
+            team.gather(self.numbers, rows),
+            {name: team.gather(value, rows) for name, value in self.record.items()},
+            self.facts | {"seconds": self.facts["seconds"] * share},
+        )
 
 
 def run_batch(
@@ -121,8 +92,17 @@ def run_batch(
     rng: ChainRandom,
     callback: Callback | None = None,
     should_stop: Callable[[], bool] | None = None,
+    resume: Snapshot | None = None,
+    keep: Callable[[Snapshot, bool], None] | None = None,
 ) -> Outcome:
     """Run one batch of chains through the whole schedule.
+
+    Args:
+        problem, strategy, rng: what to run.
+        callback: told after each step; a true return value ends the batch early.
+        should_stop: asked after each step.
+        resume: where to go on from; None starts anew.
+        keep: told after each step how to go on from there, and whether the run is about to stop.
 
     Raises:
         NonFinite: the iterate became NaN or infinite.
@@ -133,10 +113,16 @@ def run_batch(
         levels = strategy.schedule(problem).tolist()
         expected = problem.expected_misfit()
         expected = torch.where(expected > 0, expected, torch.ones_like(expected))
-        state = strategy.init(problem, rng.at(0))
-        residuals = torch.full((problem.batch, max(len(levels) - 1, 1)), torch.nan, device=problem.y.device)
+        if resume is None:
+            state = strategy.init(problem, rng.at(0))
+            residuals = torch.full((problem.batch, max(len(levels) - 1, 1)), torch.nan, device=problem.y.device)
+        else:
+            state, residuals = dict(resume.state), resume.residuals
+            began -= resume.seconds
+            problem.calls.add(resume.calls)
+        done = 0 if resume is None else resume.step
         watch = _Watch(problem, levels)
-        for k, (sigma, sigma_next) in enumerate(pairwise(levels), start=1):
+        for k, (sigma, sigma_next) in enumerate(pairwise(levels[done:]), start=done + 1):
             state = strategy.step(problem, state, sigma, sigma_next, rng.at(k))
             residual = state.get("residual")
             if residual is not None:
@@ -147,7 +133,11 @@ def run_batch(
                 info = StepInfo(rng.chains, k, len(levels) - 1, sigma_next, relative, _late(strategy, problem, state))
                 if callback(info):
                     break
-            if should_stop is not None and should_stop():
+            stopping = should_stop is not None and should_stop()
+            if keep is not None:
+                seconds = time.perf_counter() - began
+                keep(Snapshot(rng.chains, k, state, residuals, seconds, problem.calls.counts()), stopping)
+            if stopping:
                 raise Interrupted
         images = strategy.result(problem, state)
         watch.finish(images)
@@ -201,15 +191,6 @@ class _Watch:
             )
 
 
-def batches(chains: Sequence[Chain], size: Callable[[], int], together: int) -> Iterator[list[Chain]]:
-    """Cut chains into batches of `size()` rows, a multiple of `together`; asks for the size anew for each."""
-    position = 0
-    while position < len(chains):
-        rows = max(size() // together, 1) * together
-        yield list(chains[position : position + rows])
-        position += rows
-
-
 @dataclass
 class Run:
     """One reconstruction of many items: settings, and the loop over batches.
@@ -227,6 +208,9 @@ class Run:
         on_batch: told the chains of each finished batch.
         only: the items to run, as a range of the measurement's; None for all.
         linear_too: add the linear reconstruction, `pinv`, to each item where the problem has one.
+        coherence: how alike the noise of neighbouring items is, see `ChainRandom`.
+        team: the processes that share each volume.
+        keeper: keeps what is needed to go on after a kill in the middle of a batch; None keeps nothing.
     """
 
     measurement: Measurement
@@ -244,8 +228,13 @@ class Run:
     on_batch: Callable[[Sequence[Chain]], None] | None = None
     only: range | None = None
     linear_too: bool = False
-    waiting: dict[int, list[Part]] = field(default_factory=dict, init=False)
-    ahead: ReadAhead | None = field(default=None, init=False)
+    coherence: float = 0.0
+    team: Alone = field(default_factory=Alone)
+    keeper: Keeper | None = None
+    _resume: Snapshot | None = field(default=None, init=False)
+    _home: torch.device | None = field(default=None, init=False)
+    _ahead: ReadAhead | None = field(default=None, init=False)
+    _collector: Collector | None = field(default=None, init=False)
 
     @property
     def items(self) -> range:
@@ -253,48 +242,91 @@ class Run:
         return range(len(self.measurement.y)) if self.only is None else self.only
 
     @property
+    def chains_per_batch(self) -> int:
+        """How many chains are a batch; `batch_size` counts what goes through the network, of which a volume has many."""
+        deep = self.image_shape[1] if isinstance(self.prior, SliceWise) else 1
+        return max(self.batch_size // deep, 1)
+
+    @property
     def items_per_batch(self) -> int:
         """How many items a batch touches at most, when it begins with a new one."""
-        return -(-self.batch_size // self.samples)
+        return -(-self.chains_per_batch // self.samples)
+
+    @property
+    def couples_items(self) -> bool:
+        """Whether a batch is all slices of a volume; where an image is itself a volume, it is coupled in itself."""
+        return self.strategy.couples_items and len(self.image_shape) == 3
+
+    @property
+    def home(self) -> torch.device:
+        """Where states live: the device, until the volume turns out to be too large for it."""
+        return self._home or self.device
 
     def execute(self, sink: Sink) -> None:
         """Run every item that the sink does not have yet, and hand each over as soon as its last sample is done.
 
         Items are read by a thread ahead of the computing, and written by another behind it: `sink.write` is called in
-        that thread, one item at a time. Memory depends on the batch, not on the number of items.
+        that thread, one item at a time. Memory depends on the batch, not on the number of items. The slices of a
+        coupled volume are read when their batch begins, all at once.
         """
-        items = [i for i in self.items if not sink.is_done(i)]
-        chains = [(i, s) for i in items for s in range(self.samples)]
-        together = self.samples if self.strategy.couples_samples else 1
+        waiting: dict[int, list[Sample]] = {}
+        if self.keeper is not None:
+            self._resume, waiting = self.team.same(self.keeper.restore() if self.team.leads else (None, {}))
+        done = self.team.same({item for item in self.items if sink.is_done(item)})
+        left = [item for item in self.items if item not in done]
+        begun = [] if self._resume is None else list(self._resume.chains)
+        had = {(item, sample) for item, parts in waiting.items() for sample, _, _ in parts} | set(begun)
+        first = self.items_per_batch
+        reading = None if self.couples_items else ReadAhead(self._read, left, first)
+        collector = Collector(sink, self.samples, waiting, done, depth=max(first, 2))
+        try:
+            with collector as self._collector, reading or nullcontext() as self._ahead:
+                # First what a kill interrupted.
+                if begun:
+                    self._run_all([begun], collector)
+                self._run_all(self.batches(left, had), collector)
+        finally:
+            self._collector = self._ahead = None
+
+    def batches(self, left: Collection[int], had: Collection[Chain] = ()) -> Iterator[list[Chain]]:
+        """Batches of the items that are left, without the chains that were had already."""
+        if self.couples_items:
+            yield from batches_of_volumes(volumes_of(self.measurement), self.samples, set(left), had)
+            return
+        chains = [(item, s) for item in left for s in range(self.samples) if (item, s) not in had]
         # Items that each have an operator of their own do not share a batch.
         apart = self.measurement.operators is not None
-        runs = [[c for c in chains if c[0] == item] for item in items] if apart else [chains]
+        for run in [[c for c in chains if c[0] == item] for item in left] if apart else [chains]:
+            yield from batches(run, lambda: self.chains_per_batch, self._together(run))
 
-        def write(item: int, parts: list[Part]) -> None:
-            sink.write(item, *_summary(parts))
+    def _together(self, chains: Sequence[Chain]) -> int:
+        """How many of these chains, and of any part of them, must stay in one batch."""
+        if self.couples_items:
+            return len(chains)
+        return self.samples if self.strategy.couples_samples else 1
 
-        first = self.items_per_batch
-        reading = ReadAhead(lambda start, stop: read_rows(self.measurement, start, stop), items, first)
-        with WriteBehind(write, depth=max(first, 2)) as writing, reading as self.ahead:
-            try:
-                for batch in (b for run in runs for b in batches(run, lambda: self.batch_size, together)):
-                    for part, outcome in self._attempt(batch, together):
-                        self._collect(part, outcome, writing)
-                        if self.on_batch is not None:
-                            self.on_batch(part)
-            finally:
-                self.ahead = None
-                self.waiting.clear()
+    def _run_all(self, given: Iterable[list[Chain]], collector: Collector) -> None:
+        for batch in given:
+            for part, outcome in self._attempt(batch, self._together(batch)):
+                if self.team.leads:
+                    self._collect(part, outcome, collector)
+                if self.on_batch is not None:
+                    self.on_batch(part)
 
     def _attempt(self, chains: list[Chain], together: int) -> Iterator[tuple[list[Chain], Outcome]]:
         """Run a batch; when memory runs out, halve it, and keep the smaller size."""
         try:
             outcome = self._run(chains)
         except (torch.OutOfMemoryError, MemoryError) as error:
-            half = max(len(chains) // 2 // together, 1) * together
-            if half >= len(chains):
+            rows = self.batch_size if self.couples_items else len(chains)
+            least = 1 if self.couples_items else together
+            half = max(rows // 2 // least, 1) * least
+            if self.couples_items and self.home.type != "cpu":
+                # A volume's states are large, and needed on the device only a few slices at a time.
+                self._home, half = torch.device("cpu"), rows
+            elif half >= rows:
                 raise UserError(
-                    f"out of memory with the smallest batch ({len(chains)} chains): use a smaller image, fewer coupled "
+                    f"out of memory with the smallest batch ({rows} chains): use a smaller image, fewer coupled "
                     f"samples, or another device ({str(error).splitlines()[0]})"
                 ) from None
             self.batch_size = half
@@ -308,81 +340,91 @@ class Run:
             yield from self._attempt(part, together)
 
     def _run(self, chains: list[Chain]) -> Outcome:
-        problem = self.problem(chains)
-        outcome = run_batch(problem, self.strategy, ChainRandom(self.seed, chains), self.callback, self.should_stop)
-        first = [item for item, sample in chains if sample == 0]
-        if self.linear_too and first and _linear_gaussian(problem):
-            with torch.no_grad():
-                images = self.problem([(item, 0) for item in first]).baseline()
-            images = self.measurement.crop(self.scale.rows(first).to_physical(images)).cpu()
-            outcome.linear = dict(zip(first, images, strict=True))
+        team, mine = self.team, self.team.share(len(chains))
+        problem = self.problem(chains[mine])
+        outcome = run_batch(
+            problem,
+            self.strategy,
+            ChainRandom(self.seed, chains[mine], coherence=self.coherence),
+            lambda info: team.any(self.callback is not None and bool(self.callback(info))),
+            lambda: team.any(self.should_stop is not None and self.should_stop()),
+            self._resumed(chains, mine),
+            (lambda snapshot, stopping: self._keep(chains, snapshot, stopping)) if self.keeper is not None else None,
+        )
+        outcome = outcome.gathered(team, len(chains))
+        if self.linear_too and team.leads and linear_gaussian(problem):
+            outcome.linear = self._linear([item for item, sample in chains if sample == 0])
         return outcome
 
+    def _linear(self, items: list[int]) -> dict[int, Tensor]:
+        """Linear reconstructions of items, physical units, on the CPU; no more at once than go through the network."""
+        found: dict[int, Tensor] = {}
+        for start in range(0, len(items), self.chains_per_batch):
+            some = items[start : start + self.chains_per_batch]
+            with torch.no_grad():
+                images = self.problem([(item, 0) for item in some]).baseline()
+            images = self.measurement.crop(self.scale.rows(some).to_physical(images)).cpu()
+            found |= dict(zip(some, images, strict=True))
+        return found
+
+    def _resumed(self, chains: list[Chain], mine: slice) -> Snapshot | None:
+        """This process's part of where a kill interrupted these chains; only once."""
+        found, self._resume = self._resume, None
+        if found is None or list(found.chains) != chains:
+            return None
+        return found.map(lambda rows: rows[mine].to(self.home), chains[mine], len(chains[mine]) / len(chains))
+
+    def _keep(self, chains: list[Chain], snapshot: Snapshot, stopping: bool) -> None:
+        assert self.keeper is not None
+        if self.team.any(stopping or (self.team.leads and self.keeper.due())):
+            share = len(snapshot.chains) / len(chains)
+            whole = snapshot.map(lambda rows: self.team.gather(rows.detach(), len(chains)).cpu(), chains, 1 / share)
+            if self.team.leads:
+                assert self._collector is not None
+                self.keeper.save(whole, self._collector.waiting())
+
     def problem(self, chains: Sequence[Chain]) -> Problem:
-        """The posterior for these chains, in network units, on the device."""
+        """The posterior for these chains, in network units, on the device (the slices of a volume: where states live)."""
         items = [item for item, _ in chains]
         distinct = list(dict.fromkeys(items))
         y = self._rows(distinct)
-        y = y.to(self.device, self.dtype.to_complex() if y.is_complex() else self.dtype)
+        home = self.home if self.couples_items else self.device
+        y = y.to(home, self.dtype.to_complex() if y.is_complex() else self.dtype)
         where = {item: row for row, item in enumerate(distinct)}
         y = y[[where[item] for item in items]]
         noise = self.measurement.noise
         assert noise is not None
         coupled = self.samples if self.strategy.couples_samples else 1
-        operator = self.measurement.operator_for(items[0]).to(self.device)
-        return make_problem(self.prior, operator, noise, y, self.image_shape, self.scale.rows(items), coupled)
+        operator, prior = self.measurement.operator_for(items[0]).to(self.device), self.prior
+        if self.couples_items:
+            operator = in_chunks(operator, self.batch_size, self.device, home)
+            prior = None if prior is None else PriorInChunks(prior, self.batch_size, self.device)
+        problem = make_problem(prior, operator, noise, y, self.image_shape, self.scale.rows(items), coupled)
+        if self.couples_items:
+            problem.across = self.team.across()
+        elif len(self.image_shape) == 4:
+            problem.across = AlongAxis()
+        return problem
+
+    def _read(self, start: int, stop: int) -> Tensor:
+        return read_rows(self.measurement, start, stop)
 
     def _rows(self, items: list[int]) -> Tensor:
-        if self.ahead is None:
-            return torch.cat([read_rows(self.measurement, item, item + 1) for item in items])
-        return torch.stack(self.ahead.take(items, self._poll))
+        if self._ahead is None:
+            return torch.cat([self._read(item, item + 1) for item in items])
+        return torch.stack(self._ahead.take(items, self._poll))
 
     def _poll(self) -> None:
         if self.should_stop is not None and self.should_stop():
             raise Interrupted
 
-    def _collect(self, chains: Sequence[Chain], outcome: Outcome, writing: WriteBehind) -> None:
+    def _collect(self, chains: Sequence[Chain], outcome: Outcome, collector: Collector) -> None:
         scale = self.scale.rows([item for item, _ in chains])
-        images = self.measurement.crop(scale.to_physical(outcome.images)).cpu()
-        known = {
+        arrays = {
+            "image": self.measurement.crop(scale.to_physical(outcome.images)).cpu(),
             "residual": outcome.residuals.cpu(),
             "discrepancy": outcome.discrepancy.cpu(),
             "discrepancy_numbers": outcome.numbers.cpu(),
         }
-        known |= {name: value.cpu() for name, value in outcome.record.items()}
-        for row, (item, sample) in enumerate(chains):
-            arrays = {"image": images[row]} | {name: value[row] for name, value in known.items()}
-            linear = outcome.linear.get(item) if sample == 0 else None
-            self.waiting.setdefault(item, []).append(Part(sample, arrays, outcome.facts, linear))
-            if len(self.waiting[item]) == self.samples:
-                writing.put(item, sorted(self.waiting.pop(item), key=lambda part: part.sample))
-
-
-def _summary(parts: list[Part]) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Mean, standard deviation and stacked arrays of an item's samples; costs averaged, seconds summed."""
-    arrays = {name: torch.stack([part.arrays[name] for part in parts]) for name in parts[0].arrays}
-    samples = arrays.pop("image")
-    std = samples.std(0) if len(samples) > 1 else torch.zeros_like(samples[0])
-    facts = {name: sum(part.facts[name] for part in parts) / len(parts) for name in parts[0].facts}
-    facts["seconds"] *= len(parts)
-    if parts[0].linear is not None:
-        arrays["pinv"] = parts[0].linear
-    return {"mean": samples.mean(0), "std": std, "samples": samples, **arrays}, facts
-
-
-def read_rows(measurement: Measurement, start: int, stop: int) -> Tensor:
-    """Read items of a measurement and refuse what is not finite.
-
-    Raises:
-        UserError: NaN or infinity in y, with the item and how many.
-    """
-    y = measurement.y[start:stop]
-    if not bool(y.isfinite().all()):
-        item = int((~y.isfinite()).flatten(1).any(1).nonzero()[0]) + start
-        count = int((~y[item - start].isfinite()).sum())
-        where = f"{measurement.source}: " if measurement.source else ""
-        raise UserError(
-            f"{where}y has {count} NaN or infinite values in item {item}; replace them, or mark them as unmeasured in the "
-            "operator's mask"
-        )
-    return y
+        arrays |= {name: value.cpu() for name, value in outcome.record.items()}
+        collector.add(chains, arrays, outcome.facts, outcome.linear)

@@ -13,7 +13,8 @@ import numpy as np
 from torch import Tensor
 
 import invsolve
-from invsolve import api, discrepancy, engine, metrics, registry, sampling
+from invsolve import api, discrepancy, engine, metrics, registry, sampling, slabs
+from invsolve.checkpoints import CheckpointFile
 from invsolve.contracts.layout import Images, Layout, Measurement
 from invsolve.contracts.noise import noise_from_text
 from invsolve.contracts.prior import Prior
@@ -23,7 +24,9 @@ from invsolve.datasets._hdf5 import fingerprint, open_readonly
 from invsolve.errors import UserError
 from invsolve.parameters import build
 from invsolve.provenance import plain, provenance
+from invsolve.reading import read_rows
 from invsolve.simulated import SimulatedScan
+from invsolve.training import parallel
 
 
 def find_layout(path: Path) -> list[str]:
@@ -78,7 +81,8 @@ def open_images(path: Path, layout: str | None = None, options: Mapping[str, Any
         if options:
             raise UserError(f"{path}: --read needs --layout here, as no layout recognises the file; {_layouts()}")
         x = own.read_images(path)
-        return Images(x, source=str(path), fingerprint=fingerprint(path))
+        labels = own.read_volumes(path, len(x))
+        return Images(x, source=str(path), fingerprint=fingerprint(path), volumes=labels)
     reader: Layout = build(registry.find("layout", layout), "layout", layout, dict(options or {}))
     return reader.images(Path(path))
 
@@ -109,7 +113,7 @@ def simulate_file(
     refuse_existing(out, overwrite, truth)
     forward = api.operator(operator, **api.fill_image_size(operator, parameters, opened.x[0:1].shape[-1]))
     scan = SimulatedScan(opened.x, forward, noise_from_text(noise), seed, str(truth))
-    own.write_scan(out, scan, forward, scan.noise, truth=scan.truth, unit=opened.unit)
+    own.write_scan(out, scan, forward, scan.noise, truth=scan.truth, unit=opened.unit, volumes=opened.volumes)
     shape = list(scan[0:1].shape[1:])
     return {"output": str(out), "items": len(scan), "measurement_shape": shape, "noise": noise, "seed": seed}
 
@@ -152,6 +156,8 @@ class Request:
     workers: int | None = None
     scheduler: str | None = None
     plugins: tuple[Path, ...] = ()
+    coherence: float = 0.0
+    checkpoint_every: float = 60.0
 
 
 def reconstruct_file(
@@ -167,29 +173,63 @@ def reconstruct_file(
         say: told one line at a time what was found in the file and decided.
         should_stop: asked after each step; True stops with the finished items kept.
         command: the command line, for the record.
+
+    Started by `torchrun`, several processes share each volume; the first of them reads, writes and speaks.
     """
+    team = parallel.join(request.device) if parallel.started_together() else None
+    try:
+        return _reconstruct(request, say if parallel.rank() == 0 else lambda line: None, should_stop, command, team)
+    finally:
+        if team is not None:
+            team.leave()
+
+
+def _reconstruct(
+    request: Request,
+    say: Callable[[str], None],
+    should_stop: Callable[[], bool] | None,
+    command: str,
+    team: parallel.Team | None,
+) -> dict[str, Any]:
     from invsolve import shards
 
-    refuse_existing(request.out, request.overwrite, request.scan)
-    run = prepare(request, say)
+    if team is None or team.leads:
+        refuse_existing(request.out, request.overwrite, request.scan)
+    run = prepare(request, say, team)
     run.should_stop = should_stop
     record = provenance(run) | {"command": command}
+    every = request.checkpoint_every
+    told = {"output": str(request.out), "items": len(run.items)}
     began = time.perf_counter()
+    if not run.team.leads:
+        run.keeper = _keeper(run, request.out, record, every)
+        run.execute(slabs.Nowhere())
+        return told | {"seconds": round(time.perf_counter() - began, 3)}
     if request.workers is not None or request.scheduler is not None or shards.folder(request.out).exists():
         shards.reconstruct_in_shards(request, run, record, say)
     else:
-        run_into_file(run, request.out, record, request.overwrite, say)
+        run_into_file(run, request.out, record, request.overwrite, say, every)
     seconds = round(time.perf_counter() - began, 3)
     kept = own.read_result(request.out).diagnostics
     found = discrepancy.examine(np.asarray(kept["discrepancy"]), np.asarray(kept["discrepancy_numbers"]), run)
     say(str(found))
     judged = found.ratio == found.ratio  # NaN where the noise is said to be zero, and NaN is no JSON
     summary = {"ratio": found.ratio, "spread": found.spread, "warning": found.warning} if judged else None
-    return {"output": str(request.out), "items": len(run.items), "seconds": seconds, "discrepancy": summary}
+    return told | {"seconds": seconds, "discrepancy": summary}
 
 
-def prepare(request: Request, say: Callable[[str], None] = lambda line: None) -> engine.Run:
-    """Open the scan and put the run together, checked; nothing is written."""
+def prepare(
+    request: Request, say: Callable[[str], None] = lambda line: None, team: parallel.Team | None = None
+) -> engine.Run:
+    """Open the scan and put the run together, checked; nothing is written.
+
+    Args:
+        request, say: as for `reconstruct_file`.
+        team: the processes that share each volume; None is this one alone.
+
+    Raises:
+        UserError: the parts do not fit, or a part of a coupled volume is asked for.
+    """
     prior: Prior | None = api.load_prior(request.prior) if request.prior else None
     measurement = open_measurement(request.scan, request.layout, request.read)
     if request.noise is not None:
@@ -204,12 +244,17 @@ def prepare(request: Request, say: Callable[[str], None] = lambda line: None) ->
         request.samples,
         request.seed,
         request.batch_size,
-        request.device,
+        request.device if team is None else team.device,
         scale=given if isinstance(given, Scale) else _read_scale(given),
         parameters_=request.parameters,
+        coherence=request.coherence,
     )
     run.only = read_slices(request.slices, len(measurement.y), request.scan)
     run.linear_too = True
+    if run.couples_items:
+        _refuse_parts(run, request)
+    if team is not None:
+        slabs.share_volumes(run)
     low, high = run.scale.range
     unit = f" {measurement.unit}" if measurement.unit else ""
     if run.scale.origin == "estimated" and prior is not None:
@@ -219,15 +264,47 @@ def prepare(request: Request, say: Callable[[str], None] = lambda line: None) ->
     return run
 
 
+def _refuse_parts(run: engine.Run, request: Request) -> None:
+    asked = {"--slices": request.slices, "--workers": request.workers, "--scheduler": request.scheduler}
+    for option, value in asked.items():
+        if value is not None:
+            name = run.strategy.name or type(run.strategy).__name__
+            raise UserError(
+                f"{option} cuts a scan into parts, but strategy {name!r} couples all slices of a volume: leave {option} "
+                "out, or take a strategy that reconstructs items one by one, such as dds"
+            )
+
+
+def _keeper(
+    run: engine.Run, out: Path, record: dict[str, Any], every: float, say: Callable[[str], None] = lambda line: None
+) -> CheckpointFile:
+    # Parts of a scan have one configuration; what one of them left is no use to another.
+    return CheckpointFile(out, f"{record['config_sha256']} {run.items.start}:{run.items.stop}", every, say)
+
+
 def run_into_file(
-    run: engine.Run, out: Path, record: dict[str, Any], overwrite: bool, say: Callable[[str], None]
+    run: engine.Run,
+    out: Path,
+    record: dict[str, Any],
+    overwrite: bool,
+    say: Callable[[str], None],
+    every: float = 60.0,
 ) -> None:
     """Run the items of a run into one result file, or go on with its partial.
+
+    Args:
+        run: what to run; its keeper is set here.
+        out: the result.
+        record: of provenance.
+        overwrite: replace a partial result of another configuration.
+        say: told what is gone on from.
+        every: seconds between checkpoints.
 
     Raises:
         Interrupted: asked to stop; says how many items are kept.
     """
     items, measurement = run.items, run.measurement
+    run.keeper = keeper = _keeper(run, out, record, every, say)
     result = own.ResultFile.create(
         out, items, run.samples, record, overwrite, measurement.unit, input_items=len(measurement.y)
     )
@@ -237,10 +314,14 @@ def run_into_file(
         if already:
             say(f"continuing: {already} of {len(items)} items were done before")
         try:
+            # The slices of coupled volumes are not read ahead.
+            if run.couples_items:
+                _check_finite(run, sink)
             api.execute(run, sink)
         except (UserError, engine.NonFinite):
             if not any(sink.is_done(i) for i in items):
                 result.discard()
+                keeper.remove()
             raise
         except engine.Interrupted:
             done = sum(sink.is_done(i) for i in items)
@@ -248,6 +329,14 @@ def run_into_file(
                 f"stopped; {done} of {len(items)} items are kept, run the same command to go on"
             ) from None
         result.finish()
+    keeper.remove()
+
+
+def _check_finite(run: engine.Run, sink: WithTruth) -> None:
+    """Read what is still to do once, so that NaN in the last volume is not found after a night."""
+    for item in run.items:
+        if not sink.is_done(item):
+            read_rows(run.measurement, item, item + 1)
 
 
 def evaluate_file(recon: Path, truth: Path | None, data_range: float | None) -> dict[str, Any]:

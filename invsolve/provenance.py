@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 from typing import Any
 
@@ -71,6 +72,7 @@ def provenance(run: Run) -> dict[str, Any]:
         },
         "samples": run.samples,
         "seed": run.seed,
+        "coherence": run.coherence if math.isfinite(run.coherence) else "infinite",
         "dtype": str(run.dtype).removeprefix("torch."),
         "image_shape": list(run.image_shape),
         "input": {"fingerprint": run.measurement.fingerprint},

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from invsolve import cluster, engine, registry
+from invsolve.checkpoints import CheckpointFile
 from invsolve.datasets import own
 from invsolve.errors import InUse, UserError
 from invsolve.jobs import Request, prepare, run_into_file
@@ -61,7 +62,7 @@ def reconstruct_in_shards(
     try:
         if request.workers is None and request.scheduler is None:
             for shard in ranges_to_do(out, parts, run.items, len(run.items)):
-                _run_here(run, out, shard, record, say)
+                _run_here(run, out, shard, record, request.checkpoint_every, say)
         else:
             _run_on_workers(request, run, record, parts, say)
     except engine.Interrupted:
@@ -77,6 +78,7 @@ def reconstruct_in_shards(
     folder(out).mkdir(exist_ok=True)
     own.join_results(out, files, run.items, request.overwrite, temporary=folder(out) / "joined.h5")
     own.partial_path(out).unlink(missing_ok=True)
+    CheckpointFile(out, record["config_sha256"]).remove()
     shutil.rmtree(folder(out))
 
 
@@ -126,14 +128,19 @@ def _unread(path: Path, config_sha256: str) -> own.Part:
 
 
 def _run_here(
-    run: engine.Run, out: Path, shard: range, record: dict[str, Any], say: Callable[[str], None] = lambda line: None
+    run: engine.Run,
+    out: Path,
+    shard: range,
+    record: dict[str, Any],
+    every: float,
+    say: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Run one shard in this process, unless it is done; waits while another process is writing it."""
     path = shard_path(out, shard)
     deadline = time.monotonic() + _PATIENCE
     while not path.exists():
         try:
-            run_into_file(replace(run, only=shard), path, record, overwrite=False, say=say)
+            run_into_file(replace(run, only=shard), path, record, overwrite=False, say=say, every=every)
         except InUse:
             # A worker thought lost may still be at it; what it finishes counts.
             if time.monotonic() > deadline:
@@ -202,7 +209,7 @@ def run_shard(request: Request, shard: range, config_sha256: str, command: str, 
                 "invsolve version and plugins must be the same"
             )
         run.should_stop = _stopped_by(_stop_file(request.out))
-        _run_here(run, request.out, shard, record)
+        _run_here(run, request.out, shard, record, request.checkpoint_every)
 
 
 #: The run that this process prepared last: the network is loaded once, not for each shard.

@@ -191,6 +191,16 @@ class WriteBehind:
             raise self._error
         self._queue.put(work)
 
+    def drain(self) -> None:
+        """Wait until all that was handed over is carried out.
+
+        Raises:
+            UserError: a call failed.
+        """
+        self._queue.join()
+        if self._error is not None:
+            raise self._error
+
     def _work(self) -> None:
         # After an error it goes on emptying the queue, so that nobody waits for room in it.
         while (work := self._queue.get()) is not None:
@@ -199,3 +209,4 @@ class WriteBehind:
                     self._write(*work)
                 except BaseException as error:
                     self._error = error
+            self._queue.task_done()

@@ -25,6 +25,15 @@ def in_range(problem: Problem, residual: Tensor) -> Tensor:
     return system.from_basis(system.measurement_to_basis(residual) * safe_reciprocal(system.values))
 
 
+def told(s: Tensor, sigma_y: float | Tensor) -> Tensor:
+    """Whether a mode has data worth the name: its noise sigma_y / s is below 1, half the range of network images.
+
+    The paper takes every s > 0. In a mode that the operator all but removes U'y is then noise, the same in every step and
+    sample, and following it shifts the mean, the more so the more steps.
+    """
+    return s > sigma_y
+
+
 def start_from_data(problem: Problem, noise: Tensor, sigma: float) -> Tensor:
     """z at the first level: pure noise, but around U'y / s in modes whose data noise sigma_y / s is below the level.
 
@@ -34,7 +43,7 @@ def start_from_data(problem: Problem, noise: Tensor, sigma: float) -> Tensor:
     system = problem.svd()
     white = system.to_basis(noise)
     sigma_y, inverse = noise_in_basis(problem, white), safe_reciprocal(system.values)
-    seen = system.values * sigma > sigma_y
+    seen = (system.values * sigma > sigma_y) & told(system.values, sigma_y)
     data = system.measurement_to_basis(problem.y) * inverse
     rest = (sigma**2 - (sigma_y * inverse) ** 2).clamp_min(0).sqrt()
     return sigma * noise + system.from_basis(torch.where(seen, data + (rest - sigma) * white, 0.0))
@@ -52,7 +61,7 @@ def step_in_basis(
 ) -> Tensor:
     """z' from z = x and D = estimate, equations 7 and 8 of DDRM, in variance-exploding coordinates.
 
-    Modes without data: D + sigma' (sqrt(1 - eta^2) eps + eta n). Modes noisier than the level, s sigma' < sigma_y:
+    Modes without data (see `told`): D + sigma' (sqrt(1 - eta^2) eps + eta n). Modes noisier than the level, s sigma' < sigma_y:
     d + sigma' (sqrt(1 - eta^2) (U'y - s d) / sigma_y + eta n). The others: (1 - eta_b) d + eta_b U'y / s, with noise that
     makes the variance sigma'^2.
     """
@@ -68,4 +77,4 @@ def step_in_basis(
     rest = (sigma_next**2 - (eta_b * sigma_y * inverse) ** 2).clamp_min(0).sqrt()
     clear = (1 - eta_b) * d + eta_b * data * inverse + rest * white
     seen = torch.where(s * sigma_next < sigma_y, noisy, clear)
-    return free + system.from_basis(torch.where(s > 0, seen - system.to_basis(free), 0.0))
+    return free + system.from_basis(torch.where(told(s, sigma_y), seen - system.to_basis(free), 0.0))

@@ -21,7 +21,8 @@ class DDRM(Strategy):
     """Each singular mode takes its data, its denoised value or both, by whether sigma_y / s or sigma is larger.
 
     Kawar et al., NeurIPS 2022, equations 7 and 8. No gradient through the network, no inner solve. Needs the singular
-    system: closed form for inpainting, circular blur and one-coil MRI; small operators are decomposed once. Known bias:
+    system: closed form for inpainting, circular blur and one-coil MRI; small operators are decomposed once. Modes
+    whose data noise sigma_y / s is over 1 are left to the prior, where the paper follows them. Known bias:
     samples are too narrow, the more so the more steps, because the part eta of the noise is renewed at each.
 
     Args:

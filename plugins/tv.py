@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -45,20 +46,32 @@ class TotalVariation(Strategy):
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:
         x = problem.baseline()
-        data, edges = torch.zeros_like(problem.y), torch.zeros_like(gradient(x))
+        data, edges = torch.zeros_like(problem.y), torch.zeros_like(self.edges(problem, x))
         return {"x": x, "bar": x, "data": data, "edges": edges}
 
     def step(self, problem: Problem, state: State, sigma: float, sigma_next: float, rng: ChainRandom) -> State:
         scale = problem.operator_norm()
-        # |[A / scale; gradient]|^2 <= 1 + 8.
-        primal, dual = 0.99 / (3 * self.balance), 0.99 * self.balance / 3
+        largest = math.sqrt(1 + self.edges_norm(problem))
+        primal, dual = 0.99 / (largest * self.balance), 0.99 * self.balance / largest
         predicted = problem.operator(state["bar"])
         residual = predicted - problem.y
         data = self._data_dual(problem, state["data"] + dual * residual / scale, dual, scale)
-        edges = state["edges"] + dual * gradient(state["bar"])
+        edges = state["edges"] + dual * self.edges(problem, state["bar"])
         edges = edges / torch.linalg.vector_norm(edges, dim=1, keepdim=True).clamp_min(1.0)
-        x = state["x"] - primal * (problem.linear.adjoint(data) / scale - divergence(edges))
+        x = state["x"] - primal * (problem.linear.adjoint(data) / scale + self.edges_adjoint(problem, edges))
         return {"x": x, "bar": 2 * x - state["x"], "data": data, "edges": edges, "residual": problem.misfit(residual)}
+
+    def edges(self, problem: Problem, x: Tensor) -> Tensor:
+        """The differences whose length is penalised: (B, C, *s) -> (B, kinds, C, *s)."""
+        return gradient(x)
+
+    def edges_adjoint(self, problem: Problem, p: Tensor) -> Tensor:
+        """The transpose of `edges`."""
+        return -divergence(p)
+
+    def edges_norm(self, problem: Problem) -> float:
+        """A bound of the squared norm of `edges`: 4 an axis."""
+        return 4.0 * (len(problem.image_shape) - 1)
 
     def _data_dual(self, problem: Problem, p: Tensor, dual: float, scale: float) -> Tensor:
         """Proximal map of the conjugate of the data term, which is a function of (Ax - y) / scale."""
@@ -67,6 +80,35 @@ class TotalVariation(Strategy):
             return p * rows((1 - dual * radius / norm(p).clamp_min(1e-30)).clamp_min(0), p)
         strength = self.weight * torch.as_tensor(problem.sigma).to(p.real) ** 2 / scale**2
         return p / (1 + dual * strength)
+
+
+@dataclass(frozen=True)
+class VolumeTotalVariation(TotalVariation):
+    """`tv` of a volume whose slices are the items of the file: total variation along the slices' axes and across them.
+
+    Rudin, Osher & Fatemi 1992, isotropic in all three axes; each slice meets its own data to within the noise. Known bias: as
+    for `tv`, piecewise constant volumes and no uncertainty.
+
+    Args:
+        steps: iterations, one forward and one adjoint operator call each.
+        weight: if given, minimise |y - Ax|^2 / (2 sigma^2) + weight TV(x) instead, x in network units.
+        discrepancy: how much of the expected residual norm is allowed.
+        balance: ratio of dual to primal step; changes speed only.
+        across: factor of the differences across slices, such as pixel size over slice distance; 0 leaves the slices alone.
+    """
+
+    across: float = 1.0
+
+    couples_items: ClassVar[bool] = True
+
+    def edges(self, problem: Problem, x: Tensor) -> Tensor:
+        return torch.cat([gradient(x), self.across * problem.across.difference(x)[:, None]], 1)
+
+    def edges_adjoint(self, problem: Problem, p: Tensor) -> Tensor:
+        return self.across * problem.across.transpose(p[:, -1]) - divergence(p[:, :-1])
+
+    def edges_norm(self, problem: Problem) -> float:
+        return super().edges_norm(problem) + 4 * self.across**2
 
 
 def gradient(x: Tensor) -> Tensor:
@@ -91,4 +133,4 @@ def divergence(p: Tensor) -> Tensor:
 
 @hookimpl
 def invsolve_strategies() -> Mapping[str, type]:
-    return {"tv": TotalVariation}
+    return {"tv": TotalVariation, "tv-3d": VolumeTotalVariation}

@@ -101,7 +101,20 @@ def test_an_existing_output_is_kept(scan: Path, tmp_path: Path, cli) -> None:
 
 
 def start_slow(cli_process, scan: Path, out: Path, plugin: Path, batch: int = 2):
-    options = ["--prior", "small", "--plugin", plugin, "--set", "steps=400", "--samples", 2, "--batch-size", batch]
+    options = [
+        "--prior",
+        "small",
+        "--plugin",
+        plugin,
+        "--strategy",
+        "dps",
+        "--set",
+        "steps=400",
+        "--samples",
+        2,
+        "--batch-size",
+        batch,
+    ]
     return cli_process("reconstruct", scan, "-o", out, *options)
 
 

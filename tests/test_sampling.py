@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from torch import distributions as dist
@@ -184,3 +185,17 @@ def test_likelihood_refuses_what_it_cannot_do() -> None:
     prior.differentiable = False
     with pytest.raises(invsolve.UserError, match="differentiated"):
         invsolve.log_likelihood(prior, x)
+
+
+def test_draws_are_those_of_generators_made_anew():
+    chains = [(0, 0), (3, 1), (0, 2)]
+    rng = ChainRandom(7, chains).at(4)
+    found = [rng.normal(torch.zeros(3, 2, 5)), rng.uniform()]
+
+    def fresh(chain: tuple[int, int], draw: int) -> np.random.Generator:
+        key = np.random.SeedSequence([7, *chain]).generate_state(2, np.uint64)
+        return np.random.Generator(np.random.Philox(key=key, counter=[0, draw, 4, 0]))
+
+    normal = [fresh(chain, 1).standard_normal((2, 5), dtype=np.float32) for chain in chains]
+    assert np.array_equal(found[0].numpy(), np.stack(normal))
+    assert found[1].tolist() == [fresh(chain, 2).random() for chain in chains]

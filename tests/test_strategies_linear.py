@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import invsolve
-from invsolve.bench import Compression
+from invsolve.bench.gaussian import Compression
 from invsolve.contracts.problem import Problem, make_problem
 from invsolve.contracts.random import ChainRandom
 from invsolve.contracts.scale import Scale
@@ -210,7 +210,7 @@ def ddrm_by_hand(
     out = torch.empty_like(dv)
     for i in range(len(dv)):
         value = float(s[i]) if i < len(s) else 0.0
-        if value < 1e-4 * float(s[0]):
+        if value <= max(sigma_y, 1e-4 * float(s[0])):  # no data, or noisier than images are
             out[i] = dv[i] + sigma_next * (math.sqrt(1 - eta**2) * (zv[i] - dv[i]) / sigma + eta * nv[i])
         elif value * sigma_next < sigma_y:
             pull = (data[i] - value * dv[i]) / sigma_y

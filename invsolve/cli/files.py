@@ -81,7 +81,9 @@ def reconstruct(
     ] = None,
     scale: Annotated[str | None, typer.Option(help="Physical values of the prior's range, LOW:HIGH, or auto.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    batch_size: Annotated[int | None, typer.Option(help="Samples that go through the network at once.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples, or slices of a volume, that go through the network at once.")
+    ] = None,
     slices: Annotated[
         str | None, typer.Option(help="Only these items of the file, START:STOP.", metavar="START:STOP")
     ] = None,
@@ -94,6 +96,12 @@ def reconstruct(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, after timing a few steps; write nothing.")
     ] = False,
+    coherence: Annotated[
+        float, typer.Option(help="Width, in items, over which slices share their noise; 0 none, inf all the same.")
+    ] = 0.0,
+    checkpoint_every: Annotated[
+        float, typer.Option(help="Seconds between checkpoints, from which a killed run goes on.", metavar="SECONDS")
+    ] = 60.0,
     layout: Annotated[str | None, typer.Option(help="Layout of the file, where it is not recognised.")] = None,
     read: Read = None,
     plugin: Plugins = None,
@@ -103,6 +111,7 @@ def reconstruct(
     """Draw samples of every item of a scan, and write their mean, standard deviation and samples."""
     start(plugin)
     from invsolve.jobs import Request, reconstruct_file
+    from invsolve.training.parallel import rank
 
     request = Request(
         scan=scan,
@@ -123,6 +132,8 @@ def reconstruct(
         workers=workers,
         scheduler=scheduler,
         plugins=tuple(plugin or ()),
+        coherence=coherence,
+        checkpoint_every=checkpoint_every,
     )
     if dry_run:
         from invsolve import dryrun
@@ -132,7 +143,8 @@ def reconstruct(
         return
     stop = StopOnSignal()
     result = reconstruct_file(request, note, stop.asked, " ".join(["invsolve", *sys.argv[1:]]))
-    emit(result, json_, f"{result['output']}: {result['items']} items in {result['seconds']:.1f} s")
+    if rank() == 0:
+        emit(result, json_, f"{result['output']}: {result['items']} items in {result['seconds']:.1f} s")
 
 
 def join(

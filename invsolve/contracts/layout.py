@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -36,6 +36,8 @@ class Measurement:
         unit: physical unit of the image.
         source: the file it came from.
         fingerprint: changes when the input does; compared before a run is resumed.
+        volumes: a label an item; items with the same label are the slices of one volume, in their order. None where all
+            items are slices of one.
         notes: one line each on what was done on the way (flat field, thinning), for the record and the terminal.
         missing: one line each on what the file does not say, what is taken instead, and how to give it.
         axes: names of y's axes, such as "item angle detector".
@@ -53,6 +55,7 @@ class Measurement:
     unit: str = ""
     source: str = ""
     fingerprint: str = ""
+    volumes: Sequence[int] | None = None
     notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     axes: str = ""
@@ -85,6 +88,7 @@ class Images:
         notes: one line each on what was done on the way.
         missing: one line each on what the file does not say.
         axes: names of x's axes.
+        volumes: a label an item, as in `Measurement`.
     """
 
     x: Rows
@@ -96,6 +100,7 @@ class Images:
     notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     axes: str = "item channel row column"
+    volumes: Sequence[int] | None = None
 
 
 class Layout:

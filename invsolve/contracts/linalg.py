@@ -28,6 +28,7 @@ def conjugate_gradients(
     start: Tensor | None = None,
     tolerance: float = 1e-5,
     iterations: int = 100,
+    dot: Callable[[Tensor, Tensor], Tensor] = inner,
 ) -> Tensor:
     """Solve `apply(x) = b` for a symmetric positive (semi)definite map, every batch row for itself.
 
@@ -38,12 +39,13 @@ def conjugate_gradients(
         tolerance: a row stops when its residual norm is below `tolerance * |b|`. A stopped row is frozen, so its
             answer does not depend on what else is in the batch.
         iterations: upper limit; the current iterate is returned when it is reached.
+        dot: inner product, (B,), or (1,) where the rows are one system, such as `Across.inner`.
     """
     x = torch.zeros_like(b) if start is None else start.clone()
     r = b - apply(x) if start is not None else b.clone()
     p = r
-    rr = inner(r, r)
-    goal = (tolerance * norm(b)) ** 2
+    rr = dot(r, r)
+    goal = tolerance**2 * dot(b, b)
     # On a GPU, asking whether all rows are done waits for the device, so it is asked less often there.
     stride = 1 if b.device.type == "cpu" else 5
     for k in range(iterations):
@@ -51,11 +53,11 @@ def conjugate_gradients(
         if k % stride == 0 and not bool(active.any()):
             break
         q = apply(p)
-        pq = inner(p, q)
+        pq = dot(p, q)
         alpha = torch.where(active & (pq > 0), rr / pq.clamp_min(torch.finfo(rr.dtype).tiny), 0.0)
         x = x + rows(alpha, p) * p
         r = r - rows(alpha, q) * q
-        rr_new = inner(r, r)
+        rr_new = dot(r, r)
         beta = torch.where(active, rr_new / rr.clamp_min(torch.finfo(rr.dtype).tiny), 0.0)
         p = r + rows(beta, p) * p
         rr = torch.where(active, rr_new, rr)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from invsolve.contracts.across import Across
 from invsolve.contracts.linalg import norm
 from invsolve.contracts.noise import Gaussian, Noise
 from invsolve.contracts.operator import LinearOperator, MaskableOperator, Operator, size_of
@@ -25,6 +26,15 @@ class Calls:
     forward: int = 0
     adjoint: int = 0
 
+    def counts(self) -> dict[str, int]:
+        """The counters by name."""
+        return dict(vars(self))
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """Add counts by name."""
+        for name, count in counts.items():
+            setattr(self, name, getattr(self, name) + count)
+
 
 @dataclass
 class Problem:
@@ -40,6 +50,7 @@ class Problem:
         samples_per_item: rows that belong to one item, consecutive, for strategies that couple them.
         calls: counters the engine reads.
         shift: what the scale's offset took from y and from the image, both in network units.
+        across: the direction across the slices of a volume, for strategies that couple them.
     """
 
     known: Prior | None
@@ -50,6 +61,7 @@ class Problem:
     samples_per_item: int = 1
     calls: Calls = field(default_factory=Calls, init=False)
     shift: tuple[Tensor, float | Tensor] | None = None
+    across: Across = field(default_factory=Across)
     # Computed once a problem: in the step loop they would wait for the device. Not carried over by dataclasses.replace.
     _precision: Tensor | None = field(default=None, init=False)
     _numbers: int | None = field(default=None, init=False)

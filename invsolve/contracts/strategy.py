@@ -39,6 +39,8 @@ class Strategy:
         needs: names from `NEEDS`; the engine checks them before the first step.
         couples_samples: True when the samples of one item interact (particles); they are then kept in one batch and
             follow one another in it, `problem.samples_per_item` rows an item.
+        couples_items: True when the items of a file are slices that interact; all slices of a volume are then one batch,
+            in their order, and `problem.across` gives differences and inner products across them.
         draws: True when repeated runs scatter like the posterior; False for point estimates.
         data_strength: parameters that decide how closely the samples follow the data, 1 where a larger value follows them more
             closely, -1 where less; what is advised when the residual does not fit the noise.
@@ -48,6 +50,7 @@ class Strategy:
 
     needs: ClassVar[tuple[str, ...]] = ("prior",)
     couples_samples: ClassVar[bool] = False
+    couples_items: ClassVar[bool] = False
     draws: ClassVar[bool] = True
     data_strength: ClassVar[Mapping[str, int]] = {}
     mean_error: ClassVar[float] = 0.5

@@ -69,6 +69,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def started_together() -> bool:
+    """Whether `torchrun` started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def place_of(device: str | None) -> torch.device:
     """A device by name; None takes a GPU when there is one.
 

@@ -1,0 +1,207 @@
+"""Volumes: which items are the slices of one, and how network and operator see only a few slices at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from invsolve.contracts.across import Across, AlongRows
+from invsolve.contracts.layout import Measurement
+from invsolve.contracts.operator import LinearOperator, Operator
+from invsolve.contracts.prior import Prior
+from invsolve.errors import UserError
+
+T = TypeVar("T")
+
+
+def volumes_of(measurement: Measurement) -> list[list[int]]:
+    """The items of each volume, in their order: those with the same label in `measurement.volumes`, else all of them.
+
+    Raises:
+        UserError: there is not one label an item.
+    """
+    count, labels = len(measurement.y), measurement.volumes
+    if labels is None:
+        return [list(range(count))]
+    if len(labels) != count:
+        raise UserError(f"{measurement.source or 'measurement'}: {len(labels)} volume labels for {count} items")
+    found: dict[int, list[int]] = {}
+    for item, label in enumerate(labels):
+        found.setdefault(int(label), []).append(item)
+    return list(found.values())
+
+
+class Alone:
+    """One process that has the whole volume. `invsolve.slabs.Slabs` is several that have a slab each.
+
+    Attributes:
+        leads: whether this process writes and speaks.
+    """
+
+    leads: bool = True
+
+    def across(self) -> Across:
+        """The direction across the slices, of which this process has those that `share` gives it."""
+        return AlongRows()
+
+    def share(self, rows: int) -> slice:
+        """Which of so many rows are this process's."""
+        return slice(0, rows)
+
+    def gather(self, part: Tensor, rows: int) -> Tensor:
+        """All rows of a tensor of which each process has its share; only what the leading process gets is complete."""
+        return part
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in one of the processes."""
+        return flag
+
+    def same(self, value: T) -> T:
+        """The leading process's value, in all processes."""
+        return value
+
+
+class InChunks(Operator):
+    """An operator that takes so many rows at a time, on its own device, whatever device the rows live on.
+
+    Args:
+        inner: the operator.
+        rows: how many go through it at once.
+        device: where.
+        home: where the rows live.
+    """
+
+    def __init__(self, inner: Operator, rows: int, device: torch.device, home: torch.device) -> None:
+        super().__init__()
+        self.inner, self.rows, self.device, self.home = inner, rows, device, home
+        self.name, self.image_shape, self.image_unit = inner.name, inner.image_shape, inner.image_unit
+        self.complex_image, self.parameters_given = inner.complex_image, inner.parameters_given
+
+    def _map(self, function: Callable[..., Tensor], *values: Tensor | float | None) -> Tensor:
+        """Apply a function of tensors with the batch first to chunks of them; what has another length goes in whole."""
+        first = values[0]
+        assert isinstance(first, Tensor)
+        count = len(first)
+
+        def part(value: Tensor | float | None, start: int) -> Tensor | float | None:
+            if not isinstance(value, Tensor):
+                return value
+            cut = value[start : start + self.rows] if value.ndim and len(value) == count else value
+            return cut.to(self.device, non_blocking=True)
+
+        done = [function(*(part(v, start) for v in values)).to(first.device) for start in range(0, count, self.rows)]
+        return done[0] if len(done) == 1 else torch.cat(done)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._map(self.inner, x)
+
+    def measured(self) -> Tensor | None:
+        mask = self.inner.measured()
+        return None if mask is None else mask.to(self.home)
+
+    def image_shape_for(self, measurement_shape: Sequence[int], channels: int = 1) -> tuple[int, ...] | None:
+        return self.inner.image_shape_for(measurement_shape, channels)
+
+    def measurement_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
+        return self.inner.measurement_shape(image_shape)
+
+
+class LinearInChunks(InChunks, LinearOperator):
+    """`InChunks` of a linear operator. Its solvers stop each row for itself, so chunks do not change what they find."""
+
+    inner: LinearOperator
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self._map(self.inner.adjoint, y)
+
+    def prox(
+        self,
+        z: Tensor,
+        y: Tensor,
+        rho: float | Tensor,
+        start: Tensor | None = None,
+        tolerance: float = 1e-5,
+        iterations: int = 100,
+    ) -> Tensor:
+        def solve(z: Tensor, y: Tensor, rho: float | Tensor, start: Tensor | None) -> Tensor:
+            return self.inner.prox(z, y, rho, start, tolerance, iterations)
+
+        return self._map(solve, z, y, rho, start)
+
+    def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
+        return self._map(lambda part: self.inner.pinv(part, tolerance, iterations), y)
+
+    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
+        return self._map(self.inner.baseline, y, sigma)
+
+    def norm(self, like: Tensor | None = None) -> float:
+        return self.inner.norm(None if like is None else like.to(self.device))
+
+
+def in_chunks(operator: Operator, rows: int, device: torch.device, home: torch.device) -> Operator:
+    """See an operator as one that takes so many rows at a time, on a device, of tensors that live at home."""
+    kind = LinearInChunks if isinstance(operator, LinearOperator) else InChunks
+    return kind(operator, rows, device, home)
+
+
+class PriorInChunks(Prior):
+    """A prior that denoises so many images at a time, on its own device, whatever device they live on.
+
+    Args:
+        inner: the prior.
+        rows: how many images go through it at once.
+        device: where.
+    """
+
+    def __init__(self, inner: Prior, rows: int, device: torch.device) -> None:
+        super().__init__()
+        self.inner, self.rows, self.device = inner, rows, device
+        for name in ("event_shape", "sigma_min", "sigma_max", "data_range", "unit", "differentiable", "source"):
+            setattr(self, name, getattr(inner, name))
+        self.error_curve, self.name, self.parameters_given = inner.error_curve, inner.name, inner.parameters_given
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        level = sigma.to(self.device)
+        done = []
+        for start in range(0, len(x), self.rows):
+            some = slice(start, start + self.rows)
+            part = x[some].to(self.device, non_blocking=True)
+            done.append(self.inner.denoise(part, level[some] if level.ndim else level).to(x.device))
+        return done[0] if len(done) == 1 else torch.cat(done)
+
+    def error(self, sigma: float) -> float:
+        return self.inner.error(sigma)
+
+    def fingerprint(self) -> str:
+        return self.inner.fingerprint()
+
+
+class SliceWise(PriorInChunks):
+    """A prior of 2-D images as one of volumes (B, C, Z, Y, X), whose slices it takes to be independent.
+
+    Args:
+        inner, rows, device: as for `PriorInChunks`; rows are slices.
+    """
+
+    def __init__(self, inner: Prior, rows: int, device: torch.device) -> None:
+        super().__init__(inner, rows, device)
+        channels, *spatial = inner.event_shape
+        self.event_shape = (channels, None, *spatial)
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        batch, channels, depth, *spatial = x.shape
+        slices = x.movedim(2, 1).reshape(batch * depth, channels, *spatial)
+        level = sigma.repeat_interleave(depth) if sigma.ndim else sigma
+        estimate = super().denoise(slices, level)
+        return estimate.view(batch, depth, channels, *spatial).movedim(1, 2)
+
+
+def for_images(prior: Prior, operator: Operator, rows: int, device: torch.device) -> Prior:
+    """The prior, or `SliceWise` of it where the operator's images have one spatial axis more."""
+    shape = operator.image_shape
+    if shape is not None and len(shape) == len(prior.event_shape) + 1 == 4:
+        return SliceWise(prior, rows, device)
+    return prior
