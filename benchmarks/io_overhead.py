@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import invsolve
-from invsolve import api, engine, jobs
+from invsolve import api, engine, jobs, opening
 from invsolve.batching import batches
 from invsolve.contracts.random import ChainRandom
 from invsolve.datasets import own
@@ -44,7 +44,7 @@ def main() -> None:
         chosen = invsolve.strategy("red-diff", steps=arguments.steps)
 
         def plan() -> engine.Run:
-            measurement = jobs.open_measurement(scan)
+            measurement = opening.open_measurement(scan)
             return api.plan(measurement, prior, chosen, 1, 0, arguments.batch_size, arguments.device)
 
         def with_files() -> float:

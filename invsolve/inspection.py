@@ -17,7 +17,7 @@ from invsolve.datasets import own
 from invsolve.datasets._arrays import open_array
 from invsolve.datasets._hdf5 import datasets, open_readonly
 from invsolve.errors import UserError
-from invsolve.jobs import find_layout
+from invsolve.opening import find_layout
 from invsolve.parameters import build, parameters
 from invsolve.reading import read_rows
 

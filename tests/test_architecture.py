@@ -31,19 +31,8 @@ ENGINE = (
 )
 #: What turns files into files; it alone may read and write HDF5 through datasets/.
 FILES = (
-    *(
-        "bench",
-        "checkpoints",
-        "cli",
-        "demo",
-        "dryrun",
-        "inspection",
-        "jobs",
-        "pipeline",
-        "report",
-        "shards",
-        "training",
-    ),
+    *("bench", "checkpoints", "cli", "demo", "dryrun", "inspection", "jobs", "opening", "pipeline", "report", "shards"),
+    "training",
 )
 FOREIGN_TO_CONTRACTS = ("torch", "numpy")
 

@@ -55,6 +55,37 @@ def test_wrong_slices_are_one_line(text: str, scan: Path, tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("part", [{"slices": "0:4"}, {"workers": 2}, {"scheduler": "tcp://nowhere:1"}], ids=str)
+def test_a_coupled_volume_is_not_cut(part: dict, scan: Path, tmp_path: Path) -> None:
+    with pytest.raises(invsolve.UserError, match=f"--{next(iter(part))} cuts .* 'dds-3d' couples all slices") as caught:
+        jobs.reconstruct_file(request(scan, tmp_path / "r.h5", strategy="dds-3d", **part))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("r.h5*"))
+
+
+def test_dry_run_of_coupled_volumes_counts_them(scan: Path, tmp_path: Path) -> None:
+    with h5py.File(scan, "r+") as file:
+        file["volume"] = np.repeat([0, 1, 2], ITEMS // 3)
+    job = request(scan, tmp_path / "r.h5", strategy="dds-3d", parameters={"steps": 6})
+    plan = dryrun.dry_run(job)
+    assert (plan["batches"], plan["batch_size"], plan["left"]) == (3 * 2, ITEMS // 3, ITEMS)
+    jobs.reconstruct_file(job)
+    told = own.read_result(tmp_path / "r.h5").diagnostics
+    assert plan["network_calls"] == told["network_calls"].sum() * 2
+
+
+def test_what_a_killed_part_left_is_not_taken_up_by_another(scan: Path, tmp_path: Path, whole: np.ndarray) -> None:
+    out = tmp_path / "some.h5"
+    stop = iter([False] * 12)
+    with pytest.raises(engine.Interrupted):
+        jobs.reconstruct_file(request(scan, out, slices="5:9"), should_stop=lambda: next(stop, True))
+    assert Path(f"{out}.partial.state").exists()
+    jobs.reconstruct_file(request(scan, out, slices="12:16", overwrite=True))
+    assert own.read_result(out).items == [12, 13, 14, 15]
+    np.testing.assert_allclose(samples_of(out), whole[12:16], atol=1e-5)
+    assert not Path(f"{out}.partial.state").exists()
+
+
 def test_open_slices(tmp_path: Path) -> None:
     assert jobs.read_slices(":7", 24, tmp_path) == range(7)
     assert jobs.read_slices("20:", 24, tmp_path) == range(20, 24)
