@@ -104,11 +104,18 @@ def test_a_killed_command_goes_on_from_its_shards(
         process = cli_process(
             "reconstruct", scan, "-o", out, *options(plugin, "--workers", workers), start_new_session=True
         )
+        # Workers that outlived the first command may finish items before the second listens to signals.
+        heard = ""
+        for line in process.stderr:
+            heard += line
+            if "shards for" in line:
+                break
         if end is not None:
             wait_for_items("recon.h5.parts/*.h5", tmp_path, process, wanted)
             os.killpg(process.pid, end) if end == signal.SIGINT else process.kill()
             wanted += 3
-        _, err = process.communicate(timeout=200)
+        err = heard + process.stderr.read()
+        process.wait(timeout=200)
         if end == signal.SIGINT:
             assert process.returncode == 130
             assert err.splitlines()[-1].endswith("run the same command to go on")
@@ -191,6 +198,6 @@ def test_a_shard_in_another_hand_is_waited_for(
 
     monkeypatch.setattr(shards, "run_into_file", busy)
     monkeypatch.setattr(shards.time, "sleep", lambda seconds: None)
-    shards._run_here(run, out, range(4), provenance(run))
+    shards._run_here(run, out, range(4), provenance(run), every=60.0)
     assert tries == 2
     assert own.glance(path) is None

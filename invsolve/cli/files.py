@@ -82,23 +82,19 @@ def reconstruct(
     scale: Annotated[str | None, typer.Option(help="Physical values of the prior's range, LOW:HIGH, or auto.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     batch_size: Annotated[
-        int | None, typer.Option(help="Samples, or slices of a volume, that go through the network at once.")
+        int | None, typer.Option(help="Samples, or slices of a volume, in the network at once.")
     ] = None,
-    slices: Annotated[
-        str | None, typer.Option(help="Only these items of the file, START:STOP.", metavar="START:STOP")
-    ] = None,
+    slices: Annotated[str | None, typer.Option(help="Only these items of the file.", metavar="START:STOP")] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes to share the items among; with --device cuda one a GPU. Needs Dask.")
+        int | None, typer.Option(help="Processes to share items; on cuda one a GPU. Needs Dask.")
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Dask scheduler whose workers to use instead, tcp://HOST:PORT.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would take, after timing a few steps; write nothing.")
+        bool, typer.Option("--dry-run", help="Time a few steps, say what all would take; write nothing.")
     ] = False,
-    coherence: Annotated[
-        float, typer.Option(help="Width, in items, over which slices share their noise; 0 none, inf all the same.")
-    ] = 0.0,
+    coherence: Annotated[float, typer.Option(help="Width, in items, of shared noise; 0 none, inf all the same.")] = 0.0,
     checkpoint_every: Annotated[
         float, typer.Option(help="Seconds between checkpoints, from which a killed run goes on.", metavar="SECONDS")
     ] = 60.0,
