@@ -85,8 +85,8 @@ def run(
         strategy = strategy.at_cost(arguments.evaluations)
     samples = arguments.samples if strategy.draws else 1
     began = time.perf_counter()
-    needs_prior = "prior" in strategy.needs
-    prior = invsolve.load_prior(problem.prior) if needs_prior else None
+    # Strategies that do without a prior take the number of channels from it: a real image, also of complex data.
+    prior = invsolve.load_prior(problem.prior)
     rec = invsolve.reconstruct(
         y, problem.operator, prior, noise=invsolve.Gaussian(problem.noise), strategy=strategy, samples=samples, seed=0,
         scale=(0.0, 1.0), batch_size=arguments.batch_size, progress=False,

@@ -23,7 +23,8 @@ from invsolve.reading import read_rows
 
 #: Images wider than this are binned in the suggested command, where the layout can: a prior takes minutes on them.
 _LARGE = 256
-_PRIOR = "medical-128"
+#: Bundled priors that the suggested command names, by the operator's name; photographs for the rest.
+_PRIORS = {"ct": "ct-128", "mri": "mr-complex-128"}
 _LISTED = 12
 
 
@@ -162,8 +163,9 @@ def _measurement(
     smaller, note = _smaller(shape, cls, options)
     if note:
         missing.append(note)
-    if _PRIOR in registry.available("prior"):
-        chosen = f"--prior {_PRIOR} --strategy diffpir --set steps=100 --samples 2"
+    prior = _PRIORS.get(operator.name, "natural")
+    if prior in registry.available("prior"):
+        chosen = f"--prior {prior} --strategy diffpir --set steps=100 --samples 2"
         commands.append(_command("with a prior", _join(begin, chosen, [*reading, *smaller], extra)))
     else:
         commands.append(_command("without a prior", _join(begin, "--strategy tv", [*reading, *smaller], extra)))

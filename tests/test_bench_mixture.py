@@ -72,7 +72,7 @@ def test_denoiser_is_the_posterior_mean_of_the_identity_problem() -> None:
 def test_priors_range_and_error() -> None:
     prior = invsolve.load_prior("gaussian-mixture", means=modes(80)[:, None])
     furthest = math.hypot(16, 16) * math.sqrt(40)
-    assert prior.sigma_max == pytest.approx(5 * furthest)
+    assert prior.sigma_max == pytest.approx(10 * (furthest + 1))
     assert prior.error(0.05) == pytest.approx(0.05**2 / 1.0025, rel=0.05)  # one mode: std 1
     assert prior.error(prior.sigma_max) == pytest.approx(8**2 * 2 + 1, rel=0.2)  # all 25, variance of 8 i: 128
 

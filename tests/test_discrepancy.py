@@ -175,12 +175,11 @@ def test_command_tells(images, tmp_path, cli) -> None:
     plugin = tmp_path / "small.py"
     plugin.write_text(
         '"""A prior of the right size."""\n'
-        "from invsolve import hookimpl, load_prior\n\n\n"
+        "from invsolve import hookimpl\nfrom invsolve.plugins.gaussian import GaussianField\n\n\n"
+        "class Small(GaussianField):\n"
+        '    """A Gaussian field of 16 pixels."""\n'
+        "    def __init__(self) -> None:\n        super().__init__(size=16, std=0.5)\n\n\n"
         "@hookimpl\ndef invsolve_priors():\n"
-        '    cls = type(load_prior("gaussian", size=16))\n'
-        "    class Small(cls):\n"
-        '        """A Gaussian field of 16 pixels."""\n'
-        "        def __init__(self) -> None:\n            super().__init__(size=16, std=0.5)\n"
         '    return {"small": Small}\n'
     )
     call = ["reconstruct", scan, "-o", out, "--prior", "small", "--plugin", plugin, "--overwrite"]

@@ -58,7 +58,7 @@ def test_dxchange(tmp_path: Path, look, cli) -> None:
     assert found["datasets"]["exchange/data"] == "(36, 2, 40) uint16"
     with h5py.File(run(cli, quick(found))) as file:
         assert file["mean"].shape == (2, 1, 40, 40)
-    assert "--prior medical-128" in with_prior(found)
+    assert "--prior ct-128" in with_prior(found)
     code, out, _ = cli("inspect", twin)
     assert code == 0
     for part in ("measured", "operator", "images", "noise", "missing:", "a quick look:", quick(found)):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 import invsolve
-from invsolve.bench import Compression
+from invsolve.bench.gaussian import Compression
 from invsolve.contracts.operator import LinearOperator, matching
 from invsolve.contracts.problem import Problem, make_problem
 from invsolve.contracts.random import ChainRandom

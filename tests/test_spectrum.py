@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import invsolve
-from invsolve.bench import Compression
+from invsolve.bench.gaussian import Compression
 from invsolve.contracts import spectrum
 from invsolve.contracts.operator import LinearOperator
 from invsolve.contracts.problem import Problem, make_problem, real_view

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import invsolve
-from invsolve.bench import Compression
+from invsolve.bench.gaussian import Compression
 from invsolve.contracts.operator import LinearOperator, Operator, matching
 from invsolve.contracts.problem import Problem, make_problem
 from invsolve.contracts.random import ChainRandom
