@@ -8,7 +8,10 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
+from torch import Tensor
 
+from invsolve.contracts.layout import Rows
 from invsolve.datasets._hdf5 import LazyRows, open_readonly, read, text
 from invsolve.datasets._results import IMAGES, partial_path
 from invsolve.datasets._resume import stored_config
@@ -26,6 +29,7 @@ class ResultView:
         diagnostics: name -> array (N, ...).
         config: the record of the run.
         items: the index of each row in the input.
+        input_items: how many items the input has.
         unit: of the images.
         complete: False for a partial file.
     """
@@ -39,8 +43,39 @@ class ResultView:
     diagnostics: dict[str, np.ndarray]
     config: dict[str, Any]
     items: list[int]
+    input_items: int
     unit: str
     complete: bool
+
+    def matching(self, images: Rows) -> Rows:
+        """Images (truth) row by row as in this result: of a file with as many, or with one for each item of the input.
+
+        Complex results, of two channels, may be compared with magnitudes, of one.
+
+        Raises:
+            UserError: another number of images, or of another shape.
+        """
+        size, wanted = tuple(images[0:1].shape[1:]), tuple(self.mean.shape[1:])
+        fits = size == wanted or (wanted[0] == 2 and size == (1, *wanted[1:]))
+        if not fits or len(images) not in (len(self.mean), self.input_items):
+            raise UserError(
+                f"truth has {len(images)} images of {size}, the result {len(self.mean)} of {wanted}; they must agree"
+            )
+        return images if len(images) == len(self.mean) else Picked(images, self.items)
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Some of the rows of others, read one by one when sliced."""
+
+    rows: Rows
+    items: list[int]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        return torch.cat([self.rows[item : item + 1] for item in self.items[rows]])
 
 
 def read_result(path: str | Path) -> ResultView:
@@ -65,8 +100,10 @@ def read_result(path: str | Path) -> ResultView:
         group = file.get("diagnostics", {})
         diagnostics = {name: read(group[name])[done] for name in group if isinstance(group[name], h5py.Dataset)}
         config, unit, carried = stored_config(file), text(file.attrs.get("unit", "")), set(file)
-    items = [int(i) for i in np.flatnonzero(done)]
-    rows = {n: LazyRows(file_path, n, None if done.all() else items) for n in IMAGES if n in carried}
+        which = file["items"][:] if "items" in file else np.arange(len(done))
+        input_items = int(file.attrs.get("input_items", len(done)))
+    there = [int(row) for row in np.flatnonzero(done)]
+    rows = {n: LazyRows(file_path, n, None if done.all() else there) for n in IMAGES if n in carried}
     return ResultView(
         path=file_path,
         mean=rows["mean"],
@@ -76,7 +113,8 @@ def read_result(path: str | Path) -> ResultView:
         pinv=rows.get("pinv"),
         diagnostics=diagnostics,
         config=config,
-        items=items,
+        items=which[done].tolist(),
+        input_items=input_items,
         unit=unit,
         complete=bool(done.all()),
     )

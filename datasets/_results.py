@@ -17,7 +17,7 @@ from torch import Tensor
 from invsolve.contracts.layout import Rows
 from invsolve.datasets._resume import continue_partial
 from invsolve.datasets._writing import check_target, image_axes, replace, sync, to_numpy
-from invsolve.errors import UserError
+from invsolve.errors import InUse, UserError
 
 #: Arrays that are images and lie at the root; everything else is a diagnostic.
 IMAGES = {"mean": ("item", "channel"), "std": ("item", "channel"), "samples": ("item", "sample", "channel")}
@@ -35,50 +35,57 @@ class ResultFile:
 
     Every dataset is allocated in full, filled with NaN, before the first item is written, so that writing an item
     changes numbers in place and no structure: a kill at any moment leaves the other items as they are. Datasets:
-    `mean`, `std`, `samples` (and `truth`, `pinv` if given), `done` (N,), and in `diagnostics` every other array and
-    fact.
+    `mean`, `std`, `samples` (and `truth`, `pinv` if given), `done` (N,), `items` (N,) with the input's item of each row,
+    and in `diagnostics` every other array and fact. The attribute `input_items` is how many items the input has.
     """
 
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path, self.partial, self._file = path, partial_path(path), file
         self._done: np.ndarray = file["done"][:]
+        self._first = int(file["items"][0])
 
     @classmethod
     def create(
         cls,
         path: str | Path,
-        items: int,
+        items: int | range,
         samples: int,
         provenance: dict[str, Any],
         overwrite: bool = False,
         unit: str = "",
+        input_items: int | None = None,
     ) -> ResultFile:
         """Start a result, or continue the partial one of the same configuration.
 
         Args:
             path: the output.
-            items, samples: N and S.
+            items: how many, or which of the input's: neighbours, such as range(10, 50).
+            samples: S.
             provenance: the record of the run; `config_sha256`, `seed`, `versions` and `input` are used, all is stored.
             overwrite: replace an existing result (only when the new one is complete), and start anew where the
                 partial one has another configuration or version, or cannot be read.
             unit: physical unit of the images.
+            input_items: how many items the input has; default as many as there are.
 
         Raises:
+            InUse: another process is writing it.
             UserError: the path cannot be written, exists, is in use, or its partial belongs to another configuration.
         """
         target, partial = Path(path), partial_path(path)
         check_target(target, (provenance.get("input") or {}).get("file"))
         if target.exists() and not overwrite:
             raise UserError(f"{target} exists; give --overwrite to replace it")
-        file = continue_partial(partial, provenance, items, overwrite) if partial.exists() else None
-        return cls(target, file or _start(partial, items, samples, provenance, unit))
+        which = range(items) if isinstance(items, int) else items
+        file = continue_partial(partial, provenance, which, overwrite) if partial.exists() else None
+        return cls(target, file or _start(partial, which, samples, provenance, unit, input_items or len(which)))
 
     def is_done(self, item: int) -> bool:
-        """Whether the item was written completely."""
-        return bool(self._done[item])
+        """Whether the item (its number in the input) was written completely."""
+        return bool(self._done[item - self._first])
 
     def write(self, item: int, arrays: Mapping[str, Tensor], facts: Mapping[str, float]) -> None:
         """Store a finished item: `mean`, `std` (C, *spatial), `samples` (S, C, *spatial), and whatever else."""
+        row = item - self._first
         values = {_place(name): to_numpy(value) for name, value in arrays.items()}
         numbers = {f"diagnostics/{name}": np.float64(value) for name, value in facts.items()}
         try:
@@ -87,15 +94,15 @@ class ResultFile:
             for name, value in (values | numbers).items():
                 if name not in self._file:
                     raise UserError(f"{self.partial}: was begun without {name!r}; give --overwrite to start anew")
-                self._file[name][item] = value
+                self._file[name][row] = value
             self._file.flush()
-            self._file["done"][item] = True
+            self._file["done"][row] = True
             self._file.flush()
         except OSError as error:
             raise UserError(
                 f"{self.partial}: writing item {item} failed ({' '.join(str(error).split())}); finished items are kept"
             ) from None
-        self._done[item] = True
+        self._done[row] = True
 
     def finish(self, extra: Mapping[str, Rows | np.ndarray] | None = None) -> Path:
         """Give the complete result its final name.
@@ -114,7 +121,7 @@ class ResultFile:
         if extra:
             whole = copy
             with h5py.File(whole, "w") as file:
-                _copy(self._file, file)
+                copy_all(self._file, file)
                 for name, rows in extra.items():
                     _add_rows(file, name, rows)
         self.close()
@@ -144,11 +151,11 @@ class ResultFile:
         """Make the datasets in a second file that then takes the partial's name: a kill leaves one or the other."""
         fresh = self.partial.with_name(f"{self.partial.name}.new")
         file = h5py.File(fresh, "w")
-        _copy(self._file, file)
+        copy_all(self._file, file)
         for name, value in arrays.items():
-            _make(file, name, len(self._done), value)
+            allocate(file, name, len(self._done), value)
         for name in facts:
-            _make(file, f"diagnostics/{name}", len(self._done), np.float64(0))
+            allocate(file, f"diagnostics/{name}", len(self._done), np.float64(0))
         file.flush()
         self._check_ours()
         os.replace(fresh, self.partial)
@@ -166,7 +173,7 @@ def _place(name: str) -> str:
     return name if name in IMAGES else f"diagnostics/{name}"
 
 
-def _make(file: h5py.File, name: str, items: int, like: np.ndarray | np.generic) -> None:
+def allocate(file: h5py.File, name: str, items: int, like: np.ndarray | np.generic) -> None:
     """Allocate one dataset; one chunk with a checksum an item, plain numbers for facts."""
     fill: Any = {"f": np.nan, "c": complex(np.nan, np.nan), "i": -2}.get(like.dtype.kind, 0)
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -189,18 +196,21 @@ def _add_rows(file: h5py.File, name: str, rows: Rows | np.ndarray) -> None:
     for k in range(len(rows)):
         value = to_numpy(rows[k : k + 1])[0]
         if k == 0:
-            _make(file, name, len(rows), value)
+            allocate(file, name, len(rows), value)
         file[name][k] = value
 
 
-def _copy(source: h5py.File, target: h5py.File) -> None:
+def copy_all(source: h5py.File, target: h5py.File) -> None:
+    """Copy every attribute and dataset."""
     for name, value in source.attrs.items():
         target.attrs[name] = value
     for name in source:
         source.copy(name, target)
 
 
-def _start(partial: Path, items: int, samples: int, provenance: dict[str, Any], unit: str) -> h5py.File:
+def _start(
+    partial: Path, items: range, samples: int, provenance: dict[str, Any], unit: str, input_items: int
+) -> h5py.File:
     """A partial file with everything but the arrays, whose shapes the first item tells."""
     fresh = partial.with_name(f"{partial.name}.new")
     record = json.dumps(provenance, sort_keys=True, default=str)
@@ -208,6 +218,7 @@ def _start(partial: Path, items: int, samples: int, provenance: dict[str, Any], 
         "invsolve_version": (provenance.get("versions") or {}).get("invsolve", ""),
         "seed": provenance.get("seed", -1),
         "samples": samples,
+        "input_items": input_items,
         "config_sha256": provenance.get("config_sha256", ""),
         "input_fingerprint": (provenance.get("input") or {}).get("fingerprint", ""),
         "unit": unit,
@@ -216,7 +227,7 @@ def _start(partial: Path, items: int, samples: int, provenance: dict[str, Any], 
     try:
         file = h5py.File(fresh, "w")
     except BlockingIOError:
-        raise UserError(f"{partial}: another process is starting it; wait for that one") from None
+        raise InUse(f"{partial}: another process is starting it; wait for that one") from None
     except OSError as error:
         raise UserError(
             f"{partial}: cannot be written ({' '.join(str(error).split())}); choose another folder"
@@ -227,7 +238,8 @@ def _start(partial: Path, items: int, samples: int, provenance: dict[str, Any], 
         file["config"] = record
     else:
         file.attrs["config"] = record
-    _make(file, "done", items, np.bool_(False))
+    file["items"] = np.arange(items.start, items.stop)
+    allocate(file, "done", len(items), np.bool_(False))
     file.flush()
     sync(fresh)
     os.replace(fresh, partial)

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from invsolve.datasets._hdf5 import text
-from invsolve.errors import UserError
+from invsolve.errors import InUse, UserError
 
 _COMPARED = (
     "operator",
@@ -29,16 +29,17 @@ _COMPARED = (
 )
 
 
-def continue_partial(partial: Path, provenance: dict[str, Any], items: int, overwrite: bool) -> h5py.File | None:
+def continue_partial(partial: Path, provenance: dict[str, Any], items: range, overwrite: bool) -> h5py.File | None:
     """Open a partial of the same configuration; None when it is to be started anew.
 
     Raises:
-        UserError: in use, or, unless overwrite, unreadable or of another configuration; says what differs.
+        InUse: another process has it open.
+        UserError: unless overwrite, unreadable or of another configuration; says what differs.
     """
     try:
         file = h5py.File(partial, "r+")
     except BlockingIOError:
-        raise UserError(f"{partial}: another process is writing it; wait for that one or stop it") from None
+        raise InUse(f"{partial}: another process is writing it; wait for that one or stop it") from None
     except OSError as error:
         if overwrite:
             return None
@@ -55,12 +56,15 @@ def continue_partial(partial: Path, provenance: dict[str, Any], items: int, over
     return file
 
 
-def _check_same(file: h5py.File, partial: Path, provenance: dict[str, Any], items: int, overwrite: bool) -> None:
+def _check_same(file: h5py.File, partial: Path, provenance: dict[str, Any], items: range, overwrite: bool) -> None:
     anew = "give --overwrite to start anew, or another output name"
-    if "done" not in file or "config_sha256" not in file.attrs:
+    if "done" not in file or "items" not in file or "config_sha256" not in file.attrs:
         raise UserError(f"{partial}: is no partial result of invsolve; {anew}")
-    if text(file.attrs["config_sha256"]) != provenance.get("config_sha256", "") or len(file["done"]) != items:
-        changes = _changes(stored_config(file), provenance) or [f"items {len(file['done'])} -> {items}"]
+    was = range(int(file["items"][0]), int(file["items"][-1]) + 1)
+    if text(file.attrs["config_sha256"]) != provenance.get("config_sha256", "") or was != items:
+        changes = changed(stored_config(file), provenance) or [
+            f"items {was.start}:{was.stop} -> {items.start}:{items.stop}"
+        ]
         raise UserError(f"{partial}: was begun with another configuration ({'; '.join(changes[:4])}); {anew}")
     version = (provenance.get("versions") or {}).get("invsolve", "")
     # With --overwrite the user agreed to lose the partial; still, the same command must go on after a kill.
@@ -89,7 +93,7 @@ def stored_config(file: h5py.File) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two configurations, one text a value."""
     plain = json.loads(json.dumps(dict(new), default=str))
     return [line for key in _COMPARED for line in differences(key, old.get(key), plain.get(key))]

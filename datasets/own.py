@@ -18,6 +18,7 @@ from invsolve.contracts.noise import MODELS, Noise
 from invsolve.contracts.operator import Operator
 from invsolve.datasets._building import make_operator
 from invsolve.datasets._hdf5 import LazyRows, dataset, fingerprint, open_readonly, read, text
+from invsolve.datasets._joining import Part, glance, join_results
 from invsolve.datasets._result_view import ResultView, read_result
 from invsolve.datasets._results import ResultFile, partial_path
 from invsolve.datasets._writing import atomic, check_target, image_axes, to_numpy
@@ -25,8 +26,11 @@ from invsolve.errors import UserError, suggestion
 
 __all__ = [
     "OwnLayout",
+    "Part",
     "ResultFile",
     "ResultView",
+    "glance",
+    "join_results",
     "partial_path",
     "read_images",
     "read_result",
@@ -175,9 +179,7 @@ def write_scan(
         raise UserError(f"{path}: truth has {len(truth)} items, y has {len(y)}; they must agree")
     with atomic(target) as file:
         file.attrs.update({"image_unit": unit or operator.image_unit, **(extra_attrs or {})})
-        _write_rows(file, "y", y, "item")
-        if truth is not None:
-            _write_rows(file, "truth", truth, "item", "channel")
+        _write_rows(file, {"y": y} | ({} if truth is None else {"truth": truth}))
         if volumes is not None:
             file["volume"] = np.asarray(volumes, dtype=np.int64)
         _write_parameters(file.create_group("operator"), operator.name, operator.parameters_given, path)
@@ -185,16 +187,20 @@ def write_scan(
             _write_parameters(file.create_group("noise"), noise.name, vars(noise), path)
 
 
-def _write_rows(file: h5py.File, name: str, rows: Rows | np.ndarray, *leading: str) -> None:
-    first = to_numpy(rows[0:1])
-    if not first.size:
-        raise UserError(f"{file.filename}: {name} {first.shape} is empty; give at least one item")
-    stored = file.create_dataset(name, (len(rows), *first.shape[1:]), first.dtype, chunks=first.shape, fletcher32=True)
-    for item in range(len(rows)):
-        stored[item] = to_numpy(rows[item : item + 1])[0]
-    # The axes of a measurement are its operator's business; those of an image have names.
-    measured = " ".join(["item", *("measurement",) * (stored.ndim - 1)])
-    stored.attrs["axes"] = image_axes(stored.ndim, *leading) if len(leading) == 2 else measured
+def _write_rows(file: h5py.File, given: Mapping[str, Rows | np.ndarray]) -> None:
+    """Write datasets item by item, side by side, so that what they are made from need be read only once."""
+    for name, rows in given.items():
+        first = to_numpy(rows[0:1])
+        if not first.size:
+            raise UserError(f"{file.filename}: {name} {first.shape} is empty; give at least one item")
+        shape = (len(rows), *first.shape[1:])
+        stored = file.create_dataset(name, shape, first.dtype, chunks=first.shape, fletcher32=True)
+        # The axes of a measurement are its operator's business; those of an image have names.
+        measured = " ".join(["item", *("measurement",) * (stored.ndim - 1)])
+        stored.attrs["axes"] = measured if name == "y" else image_axes(stored.ndim, "item", "channel")
+    for item in range(len(next(iter(given.values())))):
+        for name, rows in given.items():
+            file[name][item] = to_numpy(rows[item : item + 1])[0]
 
 
 def _write_parameters(group: h5py.Group, name: str, given: Mapping[str, Any], path: str | Path) -> None:
@@ -279,7 +285,7 @@ def write_images(
         file.attrs["unit"] = unit
         for name, value in (attributes or {}).items():
             file.attrs[name] = value
-        _write_rows(file, "x", images, "item", "channel")
+        _write_rows(file, {"x": images})
 
 
 @hookimpl

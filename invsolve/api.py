@@ -24,6 +24,7 @@ from invsolve.contracts.result import Reconstruction
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.strategy import Strategy
 from invsolve.errors import UserError, suggestion
+from invsolve.needs import check_needs
 from invsolve.parameters import build, parameters
 from invsolve.provenance import provenance
 
@@ -107,7 +108,9 @@ def _with_error_curve(prior: Prior, path: Path) -> Prior:
     return prior
 
 
-def simulate(truth: Tensor | np.ndarray, operator: Operator | str, noise: Noise, seed: int = 0) -> Tensor:
+def simulate(
+    truth: Tensor | np.ndarray, operator: Operator | str, noise: Noise, seed: int = 0, *, first: int = 0
+) -> Tensor:
     """Measure known images: y = A(truth) + noise.
 
     Args:
@@ -116,6 +119,7 @@ def simulate(truth: Tensor | np.ndarray, operator: Operator | str, noise: Noise,
         operator: an Operator, or the name of one that needs no parameters.
         noise: `Gaussian(sigma)` or `Poisson(gain)`.
         seed: the noise of item i depends on (seed, i) alone.
+        first: the number of the first item, where `truth` is a part of more.
 
     Returns:
         y (N, *measurement), float32 (complex64 for complex operators); zero where nothing is measured.
@@ -136,7 +140,7 @@ def simulate(truth: Tensor | np.ndarray, operator: Operator | str, noise: Noise,
     with torch.no_grad():
         for item in range(len(images)):
             # Keyed apart from the samplers' draws, so that a run with the same seed never reuses the noise it fights.
-            noisy = noise.sample(forward(images[item : item + 1]), ChainRandom(seed, [(item, 2**32 - 2)]))
+            noisy = noise.sample(forward(images[item : item + 1]), ChainRandom(seed, [(first + item, 2**32 - 2)]))
             rows.append(noisy if measured is None else noisy * measured)
     return torch.cat(rows)
 
@@ -279,7 +283,7 @@ def plan(
                 f"strategy {chosen.name or type(chosen).__name__!r} couples the slices of a volume, which must share one "
                 "operator; here each has its own (coil maps, say): take a strategy that takes slices one by one, such as dds"
             )
-    engine.check_needs(chosen, run.problem([(0, s) for s in range(samples if chosen.couples_samples else 1)]))
+    check_needs(chosen, run.problem([(0, s) for s in range(samples if chosen.couples_samples else 1)]))
     run.scale = fit.choose_scale(measurement, forward, knowledge, scale, shape, place, dtype)
     return run
 

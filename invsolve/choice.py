@@ -7,8 +7,8 @@ import warnings
 from invsolve import registry
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import Strategy
-from invsolve.engine import check_needs
 from invsolve.errors import UserError
+from invsolve.needs import check_needs
 
 #: The name that asks for the choice.
 AUTO = "auto"

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from invsolve.batching import batches, batches_of_volumes
+from invsolve.collecting import Collector
 from invsolve.contracts.across import AlongAxis
 from invsolve.contracts.layout import Measurement, Sink
 from invsolve.contracts.linalg import norm
-from invsolve.contracts.noise import Gaussian
-from invsolve.contracts.operator import LinearOperator, MaskableOperator
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.problem import Problem, make_problem
 from invsolve.contracts.random import ChainRandom
 from invsolve.contracts.scale import Scale
-from invsolve.contracts.strategy import NEEDS, State, Strategy
+from invsolve.contracts.strategy import State, Strategy
 from invsolve.errors import UserError
 from invsolve.metering import metered
+from invsolve.needs import linear_gaussian
+from invsolve.reading import read_rows
 from invsolve.snapshot import Chain, Keeper, Sample, Snapshot
+from invsolve.streaming import ReadAhead
 from invsolve.volume import Alone, PriorInChunks, SliceWise, in_chunks, volumes_of
 
 
@@ -67,6 +71,7 @@ class Outcome:
     numbers: Tensor
     record: dict[str, Tensor]
     facts: dict[str, float]
+    linear: dict[int, Tensor] = field(default_factory=dict)
 
     def gathered(self, team: Alone, rows: int) -> Outcome:
         """The outcome of all rows, of which each process has its share."""
@@ -79,41 +84,6 @@ class Outcome:
             {name: team.gather(value, rows) for name, value in self.record.items()},
             self.facts | {"seconds": self.facts["seconds"] * share},
         )
-
-
-def check_needs(strategy: Strategy, problem: Problem) -> None:
-    """Raise UserError when the problem lacks what the strategy declares to need."""
-    operator = problem.operator
-    have = {
-        "prior": lambda: problem.known is not None,
-        "prior-gradient": lambda: problem.known is not None and problem.known.differentiable,
-        "linear": lambda: isinstance(operator, LinearOperator),
-        "maskable": lambda: isinstance(operator, MaskableOperator),
-        "operator-gradient": lambda: _differentiable(problem),
-        "linearisation": lambda: _linear_gaussian(problem) or _differentiable(problem),
-        "gaussian": lambda: problem.noise.name == "gaussian",
-    }
-    for need in strategy.needs:
-        if not have[need]():
-            names = {"operator": operator.name or type(operator).__name__}
-            prior = getattr(problem.known, "name", "") or type(problem.known).__name__
-            got = {
-                "prior": "none is given",
-                "prior-gradient": f"{prior!r} cannot",
-                "gaussian": f"it is {problem.noise.name}",
-            }
-            reason = got.get(need, f"{names['operator']!r} is not" if need != "operator-gradient" else "it is not")
-            raise UserError(f"strategy {strategy.name or type(strategy).__name__!r} needs {NEEDS[need]}; {reason}")
-
-
-def _linear_gaussian(problem: Problem) -> bool:
-    return isinstance(problem.operator, LinearOperator) and isinstance(problem.noise, Gaussian)
-
-
-def _differentiable(problem: Problem) -> bool:
-    with torch.enable_grad():
-        probe = problem.zeros()[:1].requires_grad_()
-        return bool(problem.operator(probe).requires_grad)
 
 
 def run_batch(
@@ -221,15 +191,6 @@ class _Watch:
             )
 
 
-def batches(chains: Sequence[Chain], size: Callable[[], int], together: int) -> Iterator[list[Chain]]:
-    """Cut chains into batches of `size()` rows, a multiple of `together`; asks for the size anew for each."""
-    position = 0
-    while position < len(chains):
-        rows = max(size() // together, 1) * together
-        yield list(chains[position : position + rows])
-        position += rows
-
-
 @dataclass
 class Run:
     """One reconstruction of many items: settings, and the loop over batches.
@@ -245,6 +206,8 @@ class Run:
         callback: called after each step; a true return value ends the batch early.
         should_stop: asked after each step; True raises Interrupted.
         on_batch: told the chains of each finished batch.
+        only: the items to run, as a range of the measurement's; None for all.
+        linear_too: add the linear reconstruction, `pinv`, to each item where the problem has one.
         coherence: how alike the noise of neighbouring items is, see `ChainRandom`.
         team: the processes that share each volume.
         keeper: keeps what is needed to go on after a kill in the middle of a batch; None keeps nothing.
@@ -263,12 +226,31 @@ class Run:
     callback: Callback | None = None
     should_stop: Callable[[], bool] | None = None
     on_batch: Callable[[Sequence[Chain]], None] | None = None
+    only: range | None = None
+    linear_too: bool = False
     coherence: float = 0.0
     team: Alone = field(default_factory=Alone)
     keeper: Keeper | None = None
-    waiting: dict[int, list[Sample]] = field(default_factory=dict)
     _resume: Snapshot | None = field(default=None, init=False)
     _home: torch.device | None = field(default=None, init=False)
+    _ahead: ReadAhead | None = field(default=None, init=False)
+    _collector: Collector | None = field(default=None, init=False)
+
+    @property
+    def items(self) -> range:
+        """The items to run."""
+        return range(len(self.measurement.y)) if self.only is None else self.only
+
+    @property
+    def chains_per_batch(self) -> int:
+        """How many chains are a batch; `batch_size` counts what goes through the network, of which a volume has many."""
+        deep = self.image_shape[1] if isinstance(self.prior, SliceWise) else 1
+        return max(self.batch_size // deep, 1)
+
+    @property
+    def items_per_batch(self) -> int:
+        """How many items a batch touches at most, when it begins with a new one."""
+        return -(-self.chains_per_batch // self.samples)
 
     @property
     def couples_items(self) -> bool:
@@ -281,46 +263,55 @@ class Run:
         return self._home or self.device
 
     def execute(self, sink: Sink) -> None:
-        """Run every item that the sink does not have yet, and hand each over as soon as its last sample is done."""
-        for batch, together in self._batches(sink):
-            for part, outcome in self._attempt(batch, together):
-                if self.team.leads:
-                    self._collect(part, outcome, sink)
-                if self.on_batch is not None:
-                    self.on_batch(part)
+        """Run every item that the sink does not have yet, and hand each over as soon as its last sample is done.
 
-    def _batches(self, sink: Sink) -> Iterator[tuple[list[Chain], int]]:
-        """What is still to do, with how many chains must stay together; first what a kill interrupted."""
+        Items are read by a thread ahead of the computing, and written by another behind it: `sink.write` is called in
+        that thread, one item at a time. Memory depends on the batch, not on the number of items. The slices of a
+        coupled volume are read when their batch begins, all at once.
+        """
+        waiting: dict[int, list[Sample]] = {}
         if self.keeper is not None:
-            self._resume, self.waiting = self.team.same(self.keeper.restore() if self.team.leads else (None, {}))
-        had = {(item, sample) for item, parts in self.waiting.items() for sample, _, _ in parts}
-        together = self.samples if self.strategy.couples_samples else 1
-        begun = list(self._resume.chains) if self._resume is not None else []
-        if begun:
-            yield begun, len(begun) if self.couples_items else together
-        had.update(begun)
-        done = self.team.same([sink.is_done(item) for item in range(len(self.measurement.y))])
+            self._resume, waiting = self.team.same(self.keeper.restore() if self.team.leads else (None, {}))
+        done = self.team.same({item for item in self.items if sink.is_done(item)})
+        left = [item for item in self.items if item not in done]
+        begun = [] if self._resume is None else list(self._resume.chains)
+        had = {(item, sample) for item, parts in waiting.items() for sample, _, _ in parts} | set(begun)
+        first = self.items_per_batch
+        reading = None if self.couples_items else ReadAhead(self._read, left, first)
+        collector = Collector(sink, self.samples, waiting, done, depth=max(first, 2))
+        try:
+            with collector as self._collector, reading or nullcontext() as self._ahead:
+                # First what a kill interrupted.
+                if begun:
+                    self._run_all([begun], collector)
+                self._run_all(self.batches(left, had), collector)
+        finally:
+            self._collector = self._ahead = None
+
+    def batches(self, left: Collection[int], had: Collection[Chain] = ()) -> Iterator[list[Chain]]:
+        """Batches of the items that are left, without the chains that were had already."""
         if self.couples_items:
-            for volume in volumes_of(self.measurement):
-                if all(done[item] for item in volume):
-                    continue
-                for sample in range(self.samples):
-                    chains = [(item, sample) for item in volume]
-                    if not had.issuperset(chains):
-                        yield chains, len(chains)
+            yield from batches_of_volumes(volumes_of(self.measurement), self.samples, set(left), had)
             return
-        items = [item for item, ready in enumerate(done) if not ready]
-        chains = [(i, s) for i in items for s in range(self.samples) if (i, s) not in had]
+        chains = [(item, s) for item in left for s in range(self.samples) if (item, s) not in had]
         # Items that each have an operator of their own do not share a batch.
         apart = self.measurement.operators is not None
-        for run in [[c for c in chains if c[0] == item] for item in items] if apart else [chains]:
-            for batch in batches(run, self._rows, together):
-                yield batch, together
+        for run in [[c for c in chains if c[0] == item] for item in left] if apart else [chains]:
+            yield from batches(run, lambda: self.chains_per_batch, self._together(run))
 
-    def _rows(self) -> int:
-        """How many chains are a batch; `batch_size` counts what goes through the network, of which a volume has many."""
-        deep = self.image_shape[1] if isinstance(self.prior, SliceWise) else 1
-        return max(self.batch_size // deep, 1)
+    def _together(self, chains: Sequence[Chain]) -> int:
+        """How many of these chains, and of any part of them, must stay in one batch."""
+        if self.couples_items:
+            return len(chains)
+        return self.samples if self.strategy.couples_samples else 1
+
+    def _run_all(self, given: Iterable[list[Chain]], collector: Collector) -> None:
+        for batch in given:
+            for part, outcome in self._attempt(batch, self._together(batch)):
+                if self.team.leads:
+                    self._collect(part, outcome, collector)
+                if self.on_batch is not None:
+                    self.on_batch(part)
 
     def _attempt(self, chains: list[Chain], together: int) -> Iterator[tuple[list[Chain], Outcome]]:
         """Run a batch; when memory runs out, halve it, and keep the smaller size."""
@@ -351,10 +342,6 @@ class Run:
     def _run(self, chains: list[Chain]) -> Outcome:
         team, mine = self.team, self.team.share(len(chains))
         problem = self.problem(chains[mine])
-        if self.couples_items:
-            problem.across = team.across()
-        elif len(self.image_shape) == 4:
-            problem.across = AlongAxis()
         outcome = run_batch(
             problem,
             self.strategy,
@@ -364,7 +351,21 @@ class Run:
             self._resumed(chains, mine),
             (lambda snapshot, stopping: self._keep(chains, snapshot, stopping)) if self.keeper is not None else None,
         )
-        return outcome.gathered(team, len(chains))
+        outcome = outcome.gathered(team, len(chains))
+        if self.linear_too and team.leads and linear_gaussian(problem):
+            outcome.linear = self._linear([item for item, sample in chains if sample == 0])
+        return outcome
+
+    def _linear(self, items: list[int]) -> dict[int, Tensor]:
+        """Linear reconstructions of items, physical units, on the CPU; no more at once than go through the network."""
+        found: dict[int, Tensor] = {}
+        for start in range(0, len(items), self.chains_per_batch):
+            some = items[start : start + self.chains_per_batch]
+            with torch.no_grad():
+                images = self.problem([(item, 0) for item in some]).baseline()
+            images = self.measurement.crop(self.scale.rows(some).to_physical(images)).cpu()
+            found |= dict(zip(some, images, strict=True))
+        return found
 
     def _resumed(self, chains: list[Chain], mine: slice) -> Snapshot | None:
         """This process's part of where a kill interrupted these chains; only once."""
@@ -379,13 +380,14 @@ class Run:
             share = len(snapshot.chains) / len(chains)
             whole = snapshot.map(lambda rows: self.team.gather(rows.detach(), len(chains)).cpu(), chains, 1 / share)
             if self.team.leads:
-                self.keeper.save(whole, self.waiting)
+                assert self._collector is not None
+                self.keeper.save(whole, self._collector.waiting())
 
     def problem(self, chains: Sequence[Chain]) -> Problem:
         """The posterior for these chains, in network units, on the device (the slices of a volume: where states live)."""
         items = [item for item, _ in chains]
         distinct = list(dict.fromkeys(items))
-        y = torch.cat([read_rows(self.measurement, item, item + 1) for item in distinct])
+        y = self._rows(distinct)
         home = self.home if self.couples_items else self.device
         y = y.to(home, self.dtype.to_complex() if y.is_complex() else self.dtype)
         where = {item: row for row, item in enumerate(distinct)}
@@ -397,50 +399,32 @@ class Run:
         if self.couples_items:
             operator = in_chunks(operator, self.batch_size, self.device, home)
             prior = None if prior is None else PriorInChunks(prior, self.batch_size, self.device)
-        return make_problem(prior, operator, noise, y, self.image_shape, self.scale.rows(items), coupled)
+        problem = make_problem(prior, operator, noise, y, self.image_shape, self.scale.rows(items), coupled)
+        if self.couples_items:
+            problem.across = self.team.across()
+        elif len(self.image_shape) == 4:
+            problem.across = AlongAxis()
+        return problem
 
-    def _collect(self, chains: Sequence[Chain], outcome: Outcome, sink: Sink) -> None:
+    def _read(self, start: int, stop: int) -> Tensor:
+        return read_rows(self.measurement, start, stop)
+
+    def _rows(self, items: list[int]) -> Tensor:
+        if self._ahead is None:
+            return torch.cat([self._read(item, item + 1) for item in items])
+        return torch.stack(self._ahead.take(items, self._poll))
+
+    def _poll(self) -> None:
+        if self.should_stop is not None and self.should_stop():
+            raise Interrupted
+
+    def _collect(self, chains: Sequence[Chain], outcome: Outcome, collector: Collector) -> None:
         scale = self.scale.rows([item for item, _ in chains])
-        images = self.measurement.crop(scale.to_physical(outcome.images)).cpu()
-        known = {
+        arrays = {
+            "image": self.measurement.crop(scale.to_physical(outcome.images)).cpu(),
             "residual": outcome.residuals.cpu(),
             "discrepancy": outcome.discrepancy.cpu(),
             "discrepancy_numbers": outcome.numbers.cpu(),
         }
-        known |= {name: value.cpu() for name, value in outcome.record.items()}
-        for row, (item, sample) in enumerate(chains):
-            arrays = {"image": images[row]} | {name: value[row] for name, value in known.items()}
-            self.waiting.setdefault(item, []).append((sample, arrays, outcome.facts))
-            if len(self.waiting[item]) == self.samples:
-                parts = sorted(self.waiting.pop(item), key=lambda part: part[0])
-                # Of a volume that was being written when the run was killed some slices are there already.
-                if not sink.is_done(item):
-                    sink.write(item, *_summary(parts))
-
-
-def _summary(parts: list[Sample]) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Mean, standard deviation and stacked arrays of an item's samples; costs averaged, seconds summed."""
-    arrays = {name: torch.stack([a[name] for _, a, _ in parts]) for name in parts[0][1]}
-    samples = arrays.pop("image")
-    std = samples.std(0) if len(samples) > 1 else torch.zeros_like(samples[0])
-    facts = {name: sum(f[name] for _, _, f in parts) / len(parts) for name in parts[0][2]}
-    facts["seconds"] *= len(parts)
-    return {"mean": samples.mean(0), "std": std, "samples": samples, **arrays}, facts
-
-
-def read_rows(measurement: Measurement, start: int, stop: int) -> Tensor:
-    """Read items of a measurement and refuse what is not finite.
-
-    Raises:
-        UserError: NaN or infinity in y, with the item and how many.
-    """
-    y = measurement.y[start:stop]
-    if not bool(y.isfinite().all()):
-        item = int((~y.isfinite()).flatten(1).any(1).nonzero()[0]) + start
-        count = int((~y.isfinite()).sum())
-        where = f"{measurement.source}: " if measurement.source else ""
-        raise UserError(
-            f"{where}y has {count} NaN or infinite values in item {item}; replace them, or mark them as unmeasured in the "
-            "operator's mask"
-        )
-    return y
+        arrays |= {name: value.cpu() for name, value in outcome.record.items()}
+        collector.add(chains, arrays, outcome.facts, outcome.linear)

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """What is wrong, where, what was expected and how to mend it, in one line. The command line exits with code 2."""
 
 
+class InUse(UserError):
+    """Another process is writing the file; it may be gone in a moment."""
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return ' Did you mean ...?' for near matches of `name`, else the list of what is known."""
     names = sorted(known)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from invsolve import engine
 from invsolve.contracts.layout import Measurement
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.scale import Scale
 from invsolve.errors import UserError
+from invsolve.reading import read_rows
 
 
 def image_shape(measurement: Measurement, prior: Prior | None) -> tuple[int, ...]:
@@ -102,7 +102,7 @@ def estimate_scale(
     picked = sorted({int(i) for i in np.linspace(0, count - 1, min(count, 16))})
     low, high = [], []
     for item in picked:
-        y = engine.read_rows(measurement, item, item + 1).to(device)
+        y = read_rows(measurement, item, item + 1).to(device)
         y = y.to(dtype.to_complex() if y.is_complex() else dtype)
         own = measurement.operator_for(item).to(device) if measurement.operators is not None else forward
         assert isinstance(own, LinearOperator)

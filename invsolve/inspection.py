@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from invsolve import engine, fit, registry
+from invsolve import fit, registry
 from invsolve.contracts.layout import Images, Layout, Measurement
 from invsolve.datasets import own
 from invsolve.datasets._arrays import open_array
 from invsolve.datasets._hdf5 import datasets, open_readonly
 from invsolve.errors import UserError
-from invsolve.jobs import find_layout
+from invsolve.opening import find_layout
 from invsolve.parameters import build, parameters
+from invsolve.reading import read_rows
 
 #: Images wider than this are binned in the suggested command, where the layout can: a prior takes minutes on them.
 _LARGE = 256
@@ -142,7 +143,7 @@ def _by_layout(path: Path, name: str, options: dict[str, Any], given: bool) -> d
 def _measurement(
     path: Path, found: Measurement, cls: type, options: dict[str, Any], reading: list[str]
 ) -> dict[str, Any]:
-    first = engine.read_rows(found, 0, 1)
+    first = read_rows(found, 0, 1)
     shape = fit.image_shape(found, None)
     shape = (1, *shape[1:]) if found.operator.complex_image else shape
     operator = found.operator

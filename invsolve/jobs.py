@@ -10,90 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 import invsolve
-from invsolve import api, discrepancy, engine, metrics, registry, sampling, slabs
+from invsolve import api, discrepancy, engine, metrics, sampling, slabs
 from invsolve.checkpoints import CheckpointFile
-from invsolve.contracts.layout import Images, Layout, Measurement
-from invsolve.contracts.noise import Gaussian, noise_from_text
-from invsolve.contracts.operator import LinearOperator
+from invsolve.contracts.layout import Measurement
+from invsolve.contracts.noise import noise_from_text
 from invsolve.contracts.prior import Prior
+from invsolve.contracts.scale import Scale
 from invsolve.datasets import own
-from invsolve.datasets._hdf5 import fingerprint, open_readonly
 from invsolve.errors import UserError
-from invsolve.parameters import build
+from invsolve.opening import open_images, open_measurement
 from invsolve.provenance import plain, provenance
+from invsolve.reading import read_rows
+from invsolve.simulated import SimulatedScan
 from invsolve.training import parallel
-
-
-def find_layout(path: Path) -> list[str]:
-    """Names of the registered layouts that recognise a file, or a folder.
-
-    Raises:
-        UserError: nothing recognises what is no HDF5, or the file cannot be opened.
-    """
-    known, path = registry.available("layout"), Path(path)
-    if path.exists():
-        by_name = [name for name, cls in known.items() if cls.opens(path)]  # type: ignore[attr-defined]
-        if by_name:
-            return by_name
-    with open_readonly(path) as file:
-        return [name for name, cls in known.items() if cls.recognises(file)]  # type: ignore[attr-defined]
-
-
-def open_measurement(path: Path, layout: str | None = None, options: Mapping[str, Any] | None = None) -> Measurement:
-    """Open a measurement file with the layout that recognises it.
-
-    Args:
-        path: the file.
-        layout: name of a registered layout; None asks each whether it recognises the file.
-        options: the layout's parameters, such as {"thin": 4} for dxchange.
-
-    Raises:
-        UserError: unreadable, recognised by none, or wrong options.
-    """
-    if layout is None:
-        fitting = find_layout(path)
-        if not fitting:
-            raise UserError(_unknown(path))
-        layout = fitting[0]
-    reader: Layout = build(registry.find("layout", layout), "layout", layout, dict(options or {}))
-    return reader.open(Path(path))
-
-
-def open_images(path: Path, layout: str | None = None, options: Mapping[str, Any] | None = None) -> Images:
-    """Open images to simulate from, to train on or to compare with.
-
-    Args:
-        path: invsolve's own files (dataset x), or what a layout reads as images.
-        layout: name of a registered layout; None asks each, and takes files that none knows as invsolve's own.
-        options: the layout's parameters.
-
-    Raises:
-        UserError: unreadable, no images, or wrong options.
-    """
-    if layout is None:
-        layout = next((n for n in find_layout(path) if registry.find("layout", n).images is not Layout.images), None)  # type: ignore[attr-defined]
-    if layout is None:
-        if options:
-            raise UserError(f"{path}: --read needs --layout here, as no layout recognises the file; {_layouts()}")
-        x = own.read_images(path)
-        labels = own.read_volumes(path, len(x))
-        return Images(x, source=str(path), fingerprint=fingerprint(path), volumes=labels)
-    reader: Layout = build(registry.find("layout", layout), "layout", layout, dict(options or {}))
-    return reader.images(Path(path))
-
-
-def _unknown(path: Path) -> str:
-    with open_readonly(path) as file:
-        inside = ", ".join(sorted(file)) or "nothing"
-    return f"{path}: no known layout; the file holds {inside}. 'invsolve inspect {path}' says what it could be; {_layouts()}"
-
-
-def _layouts() -> str:
-    return f"--layout names one of {', '.join(registry.available('layout'))}"
 
 
 def simulate_file(
@@ -109,39 +41,27 @@ def simulate_file(
 ) -> dict[str, Any]:
     """Measure every image of a file, and write a scan file with the truth beside the measurement."""
     opened = open_images(truth, layout, read)
-    images = opened.x
-    _refuse_existing(out, overwrite, truth)
-    first = images[0:1]
-    forward = api.operator(operator, **api.fill_image_size(operator, parameters, first.shape[-1]))
-    model = noise_from_text(noise)
-    everything = images[0 : len(images)]
-    if not bool(everything.isfinite().all()):
-        raise UserError(f"{truth}: the images hold NaN or infinite values")
-    y = api.simulate(everything, forward, model, seed)
-    own.write_scan(out, y, forward, model, truth=everything, unit=opened.unit, volumes=opened.volumes)
-    return {"output": str(out), "items": len(y), "measurement_shape": list(y.shape[1:]), "noise": noise, "seed": seed}
+    refuse_existing(out, overwrite, truth)
+    forward = api.operator(operator, **api.fill_image_size(operator, parameters, opened.x[0:1].shape[-1]))
+    scan = SimulatedScan(opened.x, forward, noise_from_text(noise), seed, str(truth))
+    own.write_scan(out, scan, forward, scan.noise, truth=scan.truth, unit=opened.unit, volumes=opened.volumes)
+    shape = list(scan[0:1].shape[1:])
+    return {"output": str(out), "items": len(scan), "measurement_shape": shape, "noise": noise, "seed": seed}
 
 
 @dataclass
-class Baselines:
-    """A sink that adds the linear reconstruction, and the truth where it is known, to each item on its way to a file."""
+class WithTruth:
+    """A sink that adds the truth, where it is known, to each item on its way to a file."""
 
-    run: engine.Run
+    measurement: Measurement
     inner: own.ResultFile
 
     def is_done(self, item: int) -> bool:
         return self.inner.is_done(item)
 
     def write(self, item: int, arrays: Mapping[str, Tensor], facts: Mapping[str, float]) -> None:
-        extra: dict[str, Tensor] = {}
-        problem = self.run.problem([(item, 0)])
-        if isinstance(problem.operator, LinearOperator) and isinstance(problem.noise, Gaussian):
-            with torch.no_grad():
-                image = problem.baseline()
-            physical = self.run.scale.rows([item]).to_physical(image)[0]
-            extra["pinv"] = self.run.measurement.crop(physical).cpu()
-        if self.run.measurement.truth is not None:
-            extra["truth"] = self.run.measurement.truth[item : item + 1][0]
+        truth = self.measurement.truth
+        extra = {} if truth is None else {"truth": truth[item : item + 1][0]}
         self.inner.write(item, {**arrays, **extra}, facts)
 
 
@@ -159,10 +79,14 @@ class Request:
     batch_size: int | None = None
     device: str = "cpu"
     noise: str | None = None
-    scale: str | None = None
+    scale: str | Scale | None = None
     layout: str | None = None
     read: Mapping[str, Any] = field(default_factory=dict)
     overwrite: bool = False
+    slices: str | None = None
+    workers: int | None = None
+    scheduler: str | None = None
+    plugins: tuple[Path, ...] = ()
     coherence: float = 0.0
     checkpoint_every: float = 60.0
 
@@ -198,66 +122,24 @@ def _reconstruct(
     command: str,
     team: parallel.Team | None,
 ) -> dict[str, Any]:
+    from invsolve import shards
+
     if team is None or team.leads:
-        _refuse_existing(request.out, request.overwrite, request.scan)
-    prior: Prior | None = api.load_prior(request.prior) if request.prior else None
-    measurement = open_measurement(request.scan, request.layout, request.read)
-    if request.noise is not None:
-        measurement.noise = noise_from_text(request.noise)
-    for note in measurement.notes:
-        say(note)
-    run = api.plan(
-        measurement,
-        prior,
-        request.strategy,
-        request.samples,
-        request.seed,
-        request.batch_size,
-        request.device if team is None else team.device,
-        scale=_read_scale(request.scale),
-        parameters_=request.parameters,
-        coherence=request.coherence,
-    )
+        refuse_existing(request.out, request.overwrite, request.scan)
+    run = prepare(request, say, team)
     run.should_stop = should_stop
     record = provenance(run) | {"command": command}
-    keeper = CheckpointFile(request.out, record["config_sha256"], request.checkpoint_every, say)
-    run.keeper = keeper
-    if team is not None:
-        slabs.share_volumes(run)
-    told = {"output": str(request.out), "items": len(measurement.y)}
+    every = request.checkpoint_every
+    told = {"output": str(request.out), "items": len(run.items)}
     began = time.perf_counter()
     if not run.team.leads:
+        run.keeper = _keeper(run, request.out, record, every)
         run.execute(slabs.Nowhere())
         return told | {"seconds": round(time.perf_counter() - began, 3)}
-    low, high = run.scale.range
-    unit = f" {measurement.unit}" if measurement.unit else ""
-    if run.scale.origin == "estimated" and prior is not None:
-        say(f"scale estimated from the data: prior's range is {low:.4g} .. {high:.4g}{unit}; --scale LOW:HIGH fixes it")
-    if run.strategy.draws and request.samples == 1:
-        say("one sample: the standard deviation is 0 by construction; --samples 8 gives an uncertainty")
-    result = own.ResultFile.create(
-        request.out, len(measurement.y), request.samples, record, request.overwrite, measurement.unit
-    )
-    with result:
-        sink = Baselines(run, result)
-        already = sum(sink.is_done(i) for i in range(len(measurement.y)))
-        if already:
-            say(f"continuing: {already} of {len(measurement.y)} items were done before")
-        try:
-            _check_finite(measurement, sink)
-            api.execute(run, sink)
-        except (UserError, engine.NonFinite):
-            if not any(sink.is_done(i) for i in range(len(measurement.y))):
-                result.discard()
-                keeper.remove()
-            raise
-        except engine.Interrupted:
-            done = sum(sink.is_done(i) for i in range(len(measurement.y)))
-            raise engine.Interrupted(
-                f"stopped; {done} of {len(measurement.y)} items are kept, run the same command to go on"
-            ) from None
-        result.finish()
-    keeper.remove()
+    if request.workers is not None or request.scheduler is not None or shards.folder(request.out).exists():
+        shards.reconstruct_in_shards(request, run, record, say)
+    else:
+        run_into_file(run, request.out, record, request.overwrite, say, every)
     seconds = round(time.perf_counter() - began, 3)
     kept = own.read_result(request.out).diagnostics
     found = discrepancy.examine(np.asarray(kept["discrepancy"]), np.asarray(kept["discrepancy_numbers"]), run)
@@ -267,11 +149,125 @@ def _reconstruct(
     return told | {"seconds": seconds, "discrepancy": summary}
 
 
-def _check_finite(measurement: Measurement, sink: Baselines) -> None:
-    """Read what is still to do once, so that NaN in the last item is not found after a night."""
-    for item in range(len(measurement.y)):
+def prepare(
+    request: Request, say: Callable[[str], None] = lambda line: None, team: parallel.Team | None = None
+) -> engine.Run:
+    """Open the scan and put the run together, checked; nothing is written.
+
+    Args:
+        request, say: as for `reconstruct_file`.
+        team: the processes that share each volume; None is this one alone.
+
+    Raises:
+        UserError: the parts do not fit, or a part of a coupled volume is asked for.
+    """
+    prior: Prior | None = api.load_prior(request.prior) if request.prior else None
+    measurement = open_measurement(request.scan, request.layout, request.read)
+    if request.noise is not None:
+        measurement.noise = noise_from_text(request.noise)
+    for note in measurement.notes:
+        say(note)
+    given = request.scale
+    run = api.plan(
+        measurement,
+        prior,
+        request.strategy,
+        request.samples,
+        request.seed,
+        request.batch_size,
+        request.device if team is None else team.device,
+        scale=given if isinstance(given, Scale) else _read_scale(given),
+        parameters_=request.parameters,
+        coherence=request.coherence,
+    )
+    run.only = read_slices(request.slices, len(measurement.y), request.scan)
+    run.linear_too = True
+    if run.couples_items:
+        _refuse_parts(run, request)
+    if team is not None:
+        slabs.share_volumes(run)
+    low, high = run.scale.range
+    unit = f" {measurement.unit}" if measurement.unit else ""
+    if run.scale.origin == "estimated" and prior is not None:
+        say(f"scale estimated from the data: prior's range is {low:.4g} .. {high:.4g}{unit}; --scale LOW:HIGH fixes it")
+    if run.strategy.draws and request.samples == 1:
+        say("one sample: the standard deviation is 0 by construction; --samples 8 gives an uncertainty")
+    return run
+
+
+def _refuse_parts(run: engine.Run, request: Request) -> None:
+    asked = {"--slices": request.slices, "--workers": request.workers, "--scheduler": request.scheduler}
+    for option, value in asked.items():
+        if value is not None:
+            name = run.strategy.name or type(run.strategy).__name__
+            raise UserError(
+                f"{option} cuts a scan into parts, but strategy {name!r} couples all slices of a volume: leave {option} "
+                "out, or take a strategy that reconstructs items one by one, such as dds"
+            )
+
+
+def _keeper(
+    run: engine.Run, out: Path, record: dict[str, Any], every: float, say: Callable[[str], None] = lambda line: None
+) -> CheckpointFile:
+    # Parts of a scan have one configuration; what one of them left is no use to another.
+    return CheckpointFile(out, f"{record['config_sha256']} {run.items.start}:{run.items.stop}", every, say)
+
+
+def run_into_file(
+    run: engine.Run,
+    out: Path,
+    record: dict[str, Any],
+    overwrite: bool,
+    say: Callable[[str], None],
+    every: float = 60.0,
+) -> None:
+    """Run the items of a run into one result file, or go on with its partial.
+
+    Args:
+        run: what to run; its keeper is set here.
+        out: the result.
+        record: of provenance.
+        overwrite: replace a partial result of another configuration.
+        say: told what is gone on from.
+        every: seconds between checkpoints.
+
+    Raises:
+        Interrupted: asked to stop; says how many items are kept.
+    """
+    items, measurement = run.items, run.measurement
+    run.keeper = keeper = _keeper(run, out, record, every, say)
+    result = own.ResultFile.create(
+        out, items, run.samples, record, overwrite, measurement.unit, input_items=len(measurement.y)
+    )
+    with result:
+        sink = WithTruth(measurement, result)
+        already = sum(sink.is_done(i) for i in items)
+        if already:
+            say(f"continuing: {already} of {len(items)} items were done before")
+        try:
+            # The slices of coupled volumes are not read ahead.
+            if run.couples_items:
+                _check_finite(run, sink)
+            api.execute(run, sink)
+        except (UserError, engine.NonFinite):
+            if not any(sink.is_done(i) for i in items):
+                result.discard()
+                keeper.remove()
+            raise
+        except engine.Interrupted:
+            done = sum(sink.is_done(i) for i in items)
+            raise engine.Interrupted(
+                f"stopped; {done} of {len(items)} items are kept, run the same command to go on"
+            ) from None
+        result.finish()
+    keeper.remove()
+
+
+def _check_finite(run: engine.Run, sink: WithTruth) -> None:
+    """Read what is still to do once, so that NaN in the last volume is not found after a night."""
+    for item in run.items:
         if not sink.is_done(item):
-            engine.read_rows(measurement, item, item + 1)
+            read_rows(run.measurement, item, item + 1)
 
 
 def evaluate_file(recon: Path, truth: Path | None, data_range: float | None) -> dict[str, Any]:
@@ -280,19 +276,13 @@ def evaluate_file(recon: Path, truth: Path | None, data_range: float | None) -> 
     reference = open_images(truth).x if truth is not None else result.truth
     if reference is None:
         raise UserError(f"{recon} carries no truth: give --truth IMAGES.h5")
-    count = len(result.mean)
+    reference = result.matching(reference)
     # Two channels against one: a complex image and its magnitude, as scanners store it.
     magnitude = result.mean[0:1].shape[1] == 2 and reference[0:1].shape[1] == 1
-    wanted = result.mean[0:1].shape if not magnitude else (1, 1, *result.mean[0:1].shape[2:])
-    if len(reference) != count or tuple(reference[0:1].shape) != tuple(wanted):
-        raise UserError(
-            f"truth has {len(reference)} images of {tuple(reference[0:1].shape[1:])}, the result {count} of "
-            f"{tuple(result.mean[0:1].shape[1:])}; they must agree"
-        )
     span = data_range or metrics.data_range(reference)
     rows: list[dict[str, float]] = []
     linear: list[dict[str, float]] = []
-    for i in range(count):
+    for i in range(len(result.mean)):
         target, mean, std = reference[i : i + 1][0], result.mean[i : i + 1][0], result.std[i : i + 1][0]
         spread = std if result.samples.shape[1] > 1 and not magnitude else None
         if magnitude:
@@ -301,7 +291,7 @@ def evaluate_file(recon: Path, truth: Path | None, data_range: float | None) -> 
         if result.pinv is not None:
             image = result.pinv[i : i + 1][0]
             linear.append(metrics.score(image.norm(dim=0, keepdim=True) if magnitude else image, target, span))
-    summary: dict[str, Any] = {"items": rows, "mean": metrics.average(rows), "data_range": span}
+    summary: dict[str, Any] = {"items": rows, "which": result.items, "mean": metrics.average(rows), "data_range": span}
     if linear:
         summary["pinv"] = metrics.average(linear)
     return summary
@@ -321,7 +311,7 @@ def sample_file(
     command: str = "",
 ) -> dict[str, Any]:
     """Draw images from a prior into an image file, with what they were drawn by in its attributes."""
-    _refuse_existing(out, overwrite, Path(prior))
+    refuse_existing(out, overwrite, Path(prior))
     loaded = api.load_prior(prior)
     shape = sampling.image_shape(loaded, size)
     began = time.perf_counter()
@@ -356,7 +346,25 @@ def _read_scale(text: str | None) -> tuple[float, float] | str | None:
         raise UserError(f"--scale {text!r}: write LOW:HIGH, such as 0:0.03, or auto") from None
 
 
-def _refuse_existing(out: Path, overwrite: bool, source: Path) -> None:
+def read_slices(text: str | None, count: int, source: Path) -> range | None:
+    """The items that "START:STOP" names; either side may be left out.
+
+    Raises:
+        UserError: not of that form, or beyond the items of the file.
+    """
+    if text is None:
+        return None
+    low, colon, high = text.partition(":")
+    try:
+        items = range(int(low or 0), int(high or count) if colon else int(low) + 1)
+    except ValueError:
+        raise UserError(f"--slices {text!r}: write START:STOP, such as 10:50 for items 10 to 49") from None
+    if not 0 <= items.start < items.stop <= count:
+        raise UserError(f"--slices {text!r}: {source} has items 0:{count}; give START:STOP within them")
+    return items
+
+
+def refuse_existing(out: Path, overwrite: bool, source: Path) -> None:
     if out.resolve() == source.resolve():
         raise UserError(f"{out}: the output would replace the input; choose another name")
     if not out.parent.is_dir():

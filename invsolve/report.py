@@ -39,7 +39,7 @@ def write_report(
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists; give --overwrite to replace it")
     result = own.read_result(recon)
-    reference = own.read_images(truth) if truth is not None else result.truth
+    reference = result.matching(own.read_images(truth)) if truth is not None else result.truth
     count = len(result.mean)
     shown = list(items) if items else list(range(min(count, 4)))
     if any(not 0 <= i < count for i in shown):

@@ -66,8 +66,9 @@ def cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]
 def cli_process() -> Callable[..., "subprocess.Popen[str]"]:
     """Start the command line as a process of its own."""
 
-    def start(*arguments: object) -> "subprocess.Popen[str]":
+    def start(*arguments: object, start_new_session: bool = False) -> "subprocess.Popen[str]":
         command = [sys.executable, "-P", "-m", "invsolve", *(str(a) for a in arguments)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, **pipes, text=True, start_new_session=start_new_session)
 
     return start

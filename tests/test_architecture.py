@@ -25,9 +25,15 @@ from invsolve.parameters import parameters
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("operators", "plugins", "datasets")
 #: The engine: what may know no concrete operator, strategy, prior or layout, nor anybody further out.
-ENGINE = ("api", "engine", "errors", "hooks", "metering", "parameters", "registry", "testing")
+ENGINE = (
+    *("api", "batching", "collecting", "engine", "errors", "hooks", "metering", "needs", "parameters", "reading"),
+    *("registry", "streaming", "testing"),
+)
 #: What turns files into files; it alone may read and write HDF5 through datasets/.
-FILES = ("bench", "checkpoints", "cli", "demo", "inspection", "jobs", "pipeline", "report", "training")
+FILES = (
+    *("bench", "checkpoints", "cli", "demo", "dryrun", "inspection", "jobs", "opening", "pipeline", "report", "shards"),
+    "training",
+)
 FOREIGN_TO_CONTRACTS = ("torch", "numpy")
 
 

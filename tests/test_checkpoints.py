@@ -3,8 +3,8 @@
 import os
 import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import h5py
@@ -18,7 +18,7 @@ from invsolve.checkpoints import CheckpointFile
 from invsolve.contracts.random import ChainRandom
 from invsolve.datasets.own import write_scan
 from invsolve.engine import Interrupted, Run
-from invsolve.snapshot import Snapshot
+from invsolve.snapshot import Sample, Snapshot
 
 PLUGIN = '''
 """A Gaussian prior that takes its time."""
@@ -165,6 +165,62 @@ def test_every_step_can_be_gone_on_from(stop: int, tmp_path: Path) -> None:
     for mine, theirs in zip(broken.facts, whole.facts, strict=True):
         assert mine["network_calls"] == theirs["network_calls"]
         assert mine["operator_calls"] == pytest.approx(theirs["operator_calls"])
+
+
+def test_the_linear_reconstruction_of_the_first_sample_is_kept(tmp_path: Path) -> None:
+    whole, broken = api.Memory(3), api.Memory(3)
+    run = plan()
+    run.linear_too = True
+    run.execute(whole)
+    # In the middle of the second sample; the first, which came with it, waits.
+    for stop, sink in ((15, api.Memory(3)), (0, broken)):
+        run, steps = plan(), iter(range(1, 100))
+        run.linear_too = True
+        run.keeper = CheckpointFile(tmp_path / "out.h5", "config", every=1000)
+        run.should_stop = lambda steps=steps, stop=stop: next(steps) == stop
+        with pytest.raises(Interrupted) if stop else nullcontext():
+            run.execute(sink)
+    wanted = torch.stack([run.problem([(item, 0)]).baseline()[0] for item in range(3)])
+    torch.testing.assert_close(whole.stack("pinv"), wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(broken.stack("pinv"), whole.stack("pinv"), atol=0, rtol=0)
+
+
+class SlowSink(api.Memory):
+    """A sink that takes a while to write."""
+
+    def write(self, item: int, arrays: Mapping[str, torch.Tensor], facts: Mapping[str, float]) -> None:
+        time.sleep(0.05)
+        super().write(item, arrays, facts)
+
+
+class Always(CheckpointFile):
+    """Saves after every step, and notes what would be lost by a kill right then."""
+
+    def __init__(self, output: Path, sink: api.Memory) -> None:
+        super().__init__(output, "config")
+        self.sink, self.lost, self.saves = sink, set[int](), 0
+
+    def due(self) -> bool:
+        return True
+
+    def save(self, snapshot: Snapshot, waiting: Mapping[int, Sequence[Sample]]) -> None:
+        self.saves += 1
+        begun = {item for item, _ in snapshot.chains}
+        self.lost |= {i for i in range(min(begun)) if not self.sink.is_done(i) and i not in waiting}
+
+
+def test_nothing_is_between_the_checkpoint_and_the_file(tmp_path: Path) -> None:
+    """Items that are queued to be written are in neither; a checkpoint waits for them."""
+    operator = invsolve.operator("ct", image_size=16, angles=6)
+    prior = invsolve.load_prior("gaussian", size=16, std=0.3)
+    measurement = invsolve.Measurement(torch.zeros(6, *operator.measurement_shape((1, 16, 16))), operator)
+    measurement.noise = invsolve.Gaussian(0.05)
+    run = api.plan(measurement, prior, invsolve.strategy("dps", steps=2), 2, 0, 2, "cpu")
+    sink = SlowSink(6)
+    run.keeper = keeper = Always(tmp_path / "out.h5", sink)
+    run.execute(sink)
+    assert keeper.saves >= 12
+    assert not keeper.lost
 
 
 def test_a_checkpoint_of_something_else_is_not_gone_on_from(tmp_path: Path) -> None:

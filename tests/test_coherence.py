@@ -11,7 +11,7 @@ import torch
 
 import invsolve
 from invsolve.contracts.random import ChainRandom
-from invsolve.jobs import open_measurement
+from invsolve.opening import open_measurement
 
 
 def noise(coherence: float, items: int = 40, seed: int = 0, sample: int = 0) -> torch.Tensor:

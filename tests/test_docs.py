@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pluggy
 import pytest
+import torch
 
 from invsolve import hooks
 from invsolve.contracts.strategy import NEEDS
+from invsolve.datasets import own
 
 ROOT = Path(__file__).parent.parent
 EXTENDING = ROOT / "docs" / "extending.md"
@@ -25,7 +28,10 @@ def blocks(text: str) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, match.start(1)), match.group(1)) for match in found]
 
 
-@pytest.mark.parametrize("page", ["docs/extending.md", "docs/files.md", "docs/priors.md", "README.md"])
+PAGES = ["docs/extending.md", "docs/files.md", "docs/priors.md", "docs/volumes.md", "README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_run_in_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = ROOT / page
     if not file.exists():
@@ -37,6 +43,23 @@ def test_python_blocks_run_in_order(page: str, tmp_path: Path, monkeypatch: pyte
     for line, code in blocks(file.read_text(encoding="utf-8")):
         # Blank lines in front, so that a traceback shows the page's own line.
         exec(compile("\n" * line + code, str(file), "exec", dont_inherit=True), module.__dict__)
+
+
+@pytest.mark.slow
+def test_commands_of_the_volumes_page_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own.write_images("truth.h5", torch.rand(6, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
+    page = (ROOT / "docs" / "volumes.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\$ invsolve (.*)$", page, re.MULTILINE)
+    assert len(commands) >= 9
+    for command in commands:
+        # tests/test_cluster.py starts workers; here the command must only be one that could be run.
+        planned = ["--dry-run"] if "--workers" in command else []
+        code, _, err = cli(*command.split(), *planned)
+        assert code == 0, f"{command}: {err}"
+    assert own.read_result("joined.h5").items == list(range(6))
 
 
 def test_the_page_has_examples() -> None:

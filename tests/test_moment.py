@@ -13,7 +13,8 @@ from invsolve.contracts.operator import matching
 from invsolve.contracts.problem import Problem, make_problem
 from invsolve.contracts.random import ChainRandom
 from invsolve.contracts.scale import Scale
-from invsolve.engine import check_needs, run_batch
+from invsolve.engine import run_batch
+from invsolve.needs import check_needs
 from invsolve.plugins._local import local
 from invsolve.plugins.gaussian import GaussianField
 from invsolve.plugins.moment import minimal_residual

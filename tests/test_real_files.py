@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from invsolve.jobs import open_images, open_measurement
+from invsolve.opening import open_images, open_measurement
 
 pytestmark = pytest.mark.shared
 

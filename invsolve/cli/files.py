@@ -1,4 +1,4 @@
-"""The commands that turn one file into another: demo, simulate, reconstruct, evaluate, report."""
+"""The commands that turn one file into another: demo, simulate, reconstruct, join, evaluate, report."""
 
 from __future__ import annotations
 
@@ -82,11 +82,19 @@ def reconstruct(
     scale: Annotated[str | None, typer.Option(help="Physical values of the prior's range, LOW:HIGH, or auto.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     batch_size: Annotated[
-        int | None, typer.Option(help="Samples, or slices of a volume, that go through the network at once.")
+        int | None, typer.Option(help="Samples, or slices of a volume, in the network at once.")
     ] = None,
-    coherence: Annotated[
-        float, typer.Option(help="Width, in items, over which slices share their noise; 0 none, inf all the same.")
-    ] = 0.0,
+    slices: Annotated[str | None, typer.Option(help="Only these items of the file.", metavar="START:STOP")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes to share items; on cuda one a GPU. Needs Dask.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Dask scheduler whose workers to use instead, tcp://HOST:PORT.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Time a few steps, say what all would take; write nothing.")
+    ] = False,
+    coherence: Annotated[float, typer.Option(help="Width, in items, of shared noise; 0 none, inf all the same.")] = 0.0,
     checkpoint_every: Annotated[
         float, typer.Option(help="Seconds between checkpoints, from which a killed run goes on.", metavar="SECONDS")
     ] = 60.0,
@@ -116,13 +124,39 @@ def reconstruct(
         layout=layout,
         read=key_values(read),
         overwrite=overwrite,
+        slices=slices,
+        workers=workers,
+        scheduler=scheduler,
+        plugins=tuple(plugin or ()),
         coherence=coherence,
         checkpoint_every=checkpoint_every,
     )
+    if dry_run:
+        from invsolve import dryrun
+
+        plan = dryrun.dry_run(request, note)
+        emit(plan, json_, dryrun.as_text(plan, request))
+        return
     stop = StopOnSignal()
     result = reconstruct_file(request, note, stop.asked, " ".join(["invsolve", *sys.argv[1:]]))
     if rank() == 0:
         emit(result, json_, f"{result['output']}: {result['items']} items in {result['seconds']:.1f} s")
+
+
+def join(
+    parts: Annotated[list[Path], typer.Argument(help="Result files of one run, such as --slices wrote.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Result file to write; the parts stay.")],
+    overwrite: Overwrite = False,
+    json_: AsJson = False,
+) -> None:
+    """Join results of parts of a volume into one, and refuse when items are missing between them."""
+    start(None)
+    from invsolve.datasets import own
+
+    items = own.join_results(out, parts, overwrite=overwrite)
+    total = own.read_result(out).input_items
+    result = {"output": str(out), "items": [items.start, items.stop], "input_items": total}
+    emit(result, json_, f"{out}: items {items.start}:{items.stop} of {total}")
 
 
 HEADINGS = {"psnr": "PSNR dB", "coverage_50": "in 50 % interval", "coverage_90": "in 90 % interval"}
@@ -142,7 +176,8 @@ def evaluate(
 
     result = evaluate_file(recon, truth, data_range)
     names = list(result["mean"])
-    rows = [[f"item {i}", *(_figure(n, row[n]) for n in names)] for i, row in enumerate(result["items"])]
+    scored = zip(result["which"], result["items"], strict=True)
+    rows = [[f"item {i}", *(_figure(n, row[n]) for n in names)] for i, row in scored]
     rows.append(["mean", *(_figure(n, result["mean"][n]) for n in names)])
     if "pinv" in result:
         rows.append(["mean of pinv", *(_figure(n, result["pinv"][n]) if n in result["pinv"] else "-" for n in names)])

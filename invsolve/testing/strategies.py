@@ -16,7 +16,8 @@ from invsolve.contracts.problem import Problem, make_problem
 from invsolve.contracts.random import ChainRandom
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.strategy import Strategy
-from invsolve.engine import check_needs, run_batch
+from invsolve.engine import run_batch
+from invsolve.needs import check_needs
 from invsolve.testing.operators import dense
 from invsolve.testing.report import Report
 

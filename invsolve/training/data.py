@@ -15,7 +15,7 @@ from invsolve import registry
 from invsolve.contracts.layout import Rows
 from invsolve.datasets._hdf5 import dataset, fingerprint, open_readonly, read, text
 from invsolve.errors import UserError
-from invsolve.jobs import open_images
+from invsolve.opening import open_images
 from invsolve.training.axes import Axes, find_axes
 from invsolve.training.settings import Settings
 
