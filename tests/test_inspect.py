@@ -88,7 +88,7 @@ def test_mri(layout: str, tmp_path: Path, look, cli) -> None:
     if layout == "fastmri":
         recon = run(cli, with_prior(found).replace("steps=100", "steps=2"))
         with h5py.File(recon) as file:
-            assert file["mean"].shape == file["pinv"].shape == (2, 1, 32, 30)
+            assert file["mean"].shape == file["pinv"].shape == (2, 2, 32, 30)
         assert found["truth"]
         for name in (recon, "a scan_pinv.h5"):
             code, out, err = cli("evaluate", name)
