@@ -82,6 +82,13 @@ class OwnLayout(Layout):
         )
 
 
+def images_unit(path: str | Path) -> str:
+    """The physical unit that an image file states, of its dataset `x` or of the file; empty when it states none."""
+    with open_readonly(path) as file:
+        attributes = {**file.attrs, **file["x"].attrs}
+    return text(attributes.get("units", attributes.get("unit", "")))
+
+
 def read_volumes(path: Path, items: int) -> list[int] | None:
     """The volume that each of so many items is a slice of (dataset `volume`); None where the file does not say.
 

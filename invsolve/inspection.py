@@ -166,6 +166,8 @@ def _measurement(
     prior = _PRIORS.get(operator.name, "natural")
     if prior in registry.available("prior"):
         chosen = f"--prior {prior} --strategy diffpir --set steps=100 --samples 2"
+        # Attenuation without a unit cannot be told from the prior's Hounsfield units by itself.
+        chosen += " --scale auto" if operator.name == "ct" and not found.unit else ""
         commands.append(_command("with a prior", _join(begin, chosen, [*reading, *smaller], extra)))
     else:
         commands.append(_command("without a prior", _join(begin, "--strategy tv", [*reading, *smaller], extra)))

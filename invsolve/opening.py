@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import invsolve.api  # noqa: F401 (layouts make their operators through it)
 from invsolve import registry
 from invsolve.contracts.layout import Images, Layout, Measurement
 from invsolve.datasets import own
@@ -67,7 +68,7 @@ def open_images(path: Path, layout: str | None = None, options: Mapping[str, Any
             raise UserError(f"{path}: --read needs --layout here, as no layout recognises the file; {_layouts()}")
         x = own.read_images(path)
         labels = own.read_volumes(path, len(x))
-        return Images(x, source=str(path), fingerprint=fingerprint(path), volumes=labels)
+        return Images(x, own.images_unit(path), source=str(path), fingerprint=fingerprint(path), volumes=labels)
     reader: Layout = build(registry.find("layout", layout), "layout", layout, dict(options or {}))
     return reader.images(Path(path))
 

@@ -23,6 +23,8 @@ from invsolve.plugins._likelihood import gaussian_draw
 
 #: Most real numbers in y for the twist "moment", which takes a vector-Jacobian product for each.
 MOST_NUMBERS = 64
+#: Most for which "auto" takes it: there modes part by few numbers, and a backward pass each is cheap.
+FEW_NUMBERS = 4
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,15 @@ class TDS(Strategy):
     Args:
         particles: of each sample's run; with 1 nothing is weighted, and the guided diffusion remains.
         steps: network calls a particle, each with a backward pass.
-        twist: "isotropic" serves every operator; "moment" takes as many backward passes as y has numbers, at most 64.
+        twist: "isotropic" serves every operator; "moment" takes as many backward passes as y has numbers, at most 64; "auto"
+            is "moment" for up to 4 numbers.
         threshold: resample a run when its effective number of particles is below this part of all.
         start: noise level to start from, network units; default and limit: the prior's largest.
     """
 
     particles: int = 8
     steps: int = 100
-    twist: Literal["isotropic", "moment"] = "isotropic"
+    twist: Literal["auto", "isotropic", "moment"] = "auto"
     threshold: float = 0.5
     start: float | None = None
 
@@ -72,7 +75,7 @@ class TDS(Strategy):
     def init(self, problem: Problem, rng: ChainRandom) -> State:
         if self.particles < 1:
             raise UserError(f"strategy 'tds': particles must be at least 1, got {self.particles}")
-        numbers = size_of(problem.y.shape[1:]) * (2 if problem.y.is_complex() else 1)
+        numbers = numbers_of(problem)
         if self.twist == "moment" and numbers > MOST_NUMBERS:
             raise UserError(
                 f"strategy 'tds': twist 'moment' takes at most {MOST_NUMBERS} numbers in y, here are {numbers}; use "
@@ -83,7 +86,8 @@ class TDS(Strategy):
         return {"x": x, "log_weight": x.new_zeros(x.shape[:2]), "owed": x.new_zeros(x.shape[:2])}
 
     def step(self, problem: Problem, state: State, sigma: float, sigma_next: float, rng: ChainRandom) -> State:
-        twisted = moment_twist if self.twist == "moment" else isotropic_twist
+        moment = self.twist == "moment" or (self.twist == "auto" and numbers_of(problem) <= FEW_NUMBERS)
+        twisted = moment_twist if moment else isotropic_twist
         x, unknown = state["x"], problem.prior.error(sigma)
         estimate, pull, log_twist, residual = particles.over_particles(
             problem, x, lambda some, images: twisted(some, images, sigma)
@@ -98,7 +102,7 @@ class TDS(Strategy):
             particles.take(v, ancestors) for v in (x, estimate, pull, log_twist, residual)
         )
         push = (1 - (sigma_next / sigma) ** 2) * pull
-        if self.twist == "moment":
+        if moment:
             # The average error is too wide for particles that have settled on a mode: the plain ancestral kernel.
             mean, variance = particles.reverse_kernel(x, estimate, sigma, sigma_next, 0.0)
         else:
@@ -177,6 +181,11 @@ def moment_twist(problem: Problem, x: Tensor, sigma: float) -> tuple[Tensor, Ten
 def as_numbers(y: Tensor) -> Tensor:
     """The real numbers of a measurement (B, *measurement) in a row, (B, m) or (B, 2 m)."""
     return torch.view_as_real(y).flatten(1) if y.is_complex() else y.flatten(1)
+
+
+def numbers_of(problem: Problem) -> int:
+    """Real numbers in one measurement."""
+    return size_of(problem.y.shape[1:]) * (2 if problem.y.is_complex() else 1)
 
 
 @hookimpl

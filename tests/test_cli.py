@@ -100,6 +100,18 @@ def test_an_existing_output_is_kept(scan: Path, tmp_path: Path, cli) -> None:
     assert cli("reconstruct", scan, "-o", out, "--strategy", "pinv", "--overwrite")[0] == 0
 
 
+def test_the_unit_of_the_images_reaches_the_scan(images: Path, tmp_path: Path, cli) -> None:
+    with h5py.File(images, "a") as file:
+        file.attrs["unit"] = "HU"
+    scan = tmp_path / "scan.h5"
+    code, _, err = cli(
+        "simulate", images, "-o", scan, "--operator", "blur", "--set", "sigma=1", "--noise", "gaussian:1"
+    )
+    assert code == 0, err
+    with h5py.File(scan) as file:
+        assert file.attrs["image_unit"] == "HU"
+
+
 def start_slow(cli_process, scan: Path, out: Path, plugin: Path, batch: int = 2):
     options = [
         "--prior",

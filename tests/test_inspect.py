@@ -172,3 +172,11 @@ def test_mistakes_are_one_line(tmp_path: Path, cli) -> None:
         assert (code, out) == (2, "")
         assert expected in err
         assert err.count("\n") == 1
+
+
+def test_inspect_in_a_process_of_its_own(tmp_path: Path, cli_process) -> None:
+    """Nothing else has been imported there: a layout must still come by its operators."""
+    process = cli_process("inspect", write_dxchange(tmp_path / "twin.h5"))
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "invsolve reconstruct" in out

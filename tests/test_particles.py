@@ -192,9 +192,17 @@ def test_modes_get_their_weights_and_their_width(strategy: invsolve.Strategy) ->
     torch.testing.assert_close(first.std(0), covariance.diagonal().sqrt(), atol=0.15, rtol=0)
 
 
+def test_few_numbers_are_twisted_by_the_moment() -> None:
+    problem, _ = two_modes(2)
+    run = {t: run_batch(problem, invsolve.strategy("tds", particles=2, steps=5, twist=t), ChainRandom(0, [(0, 0), (0, 1)])).images
+           for t in ("auto", "moment", "isotropic")}  # fmt: skip
+    assert torch.equal(run["auto"], run["moment"])
+    assert not torch.equal(run["auto"], run["isotropic"])
+
+
 def test_the_owed_weight_is_twist_times_ratio_of_the_kernels() -> None:
     problem, _ = two_modes(2)
-    strategy = invsolve.strategy("tds", particles=3, threshold=0.0)
+    strategy = invsolve.strategy("tds", particles=3, threshold=0.0, twist="isotropic")
     rng = ChainRandom(2, [(0, 0), (0, 1)])
     x = 3 * rng.normal(torch.zeros(2, 3, 1, 1, 2, dtype=torch.float64))
     zero = x.new_zeros(2, 3)
