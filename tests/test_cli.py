@@ -9,33 +9,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from volumes import PRIOR
 
 CT = ("--operator", "ct", "--set", "angles=12", "--noise", "gaussian:0.05")
-GAUSSIAN = '''
-"""A Gaussian prior of the test images' size."""
-import invsolve
-from invsolve import registry
-
-
-class Small(registry.find("prior", "gaussian")):
-    """Sixteen pixels a side."""
-
-    examples = ({},)
-
-    def __init__(self):
-        super().__init__(size=16, std=0.5)
-
-
-@invsolve.hookimpl
-def invsolve_priors():
-    return {"small": Small}
-'''
 
 
 @pytest.fixture
 def plugin(tmp_path: Path) -> Path:
     path = tmp_path / "small.py"
-    path.write_text(GAUSSIAN)
+    path.write_text(PRIOR)
     return path
 
 
