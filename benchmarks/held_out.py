@@ -84,9 +84,9 @@ def run(
     if arguments.evaluations and not settings:
         strategy = strategy.at_cost(arguments.evaluations)
     samples = arguments.samples if strategy.draws else 1
-    began = time.perf_counter()
     # Strategies that do without a prior take the number of channels from it: a real image, also of complex data.
     prior = invsolve.load_prior(problem.prior)
+    began = time.perf_counter()
     rec = invsolve.reconstruct(
         y, problem.operator, prior, noise=invsolve.Gaussian(problem.noise), strategy=strategy, samples=samples, seed=0,
         scale=(0.0, 1.0), batch_size=arguments.batch_size, progress=False,

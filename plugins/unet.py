@@ -163,7 +163,7 @@ class Bundled(UNetPrior):
 class Ct128(Bundled):
     """Chest and abdomen CT slices in Hounsfield units, -1000 (air) to 1200; trained at 128 x 128, any size works.
 
-    73 slices of 41 patients: a demonstration and a test prior. Do not read patients with it.
+    73 slices of 39 patients: a demonstration and a test prior. Do not read patients with it.
     """
 
     weights = "ct-128"
