@@ -23,6 +23,7 @@ _COMPARED = (
     "samples",
     "seed",
     "coherence",
+    "slicings",
     "dtype",
     "image_shape",
     "input",

@@ -159,6 +159,7 @@ def reconstruct(
     dtype: torch.dtype = torch.float32,
     scale: Scale | tuple[float, float] | str | None = None,
     coherence: float = 0.0,
+    slicings: int = 1,
     callback: engine.Callback | None = None,
     progress: bool | None = None,
 ) -> Reconstruction:
@@ -181,6 +182,8 @@ def reconstruct(
             None takes the prior's own data range.
         coherence: how alike the noise of neighbouring items is, so that slices sampled one by one do not flicker: the width,
             in items, of a Gaussian window; 0 not at all, infinite the same noise for all.
+        slicings: 3 lets the prior denoise a volume's slices along all three axes and averages the estimates, at three times
+            the network calls; for strategies that couple slices, and operators of volumes. Voxels should be cubes.
         callback: called with a `StepInfo` after each step; return True to end the batch early.
         progress: a bar on the terminal; None shows it only where standard error is a terminal.
 
@@ -198,7 +201,7 @@ def reconstruct(
         measurement = y if noise is None else replace(y, noise=noise)
     else:
         measurement = Measurement(_tensor(y, "y"), resolve_operator(operator), noise)
-    run = plan(measurement, prior, strategy, samples, seed, batch_size, device, dtype, scale, coherence=coherence)
+    run = plan(measurement, prior, strategy, samples, seed, batch_size, device, dtype, scale, None, coherence, slicings)
     run.callback = callback
     sink = Memory(len(measurement.y))
     execute(run, sink, progress)
@@ -227,6 +230,7 @@ def plan(
     scale: Scale | tuple[float, float] | str | None = None,
     parameters_: Mapping[str, Any] | None = None,
     coherence: float = 0.0,
+    slicings: int = 1,
 ) -> engine.Run:
     """Put the parts of a run together and check that they fit, before anything is computed or written.
 
@@ -258,7 +262,7 @@ def plan(
     rows = batch_size or (16 if place.type == "cuda" else 8)
     if knowledge is not None:
         knowledge.requires_grad_(False).eval().to(place)
-        knowledge = volume.for_images(knowledge, forward, rows, place)
+        knowledge = volume.for_images(knowledge, forward, rows, place, slicings)
     shape = fit.image_shape(measurement, knowledge)
     fit.check_measurement(measurement, shape)
     run = engine.Run(
@@ -273,14 +277,17 @@ def plan(
         place,
         dtype,
         coherence=coherence,
+        slicings=slicings,
     )
     if automatic:
         run.strategy = chosen = strategy(choice.default_strategy(run.problem([(0, 0)])), **given)
+    named = chosen.name or type(chosen).__name__
+    volume.check_slicings(slicings, knowledge, shape, run.couples_items, named)
     if run.couples_items:
         volume.volumes_of(measurement)
         if measurement.operators is not None:
             raise UserError(
-                f"strategy {chosen.name or type(chosen).__name__!r} couples the slices of a volume, which must share one "
+                f"strategy {named!r} couples the slices of a volume, which must share one "
                 "operator; here each has its own (coil maps, say): take a strategy that takes slices one by one, such as dds"
             )
     check_needs(chosen, run.problem([(0, s) for s in range(samples if chosen.couples_samples else 1)]))

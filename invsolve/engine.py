@@ -27,7 +27,7 @@ from invsolve.needs import linear_gaussian
 from invsolve.reading import read_rows
 from invsolve.snapshot import Chain, Keeper, Sample, Snapshot
 from invsolve.streaming import ReadAhead
-from invsolve.volume import Alone, PriorInChunks, SliceWise, in_chunks, volumes_of
+from invsolve.volume import Alone, RowsOfAVolume, SliceWise, in_chunks, volumes_of
 
 
 class NonFinite(ArithmeticError):
@@ -209,6 +209,7 @@ class Run:
         only: the items to run, as a range of the measurement's; None for all.
         linear_too: add the linear reconstruction, `pinv`, to each item where the problem has one.
         coherence: how alike the noise of neighbouring items is, see `ChainRandom`.
+        slicings: along how many axes a volume is cut into the slices that the prior denoises, 1 or 3.
         team: the processes that share each volume.
         keeper: keeps what is needed to go on after a kill in the middle of a batch; None keeps nothing.
     """
@@ -229,6 +230,7 @@ class Run:
     only: range | None = None
     linear_too: bool = False
     coherence: float = 0.0
+    slicings: int = 1
     team: Alone = field(default_factory=Alone)
     keeper: Keeper | None = None
     _resume: Snapshot | None = field(default=None, init=False)
@@ -398,7 +400,7 @@ class Run:
         operator, prior = self.measurement.operator_for(items[0]).to(self.device), self.prior
         if self.couples_items:
             operator = in_chunks(operator, self.batch_size, self.device, home)
-            prior = None if prior is None else PriorInChunks(prior, self.batch_size, self.device)
+            prior = None if prior is None else RowsOfAVolume(prior, self.batch_size, self.device, self.slicings)
         problem = make_problem(prior, operator, noise, y, self.image_shape, self.scale.rows(items), coupled)
         if self.couples_items:
             problem.across = self.team.across()

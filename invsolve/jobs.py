@@ -88,6 +88,7 @@ class Request:
     scheduler: str | None = None
     plugins: tuple[Path, ...] = ()
     coherence: float = 0.0
+    slicings: int = 1
     checkpoint_every: float = 60.0
 
 
@@ -179,6 +180,7 @@ def prepare(
         scale=given if isinstance(given, Scale) else _read_scale(given),
         parameters_=request.parameters,
         coherence=request.coherence,
+        slicings=request.slicings,
     )
     run.only = read_slices(request.slices, len(measurement.y), request.scan)
     run.linear_too = True

@@ -73,6 +73,7 @@ def provenance(run: Run) -> dict[str, Any]:
         "samples": run.samples,
         "seed": run.seed,
         "coherence": run.coherence if math.isfinite(run.coherence) else "infinite",
+        "slicings": run.slicings,
         "dtype": str(run.dtype).removeprefix("torch."),
         "image_shape": list(run.image_shape),
         "input": {"fingerprint": run.measurement.fingerprint},

@@ -140,6 +140,10 @@ def share_volumes(run: Run) -> None:
             f"several processes share a volume, but strategy {name!r} reconstructs items one by one: start it without "
             "torchrun, or take a strategy that couples slices, such as dds-3d"
         )
+    if run.slicings != 1:
+        raise UserError(
+            "slicings=3 needs the whole volume in one process: start it without torchrun, or with slicings=1"
+        )
     team = Slabs()
     for volume in volumes_of(run.measurement):
         team.bounds(len(volume))

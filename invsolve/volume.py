@@ -180,28 +180,76 @@ class PriorInChunks(Prior):
 
 
 class SliceWise(PriorInChunks):
-    """A prior of 2-D images as one of volumes (B, C, Z, Y, X), whose slices it takes to be independent.
+    """A prior of 2-D images as one of volumes (B, C, Z, Y, X).
+
+    With one slicing it takes the slices along Z to be independent. With three, those along Y and X are denoised too, and the
+    three estimates averaged: each knows a voxel's neighbours in one plane, so their errors are not the same.
 
     Args:
         inner, rows, device: as for `PriorInChunks`; rows are slices.
+        slicings: 1 or 3.
     """
 
-    def __init__(self, inner: Prior, rows: int, device: torch.device) -> None:
+    def __init__(self, inner: Prior, rows: int, device: torch.device, slicings: int = 1) -> None:
         super().__init__(inner, rows, device)
         channels, *spatial = inner.event_shape
         self.event_shape = (channels, None, *spatial)
+        self.axes = (2, 3, 4)[:slicings]
+        self.passes = slicings * inner.passes
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
-        batch, channels, depth, *spatial = x.shape
-        slices = x.movedim(2, 1).reshape(batch * depth, channels, *spatial)
-        level = sigma.repeat_interleave(depth) if sigma.ndim else sigma
-        estimate = super().denoise(slices, level)
-        return estimate.view(batch, depth, channels, *spatial).movedim(1, 2)
+        first, *others = (self._along(axis, x, sigma) for axis in self.axes)
+        return sum(others, first) / len(self.axes) if others else first
+
+    def _along(self, axis: int, x: Tensor, sigma: Tensor) -> Tensor:
+        cut = x.movedim(axis, 1)
+        level = sigma.repeat_interleave(cut.shape[1]) if sigma.ndim else sigma
+        return super().denoise(cut.flatten(0, 1), level).view(cut.shape).movedim(1, axis)
 
 
-def for_images(prior: Prior, operator: Operator, rows: int, device: torch.device) -> Prior:
+class RowsOfAVolume(SliceWise):
+    """`SliceWise` of one volume whose slices are the rows (Z, C, Y, X), for strategies that couple the items of a file."""
+
+    def __init__(self, inner: Prior, rows: int, device: torch.device, slicings: int = 1) -> None:
+        super().__init__(inner, rows, device, slicings)
+        self.event_shape = inner.event_shape
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        # The rows of a volume go through the noise levels together.
+        return super().denoise(x.movedim(0, 1)[None], sigma[:1] if sigma.ndim else sigma)[0].movedim(1, 0)
+
+
+def for_images(prior: Prior, operator: Operator, rows: int, device: torch.device, slicings: int = 1) -> Prior:
     """The prior, or `SliceWise` of it where the operator's images have one spatial axis more."""
     shape = operator.image_shape
     if shape is not None and len(shape) == len(prior.event_shape) + 1 == 4:
-        return SliceWise(prior, rows, device)
+        return SliceWise(prior, rows, device, slicings)
     return prior
+
+
+def check_slicings(
+    slicings: int, prior: Prior | None, image_shape: Sequence[int], coupled: bool, strategy: str
+) -> None:
+    """Refuse what cannot be: slices along other axes where there is no volume, or of a size that the prior cannot take.
+
+    Raises:
+        UserError: says what to take instead.
+    """
+    if slicings == 1:
+        return
+    if slicings != 3:
+        raise UserError(
+            f"slicings must be 1 (the slices of the file) or 3 (also those along both other axes), got {slicings}"
+        )
+    if prior is None:
+        raise UserError(f"slicings=3 is about the prior, and strategy {strategy!r} was given none: leave it out")
+    if not (coupled or isinstance(prior, SliceWise)):
+        raise UserError(
+            f"slicings=3 needs the whole volume, but strategy {strategy!r} takes the items one by one: take one that couples "
+            "slices, such as dds-3d, or leave it out"
+        )
+    if None not in prior.event_shape[-2:]:
+        size = " x ".join(str(n) for n in prior.event_shape[-2:])
+        raise UserError(
+            f"slicings=3: the prior takes images of {size} only, and slices along other axes have other sizes"
+        )

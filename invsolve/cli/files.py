@@ -94,7 +94,8 @@ def reconstruct(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Time a few steps, say what all would take; write nothing.")
     ] = False,
-    coherence: Annotated[float, typer.Option(help="Width, in items, of shared noise; 0 none, inf all the same.")] = 0.0,
+    coherence: Annotated[float, typer.Option(help="Width, in items, of shared noise.")] = 0.0,
+    slicings: Annotated[int, typer.Option(help="3: the prior along all axes.", metavar="1|3")] = 1,
     checkpoint_every: Annotated[
         float, typer.Option(help="Seconds between checkpoints, from which a killed run goes on.", metavar="SECONDS")
     ] = 60.0,
@@ -129,6 +130,7 @@ def reconstruct(
         scheduler=scheduler,
         plugins=tuple(plugin or ()),
         coherence=coherence,
+        slicings=slicings,
         checkpoint_every=checkpoint_every,
     )
     if dry_run:

@@ -19,7 +19,7 @@ from invsolve.contracts.spectrum import SingularSystem, dense_system
 
 @dataclass
 class Calls:
-    """Batch rows sent through the network, its vector-Jacobian product, and the operator, since the start."""
+    """Images sent through the network, its vector-Jacobian product, and the operator, since the start."""
 
     network: int = 0
     vjp: int = 0
@@ -122,7 +122,7 @@ class Problem:
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         """D(x, sigma), counted; differentiable in x where gradients are enabled."""
-        self.calls.network += len(x)
+        self.calls.network += len(x) * self.prior.passes
         # full() passes sigma as a kernel argument; a tensor made from a Python number would wait for the device.
         estimate = self.prior.denoise(x, torch.full((), sigma, dtype=x.dtype, device=x.device))
         if estimate.requires_grad:
@@ -130,7 +130,7 @@ class Problem:
         return estimate
 
     def _count_vjp(self, gradient: Tensor) -> None:
-        self.calls.vjp += len(gradient)
+        self.calls.vjp += len(gradient) * self.prior.passes
 
     def residual(self, estimate: Tensor) -> Tensor:
         """y - A(estimate)."""
