@@ -24,6 +24,7 @@ _COMPARED = (
     "seed",
     "coherence",
     "slicings",
+    "precision",
     "dtype",
     "image_shape",
     "input",

@@ -160,6 +160,7 @@ def reconstruct(
     scale: Scale | tuple[float, float] | str | None = None,
     coherence: float = 0.0,
     slicings: int = 1,
+    precision: str = "float32",
     callback: engine.Callback | None = None,
     progress: bool | None = None,
 ) -> Reconstruction:
@@ -184,6 +185,7 @@ def reconstruct(
             in items, of a Gaussian window; 0 not at all, infinite the same noise for all.
         slicings: 3 lets the prior denoise a volume's slices along all three axes and averages the estimates, at three times
             the network calls; for strategies that couple slices, and operators of volumes. Voxels should be cubes.
+        precision: "bf16" lets the network calculate in bfloat16, faster where the hardware has it; the rest stays in `dtype`.
         callback: called with a `StepInfo` after each step; return True to end the batch early.
         progress: a bar on the terminal; None shows it only where standard error is a terminal.
 
@@ -201,7 +203,21 @@ def reconstruct(
         measurement = y if noise is None else replace(y, noise=noise)
     else:
         measurement = Measurement(_tensor(y, "y"), resolve_operator(operator), noise)
-    run = plan(measurement, prior, strategy, samples, seed, batch_size, device, dtype, scale, None, coherence, slicings)
+    run = plan(
+        measurement,
+        prior,
+        strategy,
+        samples,
+        seed,
+        batch_size,
+        device,
+        dtype,
+        scale,
+        None,
+        coherence,
+        slicings,
+        precision,
+    )
     run.callback = callback
     sink = Memory(len(measurement.y))
     execute(run, sink, progress)
@@ -231,6 +247,7 @@ def plan(
     parameters_: Mapping[str, Any] | None = None,
     coherence: float = 0.0,
     slicings: int = 1,
+    precision: str = "float32",
 ) -> engine.Run:
     """Put the parts of a run together and check that they fit, before anything is computed or written.
 
@@ -243,6 +260,8 @@ def plan(
         raise UserError(f"seed must be at least 0, got {seed}")
     if not coherence >= 0:
         raise UserError(f"coherence must be 0 (every item its own noise) or more, got {coherence}")
+    if precision not in ("float32", "bf16"):
+        raise UserError(f"precision must be float32 or bf16, got {precision!r}")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     if measurement.noise is None:
@@ -278,10 +297,13 @@ def plan(
         dtype,
         coherence=coherence,
         slicings=slicings,
+        precision=precision,
     )
     if automatic:
         run.strategy = chosen = strategy(choice.default_strategy(run.problem([(0, 0)])), **given)
     named = chosen.name or type(chosen).__name__
+    if precision == "bf16" and not (knowledge and any(True for _ in knowledge.parameters())):
+        raise UserError("precision=bf16 is for network priors; this run has no network: leave it out")
     volume.check_slicings(slicings, knowledge, shape, run.couples_items, named)
     if run.couples_items:
         volume.volumes_of(measurement)

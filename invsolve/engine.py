@@ -203,6 +203,7 @@ class Run:
         seed: >= 0.
         batch_size: chains that go through the network at once.
         device, dtype: where and in what precision states live.
+        precision: of the network, "float32" or "bf16".
         callback: called after each step; a true return value ends the batch early.
         should_stop: asked after each step; True raises Interrupted.
         on_batch: told the chains of each finished batch.
@@ -231,6 +232,7 @@ class Run:
     linear_too: bool = False
     coherence: float = 0.0
     slicings: int = 1
+    precision: str = "float32"
     team: Alone = field(default_factory=Alone)
     keeper: Keeper | None = None
     _resume: Snapshot | None = field(default=None, init=False)
@@ -402,6 +404,7 @@ class Run:
             operator = in_chunks(operator, self.batch_size, self.device, home)
             prior = None if prior is None else RowsOfAVolume(prior, self.batch_size, self.device, self.slicings)
         problem = make_problem(prior, operator, noise, y, self.image_shape, self.scale.rows(items), coupled)
+        problem.network_precision = self.precision
         if self.couples_items:
             problem.across = self.team.across()
         elif len(self.image_shape) == 4:

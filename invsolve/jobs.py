@@ -89,6 +89,7 @@ class Request:
     plugins: tuple[Path, ...] = ()
     coherence: float = 0.0
     slicings: int = 1
+    precision: str = "float32"
     checkpoint_every: float = 60.0
 
 
@@ -181,6 +182,7 @@ def prepare(
         parameters_=request.parameters,
         coherence=request.coherence,
         slicings=request.slicings,
+        precision=request.precision,
     )
     run.only = read_slices(request.slices, len(measurement.y), request.scan)
     run.linear_too = True

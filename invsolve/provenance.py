@@ -74,6 +74,7 @@ def provenance(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "coherence": run.coherence if math.isfinite(run.coherence) else "infinite",
         "slicings": run.slicings,
+        "precision": run.precision,
         "dtype": str(run.dtype).removeprefix("torch."),
         "image_shape": list(run.image_shape),
         "input": {"fingerprint": run.measurement.fingerprint},

@@ -94,10 +94,11 @@ def reconstruct(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Time a few steps, say what all would take; write nothing.")
     ] = False,
-    coherence: Annotated[float, typer.Option(help="Width, in items, of shared noise.")] = 0.0,
-    slicings: Annotated[int, typer.Option(help="3: the prior along all axes.", metavar="1|3")] = 1,
+    coherence: Annotated[float, typer.Option(help="Items that share some noise.", show_default=False)] = 0.0,
+    slicings: Annotated[int, typer.Option(help="3: the prior along all axes.", metavar="1|3", show_default=False)] = 1,
+    precision: Annotated[str, typer.Option(help="bf16: a faster network.", show_default=False)] = "float32",
     checkpoint_every: Annotated[
-        float, typer.Option(help="Seconds between checkpoints, from which a killed run goes on.", metavar="SECONDS")
+        float, typer.Option(help="To go on from after a kill; 60.", metavar="SECONDS", show_default=False)
     ] = 60.0,
     layout: Annotated[str | None, typer.Option(help="Layout of the file, where it is not recognised.")] = None,
     read: Read = None,
@@ -131,6 +132,7 @@ def reconstruct(
         plugins=tuple(plugin or ()),
         coherence=coherence,
         slicings=slicings,
+        precision=precision,
         checkpoint_every=checkpoint_every,
     )
     if dry_run:

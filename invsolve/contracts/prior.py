@@ -31,6 +31,7 @@ class Prior(Module):
         source: where it came from, for the record.
         error_curve: mean squared error of `denoise` on held-out images, per pixel, network units, as
             {"sigma": [...], "mse": [...]} with rising sigmas; None where nobody measured it (`invsolve prior calibrate`).
+        device: where the network is, if that is not where the images are.
         passes: how often an image goes through the network in one call, for the count of network calls.
         examples: keyword arguments of small instances, from which the conformance tests make theirs.
     """
@@ -43,6 +44,7 @@ class Prior(Module):
     differentiable: bool = True
     source: str = ""
     error_curve: Mapping[str, Sequence[float]] | None = None
+    device: torch.device | None = None
     passes: int = 1
     name: str = ""
     parameters_given: dict[str, Any] | None = None

@@ -50,6 +50,7 @@ class Problem:
         samples_per_item: rows that belong to one item, consecutive, for strategies that couple them.
         calls: counters the engine reads.
         shift: what the scale's offset took from y and from the image, both in network units.
+        network_precision: "bf16" lets the network's products and convolutions run in bfloat16; everything else stays as it is.
         across: the direction across the slices of a volume, for strategies that couple them.
     """
 
@@ -61,6 +62,7 @@ class Problem:
     samples_per_item: int = 1
     calls: Calls = field(default_factory=Calls, init=False)
     shift: tuple[Tensor, float | Tensor] | None = None
+    network_precision: str = "float32"
     across: Across = field(default_factory=Across)
     # Computed once a problem: in the step loop they would wait for the device. Not carried over by dataclasses.replace.
     _precision: Tensor | None = field(default=None, init=False)
@@ -124,7 +126,9 @@ class Problem:
         """D(x, sigma), counted; differentiable in x where gradients are enabled."""
         self.calls.network += len(x) * self.prior.passes
         # full() passes sigma as a kernel argument; a tensor made from a Python number would wait for the device.
-        estimate = self.prior.denoise(x, torch.full((), sigma, dtype=x.dtype, device=x.device))
+        place = self.prior.device or x.device
+        with torch.autocast(place.type, torch.bfloat16, enabled=self.network_precision == "bf16"):
+            estimate = self.prior.denoise(x, torch.full((), sigma, dtype=x.dtype, device=x.device))
         if estimate.requires_grad:
             estimate.register_hook(self._count_vjp)
         return estimate
