@@ -80,6 +80,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--slicings", type=int, default=1, choices=[1, 3], help="of the coupled methods that have a prior"
+    )
+    parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])
     parser.add_argument("--json", type=Path, help="where to write the figures")
     arguments = parser.parse_args()
     truth = read_volume(arguments.volume, arguments.slices, arguments.size, arguments.pool)
@@ -112,6 +116,8 @@ def main() -> None:
                 seed=arguments.seed,
                 batch_size=arguments.batch_size,
                 device=arguments.device,
+                slicings=arguments.slicings if cls.couples_items and method not in PRIORLESS else 1,
+                precision=arguments.precision if method not in PRIORLESS else "float32",
             )
             seconds = time.perf_counter() - began
             found = scores(reconstruction.mean, truth)
