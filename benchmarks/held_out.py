@@ -89,7 +89,7 @@ def run(
     began = time.perf_counter()
     rec = invsolve.reconstruct(
         y, problem.operator, prior, noise=invsolve.Gaussian(problem.noise), strategy=strategy, samples=samples, seed=0,
-        scale=(0.0, 1.0), batch_size=arguments.batch_size, progress=False,
+        scale=(0.0, 1.0), batch_size=arguments.batch_size, precision=arguments.precision, progress=False,
     )  # fmt: skip
     seconds = time.perf_counter() - began
     truth, count = problem.images, len(problem.images)
@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=6)
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])
     parser.add_argument("--log", type=Path)
     arguments = parser.parse_args()
     for name in arguments.problem or PROBLEMS:
