@@ -10,7 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from invsolve.contracts.noise import Gaussian
+from invsolve.contracts.noise import Gaussian, Noise
+from invsolve.contracts.scale import Scale
 from invsolve.contracts.strategy import Strategy
 from invsolve.engine import Run
 
@@ -43,8 +44,28 @@ class Discrepancy:
         return f"warning: {self.warning}" if self.warning else line
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What a judgement of residuals depends on besides them.
+
+    Attributes:
+        strategy: made the samples.
+        noise: as it was stated; None where it is not known.
+        scale: between network and physical units; None where it is not known.
+    """
+
+    strategy: Strategy
+    noise: Noise | None
+    scale: Scale | None
+
+
 def examine(ratios: Tensor | ArrayLike, numbers: Tensor | ArrayLike, run: Run) -> Discrepancy:
-    """Judge a run by `Problem.discrepancy` of its samples.
+    """Judge a run by `Problem.discrepancy` of its samples; see `judge`."""
+    return judge(ratios, numbers, Conditions(run.strategy, run.measurement.noise, run.scale))
+
+
+def judge(ratios: Tensor | ArrayLike, numbers: Tensor | ArrayLike, conditions: Conditions) -> Discrepancy:
+    """Judge samples by their `Problem.discrepancy`.
 
     A draw from the posterior is distributed as the truth, so its residual is distributed as the noise: the squared ratio of
     an item has mean 1 and standard deviation sqrt(2 / numbers). Samples of one item share y and count once. Complained
@@ -54,7 +75,7 @@ def examine(ratios: Tensor | ArrayLike, numbers: Tensor | ArrayLike, run: Run) -
 
     Args:
         ratios, numbers: (N, S), as the engine gives them.
-        run: what was run, for the advice.
+        conditions: under which the samples were drawn, for the advice.
     """
     squared, count = torch.as_tensor(ratios).double() ** 2, torch.as_tensor(numbers).double()
     items = squared.mean(1).sqrt()
@@ -64,25 +85,25 @@ def examine(ratios: Tensor | ArrayLike, numbers: Tensor | ArrayLike, run: Run) -
     items, spreads = items[known], (1 / (2 * count[known].mean(1))).sqrt()
     ratio = float(items.square().mean().sqrt())
     spread = float(spreads.square().mean().sqrt() / len(items) ** 0.5)
-    if "prior" not in run.strategy.needs:
+    if "prior" not in conditions.strategy.needs:
         return Discrepancy(ratio, spread)
     single = 3.0 if len(items) == 1 else 4.5
     too_far = (items > HIGH) & (items > 1 + single * spreads)
-    too_close = (items < LOW) & (items < 1 - single * spreads) & run.strategy.draws
+    too_close = (items < LOW) & (items < 1 - single * spreads) & conditions.strategy.draws
     text = ""
     if ratio > max(HIGH, 1 + 3 * spread) or int(too_far.sum()) > int(too_close.sum()):
-        text = _loose(items, too_far, ratio, run)
-    elif run.strategy.draws and (ratio < min(LOW, 1 - 3 * spread) or bool(too_close.any())):
-        text = _tight(items, too_close, ratio, run)
+        text = _loose(items, too_far, ratio, conditions)
+    elif conditions.strategy.draws and (ratio < min(LOW, 1 - 3 * spread) or bool(too_close.any())):
+        text = _tight(items, too_close, ratio, conditions)
     return Discrepancy(ratio, spread, text)
 
 
-def _loose(items: Tensor, flagged: Tensor, ratio: float, run: Run) -> str:
+def _loose(items: Tensor, flagged: Tensor, ratio: float, conditions: Conditions) -> str:
     ratio = ratio if ratio > HIGH else float(items[flagged].square().mean().sqrt())
     causes = [
-        f"the strategy follows the data too weakly ({_advice(run.strategy, 1)})",
-        f"the noise is larger than stated ({_noise(run, ratio)})",
-        _scale(run),
+        f"the strategy follows the data too weakly ({_advice(conditions.strategy, 1)})",
+        f"the noise is larger than stated ({_noise(conditions, ratio)})",
+        _scale(conditions),
         "the operator does not describe the instrument",
     ]
     return (
@@ -90,11 +111,11 @@ def _loose(items: Tensor, flagged: Tensor, ratio: float, run: Run) -> str:
     )
 
 
-def _tight(items: Tensor, flagged: Tensor, ratio: float, run: Run) -> str:
+def _tight(items: Tensor, flagged: Tensor, ratio: float, conditions: Conditions) -> str:
     ratio = ratio if ratio < LOW else float(items[flagged].square().mean().sqrt())
     causes = [
-        f"the noise is smaller than stated ({_noise(run, ratio)})",
-        f"the strategy follows the data too closely, and its spread is too small ({_advice(run.strategy, -1)})",
+        f"the noise is smaller than stated ({_noise(conditions, ratio)})",
+        f"the strategy follows the data too closely, and its spread is too small ({_advice(conditions.strategy, -1)})",
     ]
     return f"the samples fit the noise: residual {ratio:.2f} of what it explains{_which(flagged)}. {_list(causes)}"
 
@@ -108,18 +129,20 @@ def _which(flagged: Tensor) -> str:
     return f" in {count} of {len(flagged)} items" if 0 < count < len(flagged) else ""
 
 
-def _noise(run: Run, ratio: float) -> str:
-    noise = run.measurement.noise
+def _noise(conditions: Conditions, ratio: float) -> str:
+    noise = conditions.noise
     if isinstance(noise, Gaussian) and torch.as_tensor(noise.sigma).numel() == 1:
         sigma = float(noise.sigma)
         return f"sigma {sigma:.3g} is stated, {sigma * ratio:.3g} would fit: --noise gaussian:{sigma * ratio:.3g}"
     return f"by a factor {max(ratio, 1 / ratio):.2g} in standard deviation"
 
 
-def _scale(run: Run) -> str:
-    low, high = run.scale.range
+def _scale(conditions: Conditions) -> str:
+    if conditions.scale is None:
+        return "the images reach beyond the prior's range"
+    low, high = conditions.scale.range
     how = {"estimated": "estimated; --scale LOW:HIGH fixes it", "given": "given; --scale auto estimates it"}
-    origin = how.get(run.scale.origin, "the prior's own; --scale auto estimates it")
+    origin = how.get(conditions.scale.origin, "the prior's own; --scale auto estimates it")
     return f"the images reach beyond the prior's range {low:.3g} .. {high:.3g} ({origin})"
 
 

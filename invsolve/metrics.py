@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -40,7 +41,9 @@ def nrmse(image: Tensor, truth: Tensor) -> float:
     return float((image - truth).double().norm() / truth.double().norm().clamp_min(1e-30))
 
 
-def coverage(mean: Tensor, std: Tensor, truth: Tensor, samples: int) -> dict[str, float]:
+def coverage(
+    mean: Tensor, std: Tensor, truth: Tensor, samples: int, levels: Sequence[float] = LEVELS
+) -> dict[str, float]:
     """Part of the pixels whose truth lies in the central interval of each nominal level; equal to it when honest.
 
     The interval is that of a new draw given `samples` draws: Student's t with samples - 1 degrees of freedom.
@@ -50,7 +53,7 @@ def coverage(mean: Tensor, std: Tensor, truth: Tensor, samples: int) -> dict[str
     if samples < 2:
         return {}
     found = {}
-    for level in LEVELS:
+    for level in levels:
         factor = student.ppf((1 + level) / 2, samples - 1) if samples < 200 else NormalDist().inv_cdf((1 + level) / 2)
         half = float(factor) * math.sqrt(1 + 1 / samples) * std
         found[f"coverage_{round(level * 100)}"] = float(((truth - mean).abs() <= half).double().mean())

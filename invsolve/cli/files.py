@@ -194,14 +194,20 @@ def _figure(name: str, value: float) -> str:
 
 def report(
     recon: Annotated[Path, typer.Argument(help="Result file.")],
-    out: Annotated[Path, typer.Option("-o", "--output", help="Picture (.png) or page (.html) to write.")],
-    item: Annotated[list[int] | None, typer.Option(help="Items to show; default the first four.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--output", help="Page (.html) or picture (.png) to write.")],
+    item: Annotated[
+        list[int] | None, typer.Option(help="Rows of the result to show; default all on a page, four on a picture.")
+    ] = None,
     truth: Annotated[Path | None, typer.Option(help="Images x; default the truth that the result carries.")] = None,
+    scan: Annotated[
+        Path | None, typer.Option(help="The measurement, for its residual; default where it was for the run.")
+    ] = None,
+    megabytes: Annotated[float, typer.Option(help="Largest size of a page; pictures are reduced to fit.")] = 20.0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw a result: truth, linear baseline, mean, standard deviation, samples, error, residual by step."""
+    """Show a result: mean, standard deviation, samples, truth, errors, profiles, metrics, coverage, how it was made."""
     start(None)
     from invsolve.report import write_report
 
-    write_report(recon, out, item, truth, overwrite)
+    write_report(recon, out, item, truth, overwrite, scan, megabytes)
     print(out)

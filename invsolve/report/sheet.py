@@ -1,11 +1,8 @@
-"""Drawing a result: a sheet of pictures as PNG, and the same with metrics and provenance as one HTML page."""
+"""A result as a sheet of pictures, PNG: a row an item, and the residual by step below."""
 
 from __future__ import annotations
 
-import base64
-import html
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,40 +12,6 @@ import torch
 from torch import Tensor
 
 from invsolve import metrics
-from invsolve.datasets import own
-from invsolve.errors import UserError
-
-
-def write_report(
-    recon: Path, out: Path, items: Sequence[int] | None, truth: Path | None, overwrite: bool = False
-) -> None:
-    """Write a picture or a page about a result file.
-
-    Args:
-        recon: result file.
-        out: ends in .png or .html.
-        items: which items to show; None for the first four.
-        truth: images x; None for the truth that the result carries, if any.
-        overwrite: replace `out`.
-
-    Raises:
-        UserError: unknown ending, item out of range, or `out` exists.
-    """
-    if out.suffix not in (".png", ".html"):
-        raise UserError(f"{out}: the name must end in .png or .html")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} exists; give --overwrite to replace it")
-    result = own.read_result(recon)
-    reference = result.matching(own.read_images(truth)) if truth is not None else result.truth
-    count = len(result.mean)
-    shown = list(items) if items else list(range(min(count, 4)))
-    if any(not 0 <= i < count for i in shown):
-        raise UserError(f"{recon} has items 0..{count - 1}, got {shown}")
-    picture = draw(result, reference, shown)
-    if out.suffix == ".png":
-        out.write_bytes(picture)
-    else:
-        out.write_text(page(result, reference, shown, picture, recon.name), encoding="utf-8")
 
 
 def draw(result: Any, reference: Any, items: Sequence[int]) -> bytes:
@@ -128,36 +91,6 @@ def _pictures(result: Any, reference: Any, item: int) -> list[tuple[str, np.ndar
         error = (metrics.magnitude(mean) - metrics.magnitude(target)).abs().numpy()
         found.append(("|mean - truth|", error, (0.0, float(np.quantile(error, 0.999)) or 1.0), "magma"))
     return found
-
-
-def page(result: Any, reference: Any, items: Sequence[int], picture: bytes, name: str) -> str:
-    """One self-contained HTML page; no network."""
-    rows = []
-    if reference is not None:
-        for item in items:
-            target, mean, std = (v[item : item + 1][0] for v in (reference, result.mean, result.std))
-            count = result.samples.shape[1]
-            rows.append(metrics.score(mean, target, metrics.data_range(reference), std if count > 1 else None, count))
-    table = ""
-    if rows:
-        head = "".join(f"<th>{html.escape(k)}</th>" for k in rows[0])
-        body = "".join(
-            f"<tr><th>item {i}</th>" + "".join(f"<td>{v:.3f}</td>" for v in row.values()) + "</tr>"
-            for i, row in zip(items, rows, strict=True)
-        )
-        table = f"<table><tr><th></th>{head}</tr>{body}</table>"
-    record = html.escape(json.dumps(result.config, indent=2))
-    image = base64.b64encode(picture).decode()
-    style = (
-        "body{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2em auto;padding:0 1em}img{max-width:100%}"
-        "table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:right}"
-        "pre{background:#f4f4f4;padding:1em;overflow:auto}"
-    )
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(name)}</title><style>{style}</style>"
-        f"<h1>{html.escape(name)}</h1><img alt='truth, baseline, mean, standard deviation, samples, error; residual by step' "
-        f"src='data:image/png;base64,{image}'>{table}<h2>How it was made</h2><pre>{record}</pre></html>"
-    )
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Tensor]]]], window: tuple[float, float], path: Path) -> None:

@@ -1,0 +1,62 @@
+"""Reports about a result: a sheet of pictures (PNG), or one page that needs no network (HTML)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from invsolve.datasets import own
+from invsolve.errors import UserError
+from invsolve.opening import open_images
+from invsolve.report.page import MEGABYTES, write_page
+from invsolve.report.residual import find_scan, open_scan
+from invsolve.report.sheet import draw, sheet
+
+__all__ = ["MEGABYTES", "sheet", "write_report"]
+
+
+def write_report(
+    recon: Path,
+    out: Path,
+    items: Sequence[int] | None = None,
+    truth: Path | None = None,
+    overwrite: bool = False,
+    scan: Path | None = None,
+    megabytes: float = MEGABYTES,
+) -> None:
+    """Write a sheet of pictures or a page about a result file; it appears under its name only when it is complete.
+
+    Args:
+        recon: result file, finished or partial.
+        out: ends in .png or .html.
+        items: which rows of the result to show; None for the first four on a sheet, for all on a page.
+        truth: images x; None for the truth that the result carries, if any.
+        overwrite: replace `out`.
+        scan: the measurement, for the residual on a page; None looks where the result says it was.
+        megabytes: largest size of a page, in 10^6 bytes.
+
+    Raises:
+        UserError: unknown ending, item out of range, `out` exists, or the page cannot be made so small.
+    """
+    if out.suffix not in (".png", ".html"):
+        raise UserError(f"{out}: the name must end in .png or .html")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists; give --overwrite to replace it")
+    result = own.read_result(recon)
+    reference = result.matching(open_images(truth).x) if truth is not None else result.truth
+    count = len(result.mean)
+    if any(not 0 <= i < count for i in items or ()):
+        raise UserError(f"{recon} has items 0..{count - 1}, got {list(items or ())}")
+    unfinished = out.with_name(f"{out.name}.partial")
+    try:
+        if out.suffix == ".png":
+            unfinished.write_bytes(draw(result, reference, list(items or range(min(count, 4)))))
+        else:
+            measured = open_scan(scan, result) if scan is not None else find_scan(result)
+            write_page(unfinished, result, reference, list(items or range(count)), measured, megabytes)
+        os.replace(unfinished, out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None
+    finally:
+        unfinished.unlink(missing_ok=True)

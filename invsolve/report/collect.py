@@ -1,0 +1,88 @@
+"""Figures of a result for a page: metrics and coverage of each frame, discrepancy and residual by step of each item."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from invsolve import metrics
+from invsolve.contracts.layout import Rows
+from invsolve.report.encode import short
+from invsolve.report.frames import Frame
+
+#: Nominal probabilities at which coverage is drawn.
+LEVELS = (*(round(0.05 * k, 2) for k in range(1, 20)), 0.99)
+#: The window of structural similarity takes so many pixels each way.
+_SSIM_SIZE = 11
+_CURVE = 100
+
+
+class Scores:
+    """Metrics of frames against the truth, gathered frame by frame; the same numbers as `invsolve evaluate`.
+
+    Args:
+        reference: truth, row by row as in the result; None leaves everything empty.
+    """
+
+    def __init__(self, reference: Rows | None) -> None:
+        self.span = metrics.data_range(reference) if reference is not None else 1.0
+        self.rows: list[dict[str, float]] = []
+        self.linear: list[dict[str, float]] = []
+        self.covered: list[list[float]] = []
+        #: Root mean square of each frame's standard deviation.
+        self.deviations: list[float] = []
+
+    def add(self, frame: Frame) -> None:
+        """Take in a frame."""
+        self.deviations.append(float(frame.std.double().square().mean().sqrt()))
+        truth = frame.truth
+        if truth is None:
+            return
+        # Two channels against one: a complex image and its magnitude, as scanners store it.
+        magnitude = len(frame.mean) == 2 and len(truth) == 1
+        count = len(frame.samples)
+
+        def comparable(image: Tensor) -> Tensor:
+            return image.norm(dim=0, keepdim=True) if magnitude else image
+
+        std = frame.std if count > 1 and not magnitude else None
+        self.rows.append(self._score(comparable(frame.mean), truth))
+        if std is not None:
+            shares = metrics.coverage(frame.mean, std, truth, count, LEVELS)
+            self.covered.append(list(shares.values()))
+            self.rows[-1] |= {f"coverage_{p}": shares[f"coverage_{p}"] for p in (50, 90)}
+        if frame.pinv is not None:
+            self.linear.append(self._score(comparable(frame.pinv), truth))
+
+    def _score(self, image: Tensor, truth: Tensor) -> dict[str, float]:
+        if min(truth.shape[-2:]) >= _SSIM_SIZE:
+            return metrics.score(image, truth, self.span)
+        return {"psnr": metrics.psnr(image, truth, self.span), "nrmse": metrics.nrmse(image, truth)}
+
+    def coverage(self) -> list[float]:
+        """Share of all pixels at each of LEVELS; frames have as many pixels each, so it is their mean."""
+        return np.mean(self.covered, 0).tolist() if self.covered else []
+
+
+def residual_by_step(result: Any, row: int) -> dict[str, Any] | None:
+    """An item's residual over its expected value, by step: over the samples mean, smallest, largest.
+
+    Only the steps at which the strategy computed it; of more than a hundred a hundred, evenly spread.
+    """
+    stored = result.diagnostics.get("residual")
+    if stored is None or stored.ndim < 2:
+        return None
+    curves = np.asarray(stored[row], dtype=float).reshape(-1, stored.shape[-1])
+    steps = np.flatnonzero(np.isfinite(curves).all(0))
+    if not len(steps):
+        return None
+    steps = np.unique(steps[np.linspace(0, len(steps) - 1, min(len(steps), _CURVE)).round().astype(int)])
+    curves = curves[:, steps]
+    return {
+        "step": (steps + 1).tolist(),
+        "mean": short(curves.mean(0)),
+        "low": short(curves.min(0)),
+        "high": short(curves.max(0)),
+    }

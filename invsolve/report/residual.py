@@ -1,0 +1,127 @@
+"""What the mean leaves of the measured data: y - A(mean), where the scan can be opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from invsolve.contracts.layout import Measurement
+from invsolve.contracts.noise import Noise
+from invsolve.contracts.problem import real_view
+from invsolve.datasets._hdf5 import fingerprint
+from invsolve.errors import UserError
+from invsolve.opening import open_measurement
+from invsolve.report.record import noise_of
+
+#: What a residual is rounded to.
+STEP = 0.25
+_LARGEST = 128
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The scan of a result, or why there is none.
+
+    Attributes:
+        measurement: None where it cannot be used.
+        noise: as the run took it; None where the record does not say.
+        why: a sentence on what is missing.
+    """
+
+    measurement: Measurement | None
+    noise: Noise | None = None
+    why: str = ""
+
+
+def open_scan(path: Path, result: Any) -> Measured:
+    """Open the scan that a result was made from.
+
+    Raises:
+        UserError: it cannot be read, or is not the one that the result was made from.
+    """
+    recorded = (result.config.get("input") or {}).get("fingerprint")
+    if recorded and fingerprint(path) != recorded:
+        raise UserError(f"{path}: is not the scan that {result.path} was made from; give that one, or leave --scan out")
+    return _usable(open_measurement(path), result)
+
+
+def find_scan(result: Any) -> Measured:
+    """Open the scan where the record says it was, or beside the result; not finding it is no mistake."""
+    entry = result.config.get("input") or {}
+    recorded, name = entry.get("fingerprint"), entry.get("file")
+    how = "invsolve report --scan SCAN.h5 adds it"
+    if not recorded or not name:
+        return Measured(None, why=f"The result does not say from which file it was made; {how}.")
+    for path in (Path(name), result.path.parent / Path(name).name):
+        try:
+            if path.is_file() and fingerprint(path) == recorded:
+                return _usable(open_measurement(path), result)
+        except (UserError, OSError) as error:
+            return Measured(None, why=f"The scan could not be opened as it was for the run: {error}")
+    return Measured(None, why=f"The scan is not where it was for the run; {how}.")
+
+
+def _usable(measurement: Measurement, result: Any) -> Measured:
+    if len(measurement.y) != result.input_items:
+        return Measured(None, why=f"The scan has {len(measurement.y)} items, the run had {result.input_items}.")
+    if measurement.region is not None:
+        return Measured(None, why="The result is a part of what the data see, so A(mean) cannot be computed from it.")
+    if len(result.mean.shape) > 4:
+        return Measured(None, why="Residuals are drawn of images with one or two spatial axes.")
+    return Measured(measurement, noise_of(result.config) or measurement.noise)
+
+
+def standardised(measured: Measured, mean: torch.Tensor, item: int) -> tuple[np.ndarray, bool]:
+    """The residual y - A(mean) over the noise's standard deviation, as a picture; NaN where nothing was measured.
+
+    Args:
+        measured: with a measurement.
+        mean: (C, *spatial), physical units.
+        item: of the scan.
+
+    Returns:
+        (rows, columns), at most 128 each, and whether it has a sign. Of larger ones blocks are added up, so that white noise
+        stays white and of standard deviation 1. Complex numbers, and axes before the last two, are brought to their root mean
+        square. Without a known noise it is in units of y.
+
+    Raises:
+        UserError: the operator does not take the image.
+    """
+    measurement = measured.measurement
+    assert measurement is not None
+    operator = measurement.operator_for(item)
+    if operator.complex_image:
+        operator = real_view(operator, mean.shape[0])
+    y = measurement.y[item : item + 1]
+    with torch.no_grad():
+        rest = y - operator(mean[None].to(y.real.dtype))
+        std = torch.ones(()) if measured.noise is None else measured.noise.std(y)
+        if bool((std > 0).all()):
+            rest = rest / std
+        mask = operator.measured()
+        if mask is not None:
+            rest = torch.where(mask.expand(rest.shape), rest, torch.nan)
+    rest = rest[0]
+    real = not rest.is_complex()
+    flat = rest.reshape(-1, *(rest.shape[-2:] if rest.ndim > 1 else (1, *rest.shape)))
+    factor = -(-max(flat.shape[1:]) // _LARGEST)
+    if real and len(flat) == 1:
+        total, count = _blocks(flat[0].numpy(), factor)
+        # So that white noise keeps its standard deviation.
+        return total / np.sqrt(count), True
+    total, count = _blocks((flat.abs().square() / (1 if real else 2)).nanmean(0).numpy(), factor)
+    return np.sqrt(total / count), False
+
+
+def _blocks(picture: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over blocks of factor x factor pixels, and how many of each are known; NaN where none is."""
+    rows, columns = (-(-size // factor) for size in picture.shape)
+    pad = [(0, rows * factor - picture.shape[0]), (0, columns * factor - picture.shape[1])]
+    whole = np.pad(picture, pad, constant_values=np.nan).reshape(rows, factor, columns, factor)
+    count = np.isfinite(whole).sum((1, 3)).astype(np.float32)
+    count[count == 0] = np.nan
+    return np.nansum(whole, (1, 3)), count

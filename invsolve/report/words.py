@@ -1,0 +1,113 @@
+"""What a page says in words, and its table of metrics; untrusted text is escaped where it becomes HTML."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from invsolve.report.collect import Scores
+from invsolve.report.frames import Frames
+from invsolve.report.record import judged, strategy_of
+from invsolve.report.residual import Measured
+
+_HEADINGS = {"psnr": "PSNR dB", "ssim": "SSIM", "nrmse": "NRMSE"}
+_HEADINGS |= {"coverage_50": "truth in 50 % interval", "coverage_90": "truth in 90 % interval"}
+
+
+def paragraphs(lines: Sequence[str]) -> str:
+    """Lines as HTML paragraphs, the empty ones left out."""
+    return "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
+
+
+def subtitle(frames: Frames) -> str:
+    """Items, size, unit, samples, strategy and prior in one line."""
+    config, result = frames.result.config, frames.result
+    count = len(frames.rows)
+    shape = " × ".join(str(s) for s in result.mean.shape[2:])
+    parts = [f"{count} item{'s' * (count != 1)} of {shape}", result.unit]
+    if frames.channels > 1:
+        parts.append("magnitude of complex values" if frames.channels == 2 else f"mean of {frames.channels} channels")
+    strategy, prior = ((config.get(k) or {}).get("name") for k in ("strategy", "prior"))
+    parts += [str(strategy or ""), f"prior {prior}" if prior else "no prior"]
+    parts.append(f"{frames.samples} sample{'s' * (frames.samples != 1)} an item")
+    return " · ".join(part for part in parts if part)
+
+
+def warnings(result: Any) -> list[str]:
+    """What a reader must know before she looks at a picture."""
+    found = []
+    if not result.complete:
+        found.append(
+            f"This result is not finished: {len(result.items)} items are done. The same command goes on with the others."
+        )
+    ratio, numbers = (result.diagnostics.get(n) for n in ("discrepancy", "discrepancy_numbers"))
+    if ratio is not None and numbers is not None:
+        text = judged(ratio, numbers, result.config).warning
+        found += [f"{text[0].upper()}{text[1:]}."] if text else []
+    return found
+
+
+def uncertainty(frames: Frames) -> list[str]:
+    """What the standard deviation is worth."""
+    count, strategy = frames.samples, strategy_of(frames.result.config)
+    if count < 2:
+        return ["There is one sample an item, so no uncertainty is known and none is shown. --samples 8 gives one."]
+    lines = [
+        f"The standard deviation is that of {count} samples, and itself uncertain by about "
+        f"{100 / math.sqrt(2 * (count - 1)):.0f} % in each pixel. It knows what the prior and the stated noise leave open; "
+        "it does not know whether prior, operator and noise fit the instrument."
+    ]
+    if strategy is not None and not strategy.draws:
+        lines.insert(
+            0,
+            f"{strategy.name} finds one image and does not draw from the posterior: how its repetitions scatter is no "
+            "posterior uncertainty.",
+        )
+    return lines
+
+
+def discrepancy(result: Any, measured: Measured) -> list[str]:
+    """Whether the samples fit the data, with advice where they do not; and why there is no residual picture."""
+    ratio, numbers = (result.diagnostics.get(n) for n in ("discrepancy", "discrepancy_numbers"))
+    lines = []
+    if ratio is not None and numbers is not None:
+        found = judged(ratio, numbers, result.config)
+        line = str(found).removeprefix("warning: ").replace("+-", "±")
+        lines.append(f"{line[0].upper()}{line[1:]}.")
+    return [*lines, measured.why]
+
+
+def table(scores: Scores) -> str:
+    """Metrics over all frames, of mean and linear baseline; with cells for those of the slice that is shown."""
+    if not scores.rows:
+        return ""
+    names = list(scores.rows[0])
+    columns = {n: np.array([row[n] for row in scores.rows], dtype=float) for n in names}
+    lines = [("mean, average over slices", {n: float(np.mean(v)) for n, v in columns.items()})]
+    if len(scores.rows) > 1:
+        lines.append(("mean, lowest", {n: float(v.min()) for n, v in columns.items()}))
+        lines.append(("mean, highest", {n: float(v.max()) for n, v in columns.items()}))
+    if scores.linear:
+        known = [n for n in names if n in scores.linear[0]]
+        lines.append(("linear baseline, average", {n: float(np.mean([r[n] for r in scores.linear])) for n in known}))
+    head = "".join(f"<th>{html.escape(_HEADINGS.get(n, n))}</th>" for n in names)
+    body = "".join(_line(label, [_figure(n, values.get(n)) for n in names]) for label, values in lines)
+    now = "".join(f'<td id="now-{html.escape(n)}"></td>' for n in names)
+    return (
+        f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}"
+        f'<tr class="now"><th>mean, this slice</th>{now}</tr></tbody></table>'
+    )
+
+
+def _line(label: str, cells: Sequence[str]) -> str:
+    return f"<tr><th>{html.escape(label)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _figure(name: str, value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.2f}" if name == "psnr" else f"{value:.3f}"
