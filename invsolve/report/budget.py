@@ -22,8 +22,9 @@ class Plan:
         step: to which values are rounded, in their unit; the standard deviation to half of it.
         samples: how many of an item's samples are kept.
         every: samples are kept in every so many-th frame.
-        pixels: so many pixels each way are averaged into one, of all pictures.
-        pixels_rest: of standard deviation and samples.
+        pixels: so many pixels each way of the mean are averaged into one.
+        pixels_known: the same for truth and linear baseline.
+        pixels_rest: the same for standard deviation and samples.
         stride: every so many-th frame is kept.
     """
 
@@ -31,6 +32,7 @@ class Plan:
     samples: int
     every: int = 1
     pixels: int = 1
+    pixels_known: int = 1
     pixels_rest: int = 1
     stride: int = 1
 
@@ -44,8 +46,8 @@ class Plan:
 
     def reduction(self, name: str) -> tuple[int, float]:
         """Pixels averaged into one, and step, of the picture of this name."""
-        rest = name == "std" or name.startswith("sample-")
-        return self.pixels_rest if rest else self.pixels, self.step / 2 if name == "std" else self.step
+        factors = {"mean": self.pixels, "truth": self.pixels_known, "pinv": self.pixels_known}
+        return factors.get(name, self.pixels_rest), self.step / 2 if name == "std" else self.step
 
 
 def ladder(samples: int, size: tuple[int, int], frames: int, steps: tuple[float, float, float]) -> Iterator[Plan]:
@@ -65,16 +67,19 @@ def ladder(samples: int, size: tuple[int, int], frames: int, steps: tuple[float,
     yield Plan(middle, few, every=2, pixels_rest=2)
     yield Plan(middle, few, every=4, pixels_rest=2)
     yield Plan(coarse, few, every=4, pixels_rest=2)
-    yield Plan(coarse, two, every=8, pixels_rest=2)
     pixels = 2
     while max(size) // pixels >= SMALLEST:
-        yield Plan(middle, few, every=4, pixels=pixels, pixels_rest=pixels)
-        yield Plan(coarse, two, every=8, pixels=pixels, pixels_rest=pixels)
+        half = pixels // 2
+        yield Plan(middle, few, 4, half, pixels, pixels)
+        yield Plan(middle, two, 8, half, pixels, pixels)
+        yield Plan(coarse, two, 8, half, pixels, pixels)
+        yield Plan(middle, few, 4, pixels, pixels, pixels)
+        yield Plan(coarse, two, 8, pixels, pixels, pixels)
         pixels *= 2
     pixels //= 2
     stride = 2
     while stride < frames:
-        yield Plan(coarse, two, every=4, pixels=pixels, pixels_rest=pixels, stride=stride)
+        yield Plan(coarse, two, 4, pixels, pixels, pixels, stride)
         stride *= 2
 
 
@@ -119,13 +124,16 @@ def describe(plan: Plan, samples: int, frames: int, size: tuple[int, int], unit:
         lines.append(f"{plan.samples} of {samples} samples are kept {limit}.")
     if samples and plan.every > 1:
         lines.append(f"Samples are kept at every {_th(plan.every)} slice {limit}.")
-    for name, factor in (
-        ("All pictures are", plan.pixels),
-        ("Standard deviation and samples are", plan.pixels_rest if plan.pixels == 1 else 1),
-    ):
-        if factor > 1:
-            rows, columns = (-(-s // factor) if s > 1 else 1 for s in size)
-            lines.append(f"{name} reduced from {size[0]} x {size[1]} to {rows} x {columns} pixels {limit}.")
+    kinds = {"mean": plan.pixels, "truth, error and linear baseline": plan.pixels_known}
+    kinds |= {"standard deviation and samples": plan.pixels_rest} if samples else {}
+    for factor in sorted(set(kinds.values()) - {1}):
+        names = [name for name, own in kinds.items() if own == factor]
+        which = "all pictures" if len(names) == len(kinds) else ", ".join(names)
+        rows, columns = (-(-s // factor) if s > 1 else 1 for s in size)
+        lines.append(
+            f"{which[0].upper()}{which[1:]} are reduced from {size[0]} x {size[1]} to {rows} x {columns} pixels, means of "
+            f"{factor} x {factor}, {limit}."
+        )
     if plan.stride > 1:
         lines.append(f"Every {_th(plan.stride)} of {frames} slices is kept {limit}.")
     return lines

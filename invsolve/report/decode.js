@@ -34,6 +34,22 @@ function unfold(bytes, rows, columns, low, step) {
   return values;
 }
 
+// The values of a layer, averaged over the larger pixels of another.
+function averaged(layer, other) {
+  const times = other.factor / layer.factor;
+  if (times === 1) return layer.values;
+  const sums = new Float64Array(other.values.length), counts = new Uint16Array(other.values.length);
+  for (let i = 0, r = 0; r < layer.rows; r++) {
+    const row = other.rows > 1 ? Math.floor(r / times) * other.columns : 0;
+    for (let c = 0; c < layer.columns; c++, i++) {
+      const at = row + Math.floor(c / times);
+      sums[at] += layer.values[i];
+      counts[at]++;
+    }
+  }
+  return Float32Array.from(sums, (sum, i) => sum / counts[i]);
+}
+
 async function decode(number) {
   const text = document.getElementById(`frame-${number}`).textContent;
   const end = text.indexOf('\n');
@@ -48,7 +64,8 @@ async function decode(number) {
   }
   const { mean, truth } = layers;
   if (truth) {
-    layers.error = { ...mean, values: mean.values.map((v, i) => v - truth.values[i]) };
+    const same = averaged(mean, truth);
+    layers.error = { ...truth, values: same.map((v, i) => v - truth.values[i]) };
   }
   return { ...frame, layers };
 }

@@ -115,7 +115,7 @@ function readout() {
   for (const panel of panels) {
     const layer = panel.linked ? layerOf(panel) : null;
     const value = layer ? valueAt(layer, row, column) : NaN;
-    panel.value.textContent = layer ? format(value) + unit : '';
+    panel.value.textContent = layer ? format(panel.absolute ? Math.abs(value) : value) + unit : '';
   }
   const place = signal ? `position ${column}` : `row ${row}, column ${column}`;
   const { mean, std, truth } = frame.layers;

@@ -183,6 +183,8 @@ def _around(
     code = "".join(folder.joinpath(name).read_text(encoding="utf-8") for name in _SCRIPTS)
     script = f"(() => {{\n'use strict';\n{code}}})();\n"
     result, config = frames.result, frames.result.config
+    kept = frames.samples if frames.samples > 1 else 0
+    reduced = describe(plan, kept, len(frames), frames.size, result.unit, megabytes)
     parts = {
         "policy": f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}",
         "style": style,
@@ -193,11 +195,8 @@ def _around(
         or "<p>The truth is not known: <code>invsolve report --truth IMAGES.h5</code> adds it.</p>",
         "uncertainty": words.paragraphs(words.uncertainty(frames)),
         "discrepancy": words.paragraphs(words.discrepancy(result, measured)),
-        "reduced": words.paragraphs(
-            describe(
-                plan, meta["samples"] if frames.samples > 1 else 0, len(frames), frames.size, result.unit, megabytes
-            )
-        ),
+        "note": ' <a href="#about">The pictures are reduced.</a>' if len(reduced) > 1 else "",
+        "reduced": words.paragraphs(reduced),
         "facts": "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts(result)),
         "record": html.escape(json.dumps(config, indent=2)),
         "meta": to_json(meta),
