@@ -241,6 +241,11 @@ def test_wheel_is_complete(tmp_path: Path) -> None:
     wanted |= {f"invsolve/{folder}/py.typed" for folder in FOLDERS}
     wanted |= {f"invsolve/{file.relative_to(ROOT)}" for file in (ROOT / "plugins" / "weights").glob("*.safetensors")}
     wanted |= {str(file.relative_to(ROOT)) for file in (ROOT / "invsolve" / "templates").glob("*.txt")}
+    wanted |= {
+        str(f.relative_to(ROOT))
+        for f in (ROOT / "invsolve" / "report").iterdir()
+        if f.suffix in (".html", ".css", ".js")
+    }
     assert wanted <= inside, sorted(wanted - inside)
     strays = {name.split("/")[0] for name in inside} - {"invsolve"}
     assert [name.rpartition(".")[2] for name in strays] == ["dist-info"], strays

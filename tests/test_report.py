@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from invsolve.contracts.noise import Gaussian
 from invsolve.datasets import own
 from invsolve.errors import UserError
 from invsolve.jobs import evaluate_file
+from invsolve.provenance import operator_record
 from invsolve.report import write_report
 from invsolve.report.budget import Plan, describe, ladder
 from invsolve.report.encode import encode, shrink, to_json
@@ -129,7 +131,8 @@ def scan_of(tmp_path: Path, name: str, **parameters: object) -> tuple[Path, torc
 )
 def test_the_truth_leaves_a_residual_of_one(name: str, parameters: dict, signed: bool, tmp_path: Path) -> None:
     scan, truth = scan_of(tmp_path, name, **parameters)
-    recon = write_result(tmp_path / "recon.h5", items=3, shape=(1, 32, 32))
+    record = operator_record(own.OwnLayout().open(scan).operator)
+    recon = write_result(tmp_path / "recon.h5", items=3, shape=(1, 32, 32), config=CONFIG | {"operator": record})
     measured = open_scan(scan, own.read_result(recon))
     picture, has_sign = standardised(measured, truth[1], 1)
     assert has_sign == signed
@@ -143,7 +146,10 @@ def test_the_truth_leaves_a_residual_of_one(name: str, parameters: dict, signed:
 def test_the_scan_is_found_where_it_was_and_no_other_is_taken(tmp_path: Path, cli: Callable) -> None:
     scan, _ = scan_of(tmp_path, "inpainting", fraction=0.5, image_size=32)
     record = own.OwnLayout().open(scan)
-    entry = {"input": {"file": str(scan), "fingerprint": record.fingerprint}}
+    entry = {
+        "input": {"file": str(scan), "fingerprint": record.fingerprint},
+        "operator": operator_record(record.operator),
+    }
     recon = write_result(tmp_path / "recon.h5", items=3, shape=(1, 32, 32), config=CONFIG | entry)
     result = own.read_result(recon)
     assert find_scan(result).measurement is not None
@@ -151,6 +157,8 @@ def test_the_scan_is_found_where_it_was_and_no_other_is_taken(tmp_path: Path, cl
     other = scan.rename(tmp_path / "moved.h5")
     assert "--scan" in find_scan(result).why
     assert open_scan(other, result).measurement is not None
+    changed = dataclasses.replace(result, config=result.config | {"operator": CONFIG["operator"]})
+    assert "reads as another" in open_scan(other, changed).why
     code, _, err = cli("report", recon, "-o", tmp_path / "page.html", "--scan", recon)
     assert code == 2
     assert "is not the scan" in err
@@ -184,7 +192,7 @@ def test_records_that_say_little_are_taken_as_they_are(tmp_path: Path) -> None:
     assert noise_of({"noise": {"name": "gaussian", "sigma": {"shape": [9], "sha256": "00"}}}) is None
     recon = write_result(tmp_path / "recon.h5", config={"strategy": {"name": "of another"}}, ratio=2.0)
     write_report(recon, tmp_path / "page.html")
-    assert "residual of the samples 2.00" in (tmp_path / "page.html").read_text().replace("Residual", "residual")
+    assert "Residual of the samples 2.00" in (tmp_path / "page.html").read_text()
 
 
 def test_an_unfinished_result_is_shown_as_one(tmp_path: Path) -> None:

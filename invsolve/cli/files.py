@@ -203,11 +203,14 @@ def report(
         Path | None, typer.Option(help="The measurement, for its residual; default where it was for the run.")
     ] = None,
     megabytes: Annotated[float, typer.Option(help="Largest size of a page; pictures are reduced to fit.")] = 20.0,
+    layout: Annotated[str | None, typer.Option(help="Layout of the scan, as for the run.")] = None,
+    read: Read = None,
+    plugin: Plugins = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Show a result: mean, standard deviation, samples, truth, errors, profiles, metrics, coverage, how it was made."""
-    start(None)
+    start(plugin)
     from invsolve.report import write_report
 
-    write_report(recon, out, item, truth, overwrite, scan, megabytes)
+    write_report(recon, out, item, truth, overwrite, scan, megabytes, layout, key_values(read))
     print(out)

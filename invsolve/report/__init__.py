@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from invsolve.datasets import own
 from invsolve.errors import UserError
 from invsolve.opening import open_images
 from invsolve.report.page import MEGABYTES, write_page
-from invsolve.report.residual import find_scan, open_scan
+from invsolve.report.residual import Measured, find_scan, open_scan
 from invsolve.report.sheet import draw, sheet
 
 __all__ = ["MEGABYTES", "sheet", "write_report"]
@@ -24,6 +25,8 @@ def write_report(
     overwrite: bool = False,
     scan: Path | None = None,
     megabytes: float = MEGABYTES,
+    layout: str | None = None,
+    read: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a sheet of pictures or a page about a result file; it appears under its name only when it is complete.
 
@@ -35,6 +38,7 @@ def write_report(
         overwrite: replace `out`.
         scan: the measurement, for the residual on a page; None looks where the result says it was.
         megabytes: largest size of a page, in 10^6 bytes.
+        layout, read: how the scan is read, as for the run.
 
     Raises:
         UserError: unknown ending, item out of range, `out` exists, or the page cannot be made so small.
@@ -53,10 +57,14 @@ def write_report(
         if out.suffix == ".png":
             unfinished.write_bytes(draw(result, reference, list(items or range(min(count, 4)))))
         else:
-            measured = open_scan(scan, result) if scan is not None else find_scan(result)
+            measured = _scan(scan, result, layout, read)
             write_page(unfinished, result, reference, list(items or range(count)), measured, megabytes)
         os.replace(unfinished, out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _scan(path: Path | None, result: Any, layout: str | None, read: Mapping[str, Any] | None) -> Measured:
+    return find_scan(result, layout, read) if path is None else open_scan(path, result, layout, read)

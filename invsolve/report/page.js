@@ -155,7 +155,7 @@ function drawProfiles() {
   drawProfile($('row-chart'), 1);
   if (!signal) drawProfile($('column-chart'), 0);
   const { std, truth, pinv } = frame.layers;
-  const entries = [['mean', 'mean'], ['band', 'mean ± 1.96 standard deviations', std], ['truth', 'truth', truth],
+  const entries = [['mean', meta.samples > 1 ? 'mean' : 'reconstruction'], ['band', 'mean ± 1.96 standard deviations', std], ['truth', 'truth', truth],
     ['sample', `sample ${view.sample + 1}`, samplesHere().length], ['linear', 'linear baseline', pinv]];
   $('legend').replaceChildren(...entries.filter((e) => e.length < 3 || e[2]).map(([kind, text]) => {
     const entry = document.createElement('button');

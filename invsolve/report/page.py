@@ -191,7 +191,7 @@ def _around(
         "title": html.escape(result.path.name),
         "subtitle": html.escape(words.subtitle(frames)),
         "warnings": "".join(f'<p class="warning">{html.escape(line)}</p>' for line in words.warnings(result)),
-        "metrics": words.table(scores)
+        "metrics": words.table(scores, "mean" if frames.samples > 1 else "reconstruction")
         or "<p>The truth is not known: <code>invsolve report --truth IMAGES.h5</code> adds it.</p>",
         "uncertainty": words.paragraphs(words.uncertainty(frames)),
         "discrepancy": words.paragraphs(words.discrepancy(result, measured)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from invsolve.contracts.problem import real_view
 from invsolve.datasets._hdf5 import fingerprint
 from invsolve.errors import UserError
 from invsolve.opening import open_measurement
+from invsolve.provenance import operator_record
 from invsolve.report.record import noise_of
 
 #: What a residual is rounded to.
@@ -37,8 +39,13 @@ class Measured:
     why: str = ""
 
 
-def open_scan(path: Path, result: Any) -> Measured:
+def open_scan(path: Path, result: Any, layout: str | None = None, read: Mapping[str, Any] | None = None) -> Measured:
     """Open the scan that a result was made from.
+
+    Args:
+        path: the scan.
+        result: a `ResultView`.
+        layout, read: as they were for the run.
 
     Raises:
         UserError: it cannot be read, or is not the one that the result was made from.
@@ -46,20 +53,20 @@ def open_scan(path: Path, result: Any) -> Measured:
     recorded = (result.config.get("input") or {}).get("fingerprint")
     if recorded and fingerprint(path) != recorded:
         raise UserError(f"{path}: is not the scan that {result.path} was made from; give that one, or leave --scan out")
-    return _usable(open_measurement(path), result)
+    return _usable(open_measurement(path, layout, read), result)
 
 
-def find_scan(result: Any) -> Measured:
+def find_scan(result: Any, layout: str | None = None, read: Mapping[str, Any] | None = None) -> Measured:
     """Open the scan where the record says it was, or beside the result; not finding it is no mistake."""
     entry = result.config.get("input") or {}
     recorded, name = entry.get("fingerprint"), entry.get("file")
     how = "invsolve report --scan SCAN.h5 adds it"
     if not recorded or not name:
         return Measured(None, why=f"The result does not say from which file it was made; {how}.")
-    for path in (Path(name), result.path.parent / Path(name).name):
+    for path in (Path(str(name)), result.path.parent / Path(str(name)).name):
         try:
             if path.is_file() and fingerprint(path) == recorded:
-                return _usable(open_measurement(path), result)
+                return _usable(open_measurement(path, layout, read), result)
         except (UserError, OSError) as error:
             return Measured(None, why=f"The scan could not be opened as it was for the run: {error}")
     return Measured(None, why=f"The scan is not where it was for the run; {how}.")
@@ -68,6 +75,11 @@ def find_scan(result: Any) -> Measured:
 def _usable(measurement: Measurement, result: Any) -> Measured:
     if len(measurement.y) != result.input_items:
         return Measured(None, why=f"The scan has {len(measurement.y)} items, the run had {result.input_items}.")
+    recorded = result.config.get("operator")
+    if recorded and operator_record(measurement.operator) != recorded:
+        return Measured(
+            None, why="The scan reads as another one than it was for the run: give --layout and --read as then."
+        )
     if measurement.region is not None:
         return Measured(None, why="The result is a part of what the data see, so A(mean) cannot be computed from it.")
     if len(result.mean.shape) > 4:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import math
 from collections.abc import Sequence
@@ -71,26 +72,27 @@ def uncertainty(frames: Frames) -> list[str]:
 
 
 def discrepancy(result: Any, measured: Measured) -> list[str]:
-    """Whether the samples fit the data, with advice where they do not; and why there is no residual picture."""
+    """Whether the samples fit the data, and why there is no residual picture."""
     ratio, numbers = (result.diagnostics.get(n) for n in ("discrepancy", "discrepancy_numbers"))
     lines = []
     if ratio is not None and numbers is not None:
-        found = judged(ratio, numbers, result.config)
-        line = str(found).removeprefix("warning: ").replace("+-", "±")
+        # Its advice stands at the top of the page.
+        found = dataclasses.replace(judged(ratio, numbers, result.config), warning="")
+        line = str(found).replace("+-", "±")
         lines.append(f"{line[0].upper()}{line[1:]}.")
     return [*lines, measured.why]
 
 
-def table(scores: Scores) -> str:
-    """Metrics over all frames, of mean and linear baseline; with cells for those of the slice that is shown."""
+def table(scores: Scores, what: str) -> str:
+    """Metrics over all frames, of the mean (or what it is called) and of the linear baseline, and room for those of one."""
     if not scores.rows:
         return ""
     names = list(scores.rows[0])
     columns = {n: np.array([row[n] for row in scores.rows], dtype=float) for n in names}
-    lines = [("mean, average over slices", {n: float(np.mean(v)) for n, v in columns.items()})]
+    lines = [(f"{what}, average over slices", {n: float(np.mean(v)) for n, v in columns.items()})]
     if len(scores.rows) > 1:
-        lines.append(("mean, lowest", {n: float(v.min()) for n, v in columns.items()}))
-        lines.append(("mean, highest", {n: float(v.max()) for n, v in columns.items()}))
+        lines.append((f"{what}, lowest", {n: float(v.min()) for n, v in columns.items()}))
+        lines.append((f"{what}, highest", {n: float(v.max()) for n, v in columns.items()}))
     if scores.linear:
         known = [n for n in names if n in scores.linear[0]]
         lines.append(("linear baseline, average", {n: float(np.mean([r[n] for r in scores.linear])) for n in known}))
@@ -99,7 +101,7 @@ def table(scores: Scores) -> str:
     now = "".join(f'<td id="now-{html.escape(n)}"></td>' for n in names)
     return (
         f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}"
-        f'<tr class="now"><th>mean, this slice</th>{now}</tr></tbody></table>'
+        f'<tr class="now"><th>{what}, this slice</th>{now}</tr></tbody></table>'
     )
 
 
