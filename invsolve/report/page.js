@@ -294,15 +294,20 @@ const [fullLow, fullHigh] = meta.window.full;
 function setWindow(level, width, preset) {
   view.level = level;
   view.width = Math.max(width, meta.step);
-  $('level').value = $('level-number').value = +view.level.toFixed(decimals + 1);
-  $('width').value = $('width-number').value = +view.width.toFixed(decimals + 1);
+  // As many digits as a thousandth of the full range needs.
+  const digits = Math.min(Math.max(Math.ceil(3 - Math.log10(fullHigh - fullLow)), 0), 20);
+  $('level').value = view.level;
+  $('width').value = view.width;
+  $('level-number').value = +view.level.toFixed(digits);
+  $('width-number').value = +view.width.toFixed(digits);
   $('preset').value = preset || '';
   if (frame) drawPictures();
 }
 
 function setSpread(top) {
   view.spread = Math.min(Math.max(top, meta.step), fullHigh - fullLow);
-  $('spread').value = $('spread-number').value = +view.spread.toPrecision(4);
+  $('spread').value = view.spread;
+  $('spread-number').value = +view.spread.toPrecision(3);
   if (frame) drawPictures();
 }
 
@@ -381,7 +386,7 @@ function start() {
   document.addEventListener('keydown', keys);
   window.addEventListener('beforeprint', () => frame && drawAll());
   if (typeof DecompressionStream === 'undefined') {
-    trouble('This browser is too old to show the pictures: take Chrome or Edge 80, Firefox 113, Safari 16.4, or newer.');
+    trouble('This browser is too old to show the pictures: take Chrome or Edge 92, Firefox 113, Safari 16.4, or newer.');
     return;
   }
   show(count >> 1);
