@@ -134,13 +134,18 @@ def test_the_truth_leaves_a_residual_of_one(name: str, parameters: dict, signed:
     record = operator_record(own.OwnLayout().open(scan).operator)
     recon = write_result(tmp_path / "recon.h5", items=3, shape=(1, 32, 32), config=CONFIG | {"operator": record})
     measured = open_scan(scan, own.read_result(recon))
-    picture, has_sign = standardised(measured, truth[1], 1)
-    assert has_sign == signed
+    found = standardised(measured, truth[1], 1)
+    assert (found.signed, found.relative) == (signed, True)
+    picture = found.picture
     assert max(picture.shape) <= 128
     known = picture[np.isfinite(picture)]
     # The root mean square of so many independent draws of deviation 1.
     assert np.sqrt(np.mean(known**2)) == pytest.approx(1.0, abs=4 / np.sqrt(2 * known.size))
     assert (known.size < picture.size) == (name != "ct")
+    # Without a noise to compare with, it is in units of y.
+    bare = standardised(dataclasses.replace(measured, noise=None), truth[1], 1)
+    assert not bare.relative
+    np.testing.assert_allclose(bare.picture, 2 * picture, rtol=1e-5)
 
 
 def test_the_scan_is_found_where_it_was_and_no_other_is_taken(tmp_path: Path, cli: Callable) -> None:
@@ -159,7 +164,10 @@ def test_the_scan_is_found_where_it_was_and_no_other_is_taken(tmp_path: Path, cl
     assert open_scan(other, result).measurement is not None
     changed = dataclasses.replace(result, config=result.config | {"operator": CONFIG["operator"]})
     assert "reads as another" in open_scan(other, changed).why
-    code, _, err = cli("report", recon, "-o", tmp_path / "page.html", "--scan", recon)
+    assert find_scan(result).measurement is None
+    (tmp_path / "second").mkdir()
+    wrong, _ = scan_of(tmp_path / "second", "inpainting", fraction=0.25, image_size=32)
+    code, _, err = cli("report", recon, "-o", tmp_path / "page.html", "--scan", wrong)
     assert code == 2
     assert "is not the scan" in err
     assert not (tmp_path / "page.html").exists()
@@ -184,7 +192,7 @@ def test_a_file_alone_is_judged_as_the_run_was(images: Path, tmp_path: Path, cli
     assert code == 0, err
     text = (tmp_path / "page.html").read_text()
     assert f'<p class="warning">{line[0].upper()}{line[1:]}.</p>'.replace("'", "&#x27;") in text
-    assert "in noise σ" in text
+    assert '["residual",' in text
 
 
 def test_records_that_say_little_are_taken_as_they_are(tmp_path: Path) -> None:

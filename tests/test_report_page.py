@@ -18,7 +18,9 @@ from browser import Browser, find_browser
 from matplotlib.image import imread
 from results import CONFIG, images, write_result
 
+import invsolve
 from invsolve.datasets import own
+from invsolve.provenance import operator_record
 from invsolve.report import write_report
 from invsolve.report.page import write_page
 from invsolve.report.residual import Measured
@@ -181,6 +183,27 @@ def test_metrics_coverage_and_provenance_are_there(page: Path, browser: Browser,
     facts = said(browser, "dl")
     for text in ("invsolve reconstruct scan.h5", "gaussian, sigma 2", "dps, steps 40", "ct-128", "seed 7", "sha256:"):
         assert text in facts
+
+
+def test_the_residual_has_a_picture_of_its_own(tmp_path: Path, browser: Browser) -> None:
+    truth, forward = images(2, (1, 32, 32)), invsolve.operator("ct", image_size=32, angles=20)
+    y = invsolve.simulate(truth, forward, invsolve.Gaussian(2.0), seed=0)
+    own.write_scan(tmp_path / "scan.h5", y, forward, invsolve.Gaussian(2.0))
+    scan = own.OwnLayout().open(tmp_path / "scan.h5")
+    entry = {"input": {"file": "scan.h5", "fingerprint": scan.fingerprint}, "operator": operator_record(scan.operator)}
+    recon = write_result(tmp_path / "recon.h5", items=2, shape=(1, 32, 32), config=CONFIG | entry)
+    # Found beside the result.
+    write_report(recon, tmp_path / "report.html")
+    open_page(browser, tmp_path / "report.html")
+    assert said(browser, "[data-name=residual] .name") == "Data - A(mean), in noise σ"
+    before = picture(browser, "residual")
+    assert before.shape[0] / before.shape[1] == pytest.approx(y.shape[-2] / y.shape[-1], abs=0.02)
+    browser.click("[data-name=residual] canvas", 0.2, 0.2)
+    browser.key("+")
+    assert (picture(browser, "residual") == before).all()
+    browser.click("#previous")
+    browser.wait("document.body.dataset.shown === '0'")
+    assert (picture(browser, "residual") != before).mean() > 0.1
 
 
 @pytest.mark.parametrize("kind", ["signal", "volume", "complex", "one sample", "constant", "no truth"])

@@ -49,8 +49,9 @@ function makePanels(layers) {
   if (layers.pinv) found.push({ name: 'pinv', title: 'Linear baseline', kind: 'grey', range: grey });
   if (layers.residual) {
     found.push({
-      name: 'residual', title: 'Data − A(mean), in noise σ', kind: frame.signed ? 'signed' : 'heat', fixed: true,
-      range: () => (frame.signed ? [-4, 4] : [0, 4]),
+      name: 'residual', title: `Data − A(mean)${frame.residual.relative ? ', in noise σ' : ''}`, fixed: true,
+      kind: frame.residual.signed ? 'signed' : 'heat',
+      range: () => [frame.residual.signed ? -frame.residual.reach : 0, frame.residual.reach],
     });
   }
   for (const panel of found) {
@@ -208,7 +209,9 @@ function drawAgreement() {
     const x = y.map((_, i) => i + 1);
     const [low, high] = [around.map((s) => 1 - s), around.map((s) => 1 + s)];
     chart($('by-item-chart'), {
-      x: [1 - 0.02 * count, count * 1.02], y: reach([y, low, high]), bands: [{ x, low, high }], levels: [1], dots: { x, y }, height: 170,
+      x: [1 - 0.02 * count, count * 1.02], y: reach([y, low, high]), bands: [{ x, low, high }], levels: [1], height: 170,
+      // Dots of hundreds of slices would run together.
+      ...(count > 300 ? { lines: [{ kind: 'mean', x, y }] } : { dots: { x, y } }),
       xTicks: count < 2 ? [1] : undefined, marks: count > 1 ? [view.frame + 1] : [], xLabel: 'slice', label: 'residual by slice',
       pick: (at) => show(Math.round(at) - 1),
     });

@@ -25,8 +25,7 @@ from invsolve.report.collect import LEVELS, Scores, residual_by_step
 from invsolve.report.encode import block, encode, short, to_json
 from invsolve.report.frames import Frame, Frames
 from invsolve.report.record import facts
-from invsolve.report.residual import STEP as RESIDUAL_STEP
-from invsolve.report.residual import Measured, standardised
+from invsolve.report.residual import Measured, Residual, standardised
 
 #: Largest size of a page unless another is asked for.
 MEGABYTES = 20.0
@@ -55,7 +54,7 @@ def write_page(
     probes = list(frames.read(sorted({round(k) for k in np.linspace(0, len(frames) - 1, min(_PROBES, len(frames)))})))
     look = _Look(probes, frames.samples)
     residual, measured = _try_residual(measured, probes[0], result)
-    sizes = Sizes(probes, 0 if residual is None else len(encode(residual, RESIDUAL_STEP)[2]))
+    sizes = Sizes(probes, 0 if residual is None else len(encode(residual.picture, residual.step)[2]))
     scores = Scores(reference)
     allowed = megabytes * 1e6
     shown = frames.samples if frames.samples > 1 else 0
@@ -103,18 +102,17 @@ class _Look:
         self.steps = (fine, middle, min(max(middle, typical / 4), span / 128))
 
 
-def _try_residual(measured: Measured, probe: Frame, result: Any) -> tuple[np.ndarray | None, Measured]:
+def _try_residual(measured: Measured, probe: Frame, result: Any) -> tuple[Residual | None, Measured]:
     """The residual of one frame, to know its size; and the scan without a measurement where that fails."""
     if measured.measurement is None:
         return None, measured
     try:
-        picture, _ = _residual(measured, probe, result)
+        return _residual(measured, probe, result), measured
     except (UserError, RuntimeError, ValueError) as error:
         return None, Measured(None, why=f"A(mean) could not be computed: {' '.join(str(error).split())}")
-    return picture, measured
 
 
-def _residual(measured: Measured, frame: Frame, result: Any) -> tuple[np.ndarray, bool]:
+def _residual(measured: Measured, frame: Frame, result: Any) -> Residual:
     return standardised(measured, frame.mean.reshape(result.mean.shape[1:]), result.items[frame.row])
 
 
@@ -134,9 +132,9 @@ def _write_blocks(target: IO[str], frames: Frames, plan: Plan, scores: Scores, m
         layers = {name: (picture, *plan.reduction(name)) for name, picture in pictures.items()}
         more: dict[str, Any] = {"steps": residual_by_step(frames.result, frame.row)}
         if measured.measurement is not None:
-            rest, signed = _residual(measured, frame, frames.result)
-            layers["residual"] = (rest, 1, RESIDUAL_STEP)
-            more["signed"] = signed
+            rest = _residual(measured, frame, frames.result)
+            layers["residual"] = (rest.picture, 1, rest.step)
+            more["residual"] = {"signed": rest.signed, "relative": rest.relative, "reach": rest.reach}
         target.write(f'<script type="text/plain" id="frame-{position}">{block(layers, more)}</script>\n')
 
 

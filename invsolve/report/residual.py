@@ -19,8 +19,6 @@ from invsolve.opening import open_measurement
 from invsolve.provenance import operator_record
 from invsolve.report.record import noise_of
 
-#: What a residual is rounded to.
-STEP = 0.25
 _LARGEST = 128
 
 
@@ -48,28 +46,37 @@ def open_scan(path: Path, result: Any, layout: str | None = None, read: Mapping[
         layout, read: as they were for the run.
 
     Raises:
-        UserError: it cannot be read, or is not the one that the result was made from.
+        UserError: it cannot be read, or is not the one that the result was made from, read as it was then.
     """
-    recorded = (result.config.get("input") or {}).get("fingerprint")
-    if recorded and fingerprint(path) != recorded:
+    recorded = str((result.config.get("input") or {}).get("fingerprint") or "")
+    measurement = open_measurement(path, layout, read)
+    if recorded and measurement.fingerprint != recorded:
+        if _file_part(measurement.fingerprint) == _file_part(recorded):
+            raise UserError(f"{path}: was read in another way for the run: give --layout and --read as they were then")
         raise UserError(f"{path}: is not the scan that {result.path} was made from; give that one, or leave --scan out")
-    return _usable(open_measurement(path, layout, read), result)
+    return _usable(measurement, result)
 
 
 def find_scan(result: Any, layout: str | None = None, read: Mapping[str, Any] | None = None) -> Measured:
     """Open the scan where the record says it was, or beside the result; not finding it is no mistake."""
     entry = result.config.get("input") or {}
-    recorded, name = entry.get("fingerprint"), entry.get("file")
+    recorded, name = str(entry.get("fingerprint") or ""), str(entry.get("file") or "")
     how = "invsolve report --scan SCAN.h5 adds it"
     if not recorded or not name:
         return Measured(None, why=f"The result does not say from which file it was made; {how}.")
-    for path in (Path(str(name)), result.path.parent / Path(str(name)).name):
+    for path in (Path(name), result.path.parent / Path(name).name):
         try:
-            if path.is_file() and fingerprint(path) == recorded:
-                return _usable(open_measurement(path, layout, read), result)
+            # What a file holds is compared before a layout makes anything of it.
+            if path.is_dir() or (path.is_file() and _file_part(recorded).startswith(fingerprint(path))):
+                return open_scan(path, result, layout, read)
         except (UserError, OSError) as error:
-            return Measured(None, why=f"The scan could not be opened as it was for the run: {error}")
+            return Measured(None, why=f"Without the residual of the mean: {error}.")
     return Measured(None, why=f"The scan is not where it was for the run; {how}.")
+
+
+def _file_part(recorded: str) -> str:
+    """A fingerprint without that of a layout's options."""
+    return recorded.partition("+options:")[0]
 
 
 def _usable(measurement: Measurement, result: Any) -> Measured:
@@ -87,18 +94,42 @@ def _usable(measurement: Measurement, result: Any) -> Measured:
     return Measured(measurement, noise_of(result.config) or measurement.noise)
 
 
-def standardised(measured: Measured, mean: torch.Tensor, item: int) -> tuple[np.ndarray, bool]:
-    """The residual y - A(mean) over the noise's standard deviation, as a picture; NaN where nothing was measured.
+@dataclass(frozen=True)
+class Residual:
+    """A residual as a picture.
+
+    Attributes:
+        picture: (rows, columns), at most 128 each; NaN where nothing was measured.
+        signed: False for root mean squares.
+        relative: whether it is in units of the noise's standard deviation; else in those of y.
+    """
+
+    picture: np.ndarray
+    signed: bool
+    relative: bool
+
+    @property
+    def step(self) -> float:
+        """What it is rounded to."""
+        return 0.25 if self.relative else self.reach / 64
+
+    @property
+    def reach(self) -> float:
+        """What is shown in the brightest colour."""
+        known = np.abs(self.picture[np.isfinite(self.picture)])
+        return 4.0 if self.relative else float(known.max(initial=0.0)) or 1.0
+
+
+def standardised(measured: Measured, mean: torch.Tensor, item: int) -> Residual:
+    """The residual y - A(mean) over the noise's standard deviation, where that is known and nowhere zero.
 
     Args:
         measured: with a measurement.
         mean: (C, *spatial), physical units.
         item: of the scan.
 
-    Returns:
-        (rows, columns), at most 128 each, and whether it has a sign. Of larger ones blocks are added up, so that white noise
-        stays white and of standard deviation 1. Complex numbers, and axes before the last two, are brought to their root mean
-        square. Without a known noise it is in units of y.
+    Of large ones blocks are added up, so that white noise stays white and of standard deviation 1. Complex numbers, and axes
+    before the last two, are brought to their root mean square.
 
     Raises:
         UserError: the operator does not take the image.
@@ -111,8 +142,9 @@ def standardised(measured: Measured, mean: torch.Tensor, item: int) -> tuple[np.
     y = measurement.y[item : item + 1]
     with torch.no_grad():
         rest = y - operator(mean[None].to(y.real.dtype))
-        std = torch.ones(()) if measured.noise is None else measured.noise.std(y)
-        if bool((std > 0).all()):
+        std = torch.zeros(()) if measured.noise is None else measured.noise.std(y)
+        relative = bool((std > 0).all())
+        if relative:
             rest = rest / std
         mask = operator.measured()
         if mask is not None:
@@ -124,9 +156,9 @@ def standardised(measured: Measured, mean: torch.Tensor, item: int) -> tuple[np.
     if real and len(flat) == 1:
         total, count = _blocks(flat[0].numpy(), factor)
         # So that white noise keeps its standard deviation.
-        return total / np.sqrt(count), True
+        return Residual(total / np.sqrt(count), True, relative)
     total, count = _blocks((flat.abs().square() / (1 if real else 2)).nanmean(0).numpy(), factor)
-    return np.sqrt(total / count), False
+    return Residual(np.sqrt(total / count), False, relative)
 
 
 def _blocks(picture: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
