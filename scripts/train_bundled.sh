@@ -16,11 +16,16 @@ invsolve train "$work/ct-128.h5" -o "$work/ct-128.safetensors" "${common[@]}" --
     --set start="$work/medical-128.safetensors" --set clip=true --set unit=HU --set rotate=5 --set zoom=0.12 --set gain=0.08 \
     --set lr=3e-4 --set ema=0.999 --set dropout=0.05 --set validate_every=400
 
-mr=(--width 24 --batch-size 4 --set rotate=5 --set zoom=0.12 --set dropout=0.0)
-invsolve train "$work/mr-128.h5" -o "$work/mr-128.safetensors" "${common[@]}" "${mr[@]}" --range 0:1 --minutes 48 \
-    --set gain=0.1 --set lr=8e-4 --set ema=0.999 --set validate_every=400
-invsolve train "$work/mr-complex-128.h5" -o "$work/mr-complex-128.safetensors" "${common[@]}" "${mr[@]}" --range=-1:1 --steps 1100 \
-    --set start="$work/mr-128.safetensors" --set lr=8e-4 --set ema=0.998 --set validate_every=250
+# The MR priors were trained in two goes; the second begins with the first's weights.
+mr=(--width 24 --batch-size 4 --set rotate=5 --set zoom=0.12 --set dropout=0.0 --set lr=8e-4)
+invsolve train "$work/mr-128.h5" -o "$work/mr-128-first.safetensors" "${common[@]}" "${mr[@]}" --range 0:1 --minutes 48 \
+    --set gain=0.1 --set ema=0.999 --set validate_every=400
+invsolve train "$work/mr-complex-128.h5" -o "$work/mr-complex-128-first.safetensors" "${common[@]}" "${mr[@]}" --range=-1:1 --steps 1100 \
+    --set start="$work/mr-128-first.safetensors" --set ema=0.998 --set validate_every=250
+invsolve train "$work/mr-128.h5" -o "$work/mr-128.safetensors" "${common[@]}" "${mr[@]}" --range 0:1 --minutes 55 \
+    --set start="$work/mr-128-first.safetensors" --set gain=0.1 --set ema=0.999 --set validate_every=400
+invsolve train "$work/mr-complex-128.h5" -o "$work/mr-complex-128.safetensors" "${common[@]}" "${mr[@]}" --range=-1:1 --minutes 55 \
+    --set start="$work/mr-complex-128-first.safetensors" --set ema=0.999 --set validate_every=400
 
 invsolve train "$work/natural.h5" -o "$work/natural.safetensors" "${common[@]}" --range 0:1 --steps 2400 --width 24 --batch-size 16 \
     --crop 64 --set gain=0.1 --set lr=8e-4 --set ema=0.999 --set dropout=0.0 --set validate_every=400
