@@ -16,7 +16,7 @@ from invsolve.pipeline.keys import ingredients, key_of, why
 from invsolve.pipeline.store import Store
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Planned:
     """One job of a plan.
 
