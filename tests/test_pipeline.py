@@ -227,7 +227,7 @@ WRONG = [
         r"step 'recon': strategy 'dds' has no parameter 'stps'.*'steps'",
     ),
     ('set = {steps = "${steps}"}', 'set = {steps = "a"}', r"step 'recon': strategy 'dds': steps='a' is not int"),
-    ('operator = "ct"', 'operator = "cd"', r"step 'scan': unknown operator 'cd'.*'ct'"),
+    ('operator = "ct"', 'operator = "ctt"', r"step 'scan': unknown operator 'ctt'.*'ct'"),
     ('prior = "slow"', 'prior = "slwo"', r"step 'recon': unknown prior 'slwo'.*'slow'"),
     ('prior = "slow"\n', "", r"step 'recon': strategy 'dds' needs a prior"),
     ('strategy = "dds"', 'strategy = "ddss"', r"step 'recon': unknown strategy 'ddss'.*'dds'"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
 from invsolve import jobs
+from invsolve.contracts.layout import Images, Measurement
 from invsolve.contracts.noise import noise_from_text
 from invsolve.datasets import own
 from invsolve.errors import UserError
@@ -59,21 +61,29 @@ def perform(step: steps.Step, context: Context) -> dict[str, Any]:
 @perform.register
 def _load(step: steps.Load, context: Context) -> dict[str, Any]:
     path = Path(step.path)
-    kinds = kinds_of(path, step.layout)
-    if "result" in kinds:
+    if "result" in kinds_of(path, step.layout):
         return {"kind": "result", "items": len(own.read_result(path).mean)}
-    if "measurement" in kinds:
-        try:
-            found = open_measurement(path, step.layout, step.read)
-        except UserError:
-            if "images" not in kinds:
-                raise
-        else:
-            for note in found.notes:
-                context.say(note)
-            return {"kind": "measurement", "items": len(found.y), "unit": found.unit, "notes": found.notes}
-    images = open_images(path, step.layout, step.read)
-    return {"kind": "images", "items": len(images.x), "unit": images.unit, "notes": images.notes}
+    found = _open(Product(path, step.layout, step.read))
+    for note in found.notes:
+        context.say(note)
+    if isinstance(found, Measurement):
+        return {"kind": "measurement", "items": len(found.y), "unit": found.unit, "notes": found.notes}
+    return {"kind": "images", "items": len(found.x), "unit": found.unit, "notes": found.notes}
+
+
+def _open(source: Product) -> Measurement | Images:
+    """A file as a measurement, or as images where its layout finds those in it."""
+    kinds = kinds_of(source.path, source.layout)
+    if "measurement" not in kinds:
+        return open_images(source.path, source.layout, source.read)
+    try:
+        return open_measurement(source.path, source.layout, source.read)
+    except UserError as error:
+        # Of a layout that reads either, what is wrong with the measurement is said where it holds no images.
+        if "images" in kinds:
+            with suppress(UserError):
+                return open_images(source.path, source.layout, source.read)
+        raise error
 
 
 @perform.register
@@ -97,32 +107,12 @@ def _sample(step: steps.Sample, context: Context) -> dict[str, Any]:
 @perform.register
 def _preprocess(step: steps.Preprocess, context: Context) -> dict[str, Any]:
     source = context.inputs["input"]
-    read = {**source.read, **step.read}
-    if "measurement" in kinds_of(source.path, source.layout):
-        try:
-            return _keep_measurement(step, source, read, context)
-        except _NoMeasurement:
-            pass
-    images = open_images(source.path, source.layout, read)
-    if step.noise is not None:
-        raise UserError("noise = ...: these are images, which have none; leave it out")
-    own.write_images(context.out, images.x, images.unit)
-    return {"kind": "images", "items": len(images.x), "unit": images.unit, "notes": images.notes}
-
-
-class _NoMeasurement(Exception):
-    """A layout that holds either found images."""
-
-
-def _keep_measurement(
-    step: steps.Preprocess, source: Product, read: Mapping[str, Any], context: Context
-) -> dict[str, Any]:
-    try:
-        found = open_measurement(source.path, source.layout, read)
-    except UserError:
-        if "images" in kinds_of(source.path, source.layout):
-            raise _NoMeasurement from None
-        raise
+    found = _open(Product(source.path, source.layout, {**source.read, **step.read}))
+    if isinstance(found, Images):
+        if step.noise is not None:
+            raise UserError("noise = ...: these are images, which have none; leave it out")
+        own.write_images(context.out, found.x, found.unit)
+        return {"kind": "images", "items": len(found.x), "unit": found.unit, "notes": found.notes}
     for note in found.notes:
         context.say(note)
     if found.operators is not None or found.region is not None:

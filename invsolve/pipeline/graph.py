@@ -144,10 +144,10 @@ def expand(document: Document, where: str) -> Graph:
         UserError: whatever is wrong with a value, an input or a variable; says which step and key.
     """
     table = document.variables
+    every = _axes(document, where)
     inputs = {name: _inputs(document, name, where) for name in document.steps}
     ordered = order(inputs, where)
     own = {name: axes_of(document.steps[name], name, table) for name in ordered}
-    every = _axes(document, where)
     used = {axis for names in own.values() for axis in names}
     axes = {axis.name: axis for axis in every if axis.name in used}
     depends: dict[str, list[str]] = {}
@@ -174,11 +174,14 @@ def expand(document: Document, where: str) -> Graph:
 def _axes(document: Document, where: str) -> list[Axis]:
     found: dict[str, Axis] = {}
     places = [*document.variables.items(), *document.steps.items()]
-    for place, value in places:
-        for name, values in sweeps_in(value, place):
-            if name in found:
-                raise UserError(f"{where}: {name} is swept in [variables] and in a step; rename the variable")
-            found[name] = Axis(name, tuple(values), tuple(labels(name, values)))
+    try:
+        for place, value in places:
+            for name, values in sweeps_in(value, place):
+                if name in found:
+                    raise UserError(f"{name} is swept in [variables] and in a step; rename the variable")
+                found[name] = Axis(name, tuple(values), tuple(labels(name, values)))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     return list(found.values())
 
 
