@@ -378,7 +378,7 @@ def test_preprocess_keeps_what_the_layout_makes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     sinogram = rng.uniform(1, 2, (3, 8, 16)).astype("f4")
     np.save(tmp_path / "raw.npy", sinogram)
-    read = {"axes": "row,angle,detector", "angles": 8, "values": "integrals"}
+    read = {"axes": "row,angle,detector", "angles": 8, "values": "integrals", "centre": 7.5}
     steps = {
         "raw": Load(path="raw.npy", layout="array", read=read),
         "scan": {"type": "preprocess", "input": "raw", "noise": "gaussian:0.1"},
