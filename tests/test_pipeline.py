@@ -388,7 +388,8 @@ def test_preprocess_keeps_what_the_layout_makes(tmp_path: Path) -> None:
     results = Pipeline(steps, base=tmp_path).run()  # type: ignore[arg-type]
     direct, kept = (own.read_result(results[name][0].output).mean[0:3] for name in ("direct", "kept"))
     np.testing.assert_allclose(direct, kept, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(own.read_images(results["scan"][0].output, "y")[0:3].numpy(), sinogram)
+    with h5py.File(results["scan"][0].output) as file:
+        np.testing.assert_array_equal(file["y"][:], sinogram)
 
 
 def test_the_schema_knows_the_examples_and_refuses_mistakes(cli: Callable[..., tuple[int, str, str]]) -> None:
