@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from invsolve.hooks import hookimpl as hookimpl
     from invsolve.likelihood import Likelihood as Likelihood
     from invsolve.likelihood import log_likelihood as log_likelihood
+    from invsolve.pipeline import Pipeline as Pipeline
     from invsolve.prior_check import SelfTest as SelfTest
     from invsolve.prior_check import self_test as self_test
     from invsolve.sampling import sample as sample
@@ -70,6 +71,7 @@ _HOME = {
     "Scale": "invsolve.contracts.scale",
     "Measurement": "invsolve.contracts.layout",
     "Reconstruction": "invsolve.contracts.result",
+    "Pipeline": "invsolve.pipeline",
     "UserError": "invsolve.errors",
     "hookimpl": "invsolve.hooks",
 }

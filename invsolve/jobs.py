@@ -178,7 +178,7 @@ def prepare(
         request.seed,
         request.batch_size,
         request.device if team is None else team.device,
-        scale=given if isinstance(given, Scale) else _read_scale(given),
+        scale=given if isinstance(given, Scale) else read_scale(given),
         parameters_=request.parameters,
         coherence=request.coherence,
         slicings=request.slicings,
@@ -340,7 +340,12 @@ def sample_file(
     return {"output": str(out), "items": count, "image_shape": list(shape), "seconds": seconds}
 
 
-def _read_scale(text: str | None) -> tuple[float, float] | str | None:
+def read_scale(text: str | None) -> tuple[float, float] | str | None:
+    """The values that "LOW:HIGH" names; "auto" and None as they are.
+
+    Raises:
+        UserError: not of that form.
+    """
     if text is None or text == "auto":
         return text
     low, _, high = text.partition(":")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -118,25 +119,44 @@ def build(plugin: type, kind: str, name: str, given: dict[str, Any]) -> Any:
     Raises:
         UserError: an unknown or missing parameter, or a value of the wrong type or out of its range.
     """
+    check(plugin, kind, name, given)
+    model = _model(plugin)(**given)
+    values = {p.name: getattr(model, p.name) for p in parameters(plugin)}
+    made = plugin(**values)
+    if hasattr(plugin, "parameters_given"):
+        made.parameters_given = {key: values[key] for key in given}
+    return made
+
+
+def check(plugin: type, kind: str, name: str, given: dict[str, Any], later: Collection[str] = ()) -> None:
+    """Validate keyword arguments by their types, without making the plugin.
+
+    Args:
+        plugin, kind, name: whose parameters they are.
+        given: the arguments.
+        later: parameters that may be missing, because they are filled in later.
+
+    Raises:
+        UserError: an unknown or missing parameter, or a value of the wrong type.
+    """
     known = {p.name: p for p in parameters(plugin)}
     for key in given:
         if key not in known:
             raise UserError(f"{kind} {name!r} has no parameter {key!r}.{suggestion(key, known)}")
     try:
-        model = _model(plugin)(**given)
+        _model(plugin)(**given)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
-        if first["type"] == "missing":
-            raise UserError(f"{kind} {name!r} needs {key}=: {known[key].type}. {known[key].text}".rstrip()) from None
-        what = first["msg"].removeprefix("Value error, ")
-        value = _short(given[key])
-        raise UserError(f"{kind} {name!r}: {key}={value} is not {known[key].type}: {what}") from None
-    values = {key: getattr(model, key) for key in known}
-    made = plugin(**values)
-    if hasattr(plugin, "parameters_given"):
-        made.parameters_given = {key: values[key] for key in given}
-    return made
+        for wrong in error.errors():
+            key = str(wrong["loc"][0])
+            if wrong["type"] == "missing" and key in later:
+                continue
+            if wrong["type"] == "missing":
+                raise UserError(
+                    f"{kind} {name!r} needs {key}=: {known[key].type}. {known[key].text}".rstrip()
+                ) from None
+            what = wrong["msg"].removeprefix("Value error, ")
+            value = _short(given[key])
+            raise UserError(f"{kind} {name!r}: {key}={value} is not {known[key].type}: {what}") from None
 
 
 def _short(value: Any) -> str:

@@ -119,6 +119,16 @@ def test_the_engine_finds_plugins_through_the_registry(file: Path) -> None:
             assert not _within(name, *outer), f"{_ids(file)} imports {name}, which is further out"
 
 
+def test_only_the_command_line_stands_above_pipelines() -> None:
+    for file in HOUSE:
+        module = _module(file)
+        for name in _ours(file):
+            if not _within(module, "invsolve.pipeline", "invsolve.cli") and module != "invsolve":
+                assert not _within(name, "invsolve.pipeline"), f"{_ids(file)} imports {name}, which is further out"
+            if _within(module, "invsolve.pipeline"):
+                assert not _within(name, "invsolve.cli"), f"{_ids(file)} imports {name}, which is further out"
+
+
 @pytest.mark.parametrize("file", EVERYTHING, ids=_ids)
 def test_nobody_imports_a_folder_by_its_bare_name(file: Path) -> None:
     for name in _imports(file):

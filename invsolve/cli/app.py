@@ -9,6 +9,7 @@ import traceback
 import typer
 
 from invsolve.cli import bench, files, look, plugins, prior, sample, train
+from invsolve.cli import run as pipelines
 
 app = typer.Typer(
     name="invsolve",
@@ -25,6 +26,7 @@ app.command()(files.reconstruct)
 app.command()(files.join)
 app.command()(files.evaluate)
 app.command()(files.report)
+app.command()(pipelines.run)
 app.command()(train.train)
 app.command()(sample.sample)
 app.add_typer(prior.app, name="prior")

@@ -1,0 +1,197 @@
+"""What each step does: it calls the job that the command of the same name calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import singledispatch
+from pathlib import Path
+from typing import Any
+
+from invsolve import jobs
+from invsolve.contracts.layout import Images, Measurement
+from invsolve.contracts.noise import noise_from_text
+from invsolve.datasets import own
+from invsolve.errors import UserError
+from invsolve.opening import open_images, open_measurement
+from invsolve.pipeline import steps
+from invsolve.pipeline.exporting import export
+from invsolve.pipeline.files import Product, kinds_of
+from invsolve.report import write_report
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step is run with, beside its parameters.
+
+    Attributes:
+        inputs: parameter -> the file that it stands for.
+        out: the file to write.
+        say: told one line at a time what was found and decided.
+        should_stop: asked by long steps whether to stop.
+        plugins: plugin files, for the workers of a cluster.
+        command: for the record.
+    """
+
+    inputs: Mapping[str, Product]
+    out: Path
+    say: Callable[[str], None]
+    should_stop: Callable[[], bool]
+    plugins: tuple[Path, ...]
+    command: str
+
+
+@singledispatch
+def perform(step: steps.Step, context: Context) -> dict[str, Any]:
+    """Run a step.
+
+    Returns:
+        Facts about it, as JSON: `metrics` of an evaluation, shapes, notes.
+
+    Raises:
+        UserError: the data do not allow it.
+        NonFinite: a chain diverged.
+        Interrupted: asked to stop.
+    """
+    raise TypeError(f"no action for {type(step).__name__}")
+
+
+@perform.register
+def _load(step: steps.Load, context: Context) -> dict[str, Any]:
+    path = Path(step.path)
+    if "result" in kinds_of(path, step.layout):
+        return {"kind": "result", "items": len(own.read_result(path).mean)}
+    found = _open(Product(path, step.layout, step.read))
+    for note in found.notes:
+        context.say(note)
+    if isinstance(found, Measurement):
+        return {"kind": "measurement", "items": len(found.y), "unit": found.unit, "notes": found.notes}
+    return {"kind": "images", "items": len(found.x), "unit": found.unit, "notes": found.notes}
+
+
+def _open(source: Product) -> Measurement | Images:
+    """A file as a measurement, or as images where its layout finds those in it."""
+    kinds = kinds_of(source.path, source.layout)
+    if "measurement" not in kinds:
+        return open_images(source.path, source.layout, source.read)
+    try:
+        return open_measurement(source.path, source.layout, source.read)
+    except UserError as error:
+        # Of a layout that reads either, what is wrong with the measurement is said where it holds no images.
+        if "images" in kinds:
+            with suppress(UserError):
+                return open_images(source.path, source.layout, source.read)
+        raise error
+
+
+@perform.register
+def _sample(step: steps.Sample, context: Context) -> dict[str, Any]:
+    made = jobs.sample_file(
+        step.prior,
+        context.out,
+        step.count,
+        step.size,
+        step.solver,
+        step.steps,
+        step.seed,
+        step.batch_size,
+        step.device,
+        overwrite=True,
+        command=context.command,
+    )
+    return {"items": made["items"], "image_shape": made["image_shape"]}
+
+
+@perform.register
+def _preprocess(step: steps.Preprocess, context: Context) -> dict[str, Any]:
+    source = context.inputs["input"]
+    found = _open(Product(source.path, source.layout, {**source.read, **step.read}))
+    if isinstance(found, Images):
+        if step.noise is not None:
+            raise UserError("noise = ...: these are images, which have none; leave it out")
+        own.write_images(context.out, found.x, found.unit)
+        return {"kind": "images", "items": len(found.x), "unit": found.unit, "notes": found.notes}
+    for note in found.notes:
+        context.say(note)
+    if found.operators is not None or found.region is not None:
+        what = "coil maps of their own for each slice" if found.operators is not None else "a margin around the image"
+        raise UserError(
+            f"these measurements have {what}, which a scan file cannot hold: leave the step out, and give its read = ... to "
+            "the step that loads the file, which is then read so each time"
+        )
+    noise = found.noise if step.noise is None else noise_from_text(step.noise)
+    own.write_scan(context.out, found.y, found.operator, noise, found.truth, found.unit, volumes=found.volumes)
+    facts = {"kind": "measurement", "items": len(found.y), "shape": list(found.y[0:1].shape[1:])}
+    return facts | {"unit": found.unit, "notes": found.notes}
+
+
+@perform.register
+def _simulate(step: steps.Simulate, context: Context) -> dict[str, Any]:
+    source = context.inputs["input"]
+    made = jobs.simulate_file(
+        source.path,
+        context.out,
+        step.operator,
+        step.set,
+        step.noise,
+        step.seed,
+        overwrite=True,
+        layout=source.layout,
+        read=source.read,
+    )
+    return {"items": made["items"], "measurement_shape": made["measurement_shape"]}
+
+
+@perform.register
+def _reconstruct(step: steps.Reconstruct, context: Context) -> dict[str, Any]:
+    source = context.inputs["input"]
+    request = jobs.Request(
+        scan=source.path,
+        out=context.out,
+        prior=step.prior,
+        strategy=step.strategy,
+        parameters=step.set,
+        samples=step.samples,
+        seed=step.seed,
+        batch_size=step.batch_size,
+        device=step.device,
+        noise=step.noise,
+        scale=step.scale,
+        layout=source.layout,
+        read=source.read,
+        # What was left by another configuration has another key, so another folder; a result without its record is redone.
+        overwrite=True,
+        slices=step.slices,
+        workers=step.workers,
+        scheduler=step.scheduler,
+        plugins=context.plugins,
+        coherence=step.coherence,
+        checkpoint_every=step.checkpoint_every,
+    )
+    made = jobs.reconstruct_file(request, context.say, context.should_stop, context.command)
+    return {"items": made["items"], "discrepancy": made.get("discrepancy")}
+
+
+@perform.register
+def _evaluate(step: steps.Evaluate, context: Context) -> dict[str, Any]:
+    truth = context.inputs.get("truth")
+    scores = jobs.evaluate_file(context.inputs["input"].path, truth.path if truth else None, step.data_range)
+    context.out.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    metrics = dict(scores["mean"])
+    if "pinv" in scores:
+        metrics |= {f"pinv_{name}": value for name, value in scores["pinv"].items()}
+    return {"metrics": metrics, "items": len(scores["items"])}
+
+
+@perform.register
+def _report(step: steps.Report, context: Context) -> dict[str, Any]:
+    truth = context.inputs.get("truth")
+    write_report(context.inputs["input"].path, context.out, step.items, truth.path if truth else None, True)
+    return {}
+
+
+@perform.register
+def _export(step: steps.Export, context: Context) -> dict[str, Any]:
+    return export(step, context.inputs["input"], context.out)

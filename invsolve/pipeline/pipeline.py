@@ -1,0 +1,182 @@
+"""A pipeline: steps, read from a TOML file or made in Python; its plan, and its run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from invsolve import registry
+from invsolve.errors import UserError
+from invsolve.pipeline import reading, steps
+from invsolve.pipeline.checking import check_jobs
+from invsolve.pipeline.events import Listener
+from invsolve.pipeline.graph import Graph, Job, expand
+from invsolve.pipeline.planning import Plan, make_plan
+from invsolve.pipeline.reading import Document
+from invsolve.pipeline.running import Result, Setting, run_plan
+from invsolve.pipeline.stopping import Stop
+from invsolve.pipeline.store import Store
+
+
+class Results(Sequence[Result]):
+    """What came of the jobs of a run, in their order; `results["scores"]` is a list of those of one step."""
+
+    def __init__(self, found: Sequence[Result]) -> None:
+        self.found = tuple(found)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self.found)
+
+    def __getitem__(self, which: Any) -> Any:
+        if isinstance(which, str):
+            return [result for result in self.found if result.step == which]
+        return self.found[which]
+
+
+class Pipeline:
+    """Steps that turn files into files, each run once for what it depends on.
+
+    Everything is checked when the pipeline is made: names, types, parameters of plugins, files, inputs.
+
+    Args:
+        steps: name -> step, an object of `invsolve.pipeline` such as `Simulate(...)`, or a table as in a file.
+        variables: values that steps refer to as "${name}".
+        work: folder for everything that is computed.
+        plugins: Python files with plugins of your own.
+        name: what it is called in events.
+        base: the folder that paths are seen from; default the working directory.
+
+    Raises:
+        UserError: something is wrong; says which step and key, what was expected, and how to mend it.
+
+    Attributes:
+        graph: the jobs, and the sweeps that they depend on.
+    """
+
+    def __init__(
+        self,
+        steps: Mapping[str, steps.Step | Mapping[str, Any]],
+        *,
+        variables: Mapping[str, Any] | None = None,
+        work: str | Path = "",
+        plugins: Sequence[str | Path] = (),
+        name: str = "pipeline",
+        base: str | Path | None = None,
+    ) -> None:
+        raw = {
+            "name": name,
+            "work": str(work),
+            "plugins": [str(file) for file in plugins],
+            "variables": dict(variables or {}),
+            "steps": {key: _table(key, step) for key, step in steps.items()},
+        }
+        self._prepare(reading.check(raw, name, name), Path.cwd() if base is None else Path(base), name)
+
+    @classmethod
+    def load(cls, path: str | Path, changes: Mapping[str, Any] | None = None) -> Pipeline:
+        """Read a pipeline from a TOML file.
+
+        Args:
+            path: the file; paths in it are seen from its folder.
+            changes: dotted name -> value, as for `--set`: {"variables.angles": 12, "recon.samples": 4}.
+
+        Raises:
+            UserError: something is wrong; says which step and key, what was expected, and how to mend it.
+        """
+        file = Path(path)
+        made = cls.__new__(cls)
+        made._prepare(reading.read(file, changes), file.parent, str(path))
+        return made
+
+    def _prepare(self, document: Document, base: Path, where: str) -> None:
+        self.document, self.base, self.where = document, base.absolute(), where
+        self.plugins = tuple((self.base / file).resolve() for file in document.plugins)
+        for file in self.plugins:
+            registry.load_file(file)
+        self.store = Store(self.base / (document.work or f"{document.name}_runs"))
+        self.graph: Graph = expand(document, where)
+        self._located = check_jobs(self.graph.jobs, self.base, where)
+
+    @property
+    def name(self) -> str:
+        return self.document.name
+
+    @property
+    def points(self) -> list[str]:
+        """The readable name of each combination of the sweeps; [""] where nothing is swept."""
+        return [self.graph.title(choice) for choice in self.graph.points()]
+
+    def jobs(self, only: str | None = None, index: int | None = None) -> tuple[Job, ...]:
+        """The jobs of the whole pipeline, or of one combination of the sweeps.
+
+        Args:
+            only: such as "angles=24,recon.strategy=dps"; sweeps that it leaves out stay whole.
+            index: position in `points`.
+
+        Raises:
+            UserError: there is no such combination.
+        """
+        if only is not None and index is not None:
+            raise UserError("--only and --index both choose a combination; give one")
+        if only is not None:
+            return self.graph.at(self.graph.named(only))
+        if index is None:
+            return self.graph.jobs
+        points = self.graph.points()
+        if not 0 <= index < len(points):
+            raise UserError(f"--index {index}: {self.where} has {len(points)} combinations, 0 to {len(points) - 1}")
+        return self.graph.at(points[index])
+
+    def plan(self, only: str | None = None, index: int | None = None, force: Collection[str] = ()) -> Plan:
+        """What would run, and why; computes and writes nothing but hashes of files.
+
+        Args:
+            only, index: as for `jobs`.
+            force: steps to run again, and all that follow from them.
+
+        Raises:
+            UserError: there is no such combination or step, or a file cannot be read.
+        """
+        return make_plan(self.jobs(only, index), self._located, self.store, self.plugins, force)
+
+    def run(
+        self,
+        plan: Plan | None = None,
+        *,
+        keep_going: bool = False,
+        on_event: Listener | None = None,
+        stop: Stop | None = None,
+    ) -> Results:
+        """Run a plan; what is there already is not run again.
+
+        Args:
+            plan: default the whole pipeline's.
+            keep_going: after a failure go on with what does not depend on it.
+            on_event: told of each event, a dictionary with `time`, `event` and what belongs to it.
+            stop: its `request` ends the run at the next safe point.
+
+        Raises:
+            StepFailed: a step failed; what was finished is kept.
+            Stopped: asked to stop; the same call goes on.
+        """
+        wanted = self.plan() if plan is None else plan
+        setting = Setting(
+            self.name, self.base, self.store, self.plugins, on_event or (lambda what: None), stop or Stop()
+        )
+        return Results(run_plan(wanted, setting, keep_going))
+
+    def prune(self) -> list[Path]:
+        """Remove from the work folder what no job of this pipeline, as it is now, uses; returns the folders."""
+        return self.store.prune([planned.key for planned in self.plan().jobs])
+
+
+def _table(name: str, step: steps.Step | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(step, steps.Step):
+        return {"type": step.type, **{key: getattr(step, key) for key in step.model_fields_set}}
+    if isinstance(step, Mapping):
+        return dict(step)
+    raise UserError(f"step {name!r}: expected a step of invsolve.pipeline or a table, got {type(step).__name__}")
