@@ -168,6 +168,8 @@ def _reconstruct(step: steps.Reconstruct, context: Context) -> dict[str, Any]:
         scheduler=step.scheduler,
         plugins=context.plugins,
         coherence=step.coherence,
+        slicings=step.slicings,
+        precision=step.precision,
         checkpoint_every=step.checkpoint_every,
     )
     made = jobs.reconstruct_file(request, context.say, context.should_stop, context.command)

@@ -177,6 +177,10 @@ class Reconstruct(_Writing):
     """Physical values of the prior's range, LOW:HIGH, or auto."""
     coherence: Annotated[float, Field(ge=0)] = 0.0
     """Width, in items, of shared noise; 0 none, inf all the same."""
+    slicings: Literal[1, 3] = 1
+    """3: the prior sees a volume along all three axes."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of the network."""
     slices: str | None = None
     """Only these items of the file, START:STOP."""
     device: str = "cpu"
@@ -230,7 +234,7 @@ class Report(_Writing):
     truth: str | None = None
     """Step that gives the true images; default the truth that the result carries."""
     items: list[Annotated[int, Field(ge=0)]] | None = None
-    """Items to show; default the first four."""
+    """Items to show; default all on a page, the first four in a picture."""
     format: Literal["html", "png"] = "html"
     """A page, or a picture."""
 
