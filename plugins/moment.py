@@ -96,9 +96,8 @@ class Moment(Strategy):
 
         unknown = problem.prior.error(sigma)
         budget = 3 * self.solves if point is None else self.solves if self.matters(problem, unknown) else 1
-        start = None if point is None else u
         u, shift, rest = minimal_residual(
-            system, lambda r: near.precondition(r, unknown), near.residual(mean), start, budget
+            system, lambda r: near.precondition(r, unknown), near.residual(mean), u, budget
         )
         # What a few products leave unsolved is not left out of the image: it gets the white covariance of the same error.
         extra = near.white(rest, unknown)
@@ -115,7 +114,7 @@ def minimal_residual(
     system: Callable[[Tensor], tuple[Tensor, Tensor]],
     precondition: Callable[[Tensor], Tensor],
     b: Tensor,
-    start: Tensor | None,
+    start: Tensor,
     budget: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Solve M u = b by generalised conjugate residuals (Eisenstat 1983) with `budget` products, every row for itself.
@@ -123,7 +122,7 @@ def minimal_residual(
     Args:
         system: v -> (M v, image of v); the image is accumulated beside u.
         precondition: an approximate inverse of M, up to a factor.
-        start: tried as the first direction, with the length that suits it best: a poor one does no harm. None: there is none.
+        start: tried as the first direction, with the length that suits it best: a poor one does no harm.
 
     Returns:
         u, its image, and b - M u.
@@ -131,8 +130,9 @@ def minimal_residual(
     basis: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     u, r = torch.zeros_like(b), b
     image: Tensor | None = None
+    warm = rows(inner(start, start) > 0, b)
     for k in range(budget):
-        p = start if k == 0 and start is not None else precondition(r)
+        p = torch.where(warm, start, precondition(r)) if k == 0 else precondition(r)
         q, s = system(p)
         for p_old, q_old, s_old, square in basis:
             c = inner(q_old, q) / square
