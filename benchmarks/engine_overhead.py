@@ -64,7 +64,8 @@ def main() -> None:
 
         for strategy, raw in (("dps", raw_dps), ("red-diff", raw_red_diff)):
             measurement = invsolve.Measurement(y.cpu(), operator, invsolve.Gaussian(0.1))
-            chosen = invsolve.strategy(strategy, steps=arguments.steps)
+            paper = {"length": "paper"} if strategy == "dps" else {}
+            chosen = invsolve.strategy(strategy, steps=arguments.steps, **paper)
 
             def ours(measurement: invsolve.Measurement = measurement, chosen: invsolve.Strategy = chosen) -> None:
                 run = api.plan(measurement, prior, chosen, 1, 0, 4, device)

@@ -68,13 +68,13 @@ def step_in_basis(
     system = problem.svd()
     keep = math.sqrt(1 - eta**2)
     free = estimate + sigma_next * (keep * (x - estimate) / sigma + eta * noise)
-    d, white = system.to_basis(estimate), system.to_basis(noise)
-    data = system.measurement_to_basis(problem.y)
-    s, sigma_y = system.values, noise_in_basis(problem, d)
+    d, white, moved = system.to_basis(estimate), system.to_basis(noise), system.to_basis(free - estimate)
+    s, sigma_y, data = system.values, noise_in_basis(problem, d), problem.data_in_basis()
     inverse = safe_reciprocal(s)
     over = safe_reciprocal(sigma_y) if isinstance(sigma_y, Tensor) else 1 / sigma_y if sigma_y > 0 else 0.0
-    noisy = d + sigma_next * (keep * (data - s * d) * over + eta * white)
+    # Both as what is added to d.
+    noisy = sigma_next * (keep * (data - s * d) * over + eta * white)
     rest = (sigma_next**2 - (eta_b * sigma_y * inverse) ** 2).clamp_min(0).sqrt()
-    clear = (1 - eta_b) * d + eta_b * data * inverse + rest * white
+    clear = eta_b * (data * inverse - d) + rest * white
     seen = torch.where(s * sigma_next < sigma_y, noisy, clear)
-    return free + system.from_basis(torch.where(told(s, sigma_y), seen - system.to_basis(free), 0.0))
+    return free + system.from_basis(torch.where(told(s, sigma_y), seen - moved, 0.0))

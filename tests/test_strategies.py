@@ -27,7 +27,7 @@ def alpha_bar(sigma: float) -> float:
 
 def test_dps_is_the_papers_algorithm_in_vp_coordinates(problem: Problem) -> None:
     steps, zeta = 20, 0.7
-    strategy = invsolve.strategy("dps", steps=steps, zeta=zeta)
+    strategy = invsolve.strategy("dps", steps=steps, length="paper", zeta=zeta)
     levels = strategy.schedule(problem).tolist()
     rng = ChainRandom(3, CHAINS)
     x = rng.at(0).normal(problem.zeros()) * levels[0] * math.sqrt(alpha_bar(levels[0]))
@@ -45,6 +45,30 @@ def test_dps_is_the_papers_algorithm_in_vp_coordinates(problem: Problem) -> None
         x = mean + math.sqrt(variance) * rng.at(k + 1).normal(problem.zeros()) - zeta * gradient
     ours = run_batch(problem, strategy, ChainRandom(3, CHAINS)).images
     torch.testing.assert_close(ours, x.detach(), atol=1e-6, rtol=0)
+
+
+def test_fitted_dps_is_exact_for_one_measured_number() -> None:
+    class Line(invsolve.LinearOperator):
+        """The sum of the first row of pixels: one number, so that one gradient reaches all that it tells."""
+
+        image_shape = (1, 16, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, 0, 0].sum(-1, keepdim=True)
+
+    problem = exact_posterior(Line(), samples=3, dtype=torch.float64).problem
+    sigma = 0.3
+    z = sigma * ChainRandom(5, CHAINS).normal(problem.zeros())
+    covariance = problem.prior.covariance()  # type: ignore[operator]
+    row = torch.zeros(1, 256, dtype=torch.float64)
+    row[0, :16] = 1
+    # Two measurements of x0: z itself with noise sigma, and y.
+    data = torch.cat([torch.eye(256, dtype=torch.float64), row])
+    noise = torch.diag(torch.tensor([sigma**2] * 256 + [problem.largest_sigma() ** 2], dtype=torch.float64))
+    gain = covariance @ data.T @ torch.linalg.inv(data @ covariance @ data.T + noise)
+    wanted = torch.cat([z.flatten(1), problem.y], 1) @ gain.T
+    found = invsolve.strategy("dps").step(problem, {"x": z}, sigma, 0.0, ChainRandom(3, CHAINS).at(1))["x"]
+    torch.testing.assert_close(found.flatten(1), wanted, atol=1e-9, rtol=0)
 
 
 def test_red_diff_is_the_reference_update_in_vp_notation(problem: Problem) -> None:

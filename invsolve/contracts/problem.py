@@ -68,7 +68,9 @@ class Problem:
     _precision: Tensor | None = field(default=None, init=False)
     _numbers: int | None = field(default=None, init=False)
     _largest_sigma: float | None = field(default=None, init=False)
+    _operator_norm: float | None = field(default=None, init=False)
     _svd: SingularSystem | None = field(default=None, init=False)
+    _data_in_basis: Tensor | None = field(default=None, init=False)
 
     @property
     def prior(self) -> Prior:
@@ -168,7 +170,10 @@ class Problem:
 
     def operator_norm(self) -> float:
         """Largest singular value of a linear operator; 1 for others, whose users set strengths themselves."""
-        return self.operator.norm(self.y[:1]) if isinstance(self.operator, LinearOperator) else 1.0
+        if self._operator_norm is None:
+            linear = isinstance(self.operator, LinearOperator)
+            self._operator_norm = self.linear.norm(self.y[:1]) if linear else 1.0
+        return self._operator_norm
 
     def sensitivity(self) -> float | Tensor:
         """Largest singular value of A or of its linear part, by which gradient steps are divided; 1 where there is none.
@@ -193,6 +198,12 @@ class Problem:
             closed = operator.svd(self.image_shape, self.y)
             self._svd = dense_system(operator, self.image_shape, self.y, keep) if closed is None else closed
         return self._svd
+
+    def data_in_basis(self) -> Tensor:
+        """U'y, the data's coefficients in the singular basis, (B, *basis)."""
+        if self._data_in_basis is None:
+            self._data_in_basis = self.svd().measurement_to_basis(self.y)
+        return self._data_in_basis
 
     def data_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient of |y - A(x)|^2 / 2 with respect to x, (B, C, *spatial), and the residual y - A(x)."""
