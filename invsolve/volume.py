@@ -131,6 +131,17 @@ class LinearInChunks(InChunks, LinearOperator):
 
         return self._map(solve, z, y, rho, start)
 
+    def tikhonov(self, r: Tensor, rho: float | Tensor) -> Tensor | None:
+        closed = self.inner.tikhonov
+
+        def solve(r: Tensor, rho: float | Tensor) -> Tensor:
+            found = closed(r, rho)
+            assert found is not None
+            return found
+
+        one = closed(r[:1].to(self.device), rho[:1].to(self.device) if isinstance(rho, Tensor) else rho)
+        return None if one is None else self._map(solve, r, rho)
+
     def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
         return self._map(lambda part: self.inner.pinv(part, tolerance, iterations), y)
 

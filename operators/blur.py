@@ -75,6 +75,14 @@ class Blur(LinearOperator):
             cache[key] = torch.fft.rfft2(padded)
         return cache[key]
 
+    def power(self, x: Tensor) -> Tensor:
+        """Squared modulus of `transfer`."""
+        cache: dict[tuple[object, ...], Tensor] = self.__dict__.setdefault("_power", {})
+        key = (*x.shape[-2:], x.dtype, x.device)
+        if key not in cache:
+            cache[key] = self.transfer(x).abs() ** 2
+        return cache[key]
+
     def _filter(self, x: Tensor, response: Tensor) -> Tensor:
         return torch.fft.irfft2(torch.fft.rfft2(x) * response, s=x.shape[-2:])
 
@@ -110,9 +118,13 @@ class Blur(LinearOperator):
     ) -> Tensor:
         if self.boundary != "circular":
             return super().prox(z, y, rho, start, tolerance, iterations)
-        transfer = self.transfer(z)
-        both = transfer.conj() * torch.fft.rfft2(y) + rho * torch.fft.rfft2(z)
-        return torch.fft.irfft2(both / (transfer.abs() ** 2 + rho), s=z.shape[-2:])
+        both = self.transfer(z).conj() * torch.fft.rfft2(y) + rho * torch.fft.rfft2(z)
+        return torch.fft.irfft2(both / (self.power(z) + rho), s=z.shape[-2:])
+
+    def tikhonov(self, r: Tensor, rho: float | Tensor) -> Tensor | None:
+        if self.boundary != "circular":
+            return None
+        return self._filter(r, self.transfer(r).conj() / (self.power(r) + rho))
 
     def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
         if self.boundary != "circular":

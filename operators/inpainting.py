@@ -103,6 +103,10 @@ class Inpainting(MaskableOperator):
         mask = matching(self.mask, z)
         return (mask * y + rho * z) / (mask + rho)
 
+    def tikhonov(self, r: Tensor, rho: float | Tensor) -> Tensor:
+        mask = matching(self.mask, r)
+        return r * (mask / (mask + rho))
+
     def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
         return self.adjoint(y)
 

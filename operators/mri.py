@@ -143,6 +143,9 @@ class MRI(MaskableOperator):
             return super().prox(z, y, rho, start, tolerance, iterations)
         return centred_ifft((self.mask * y + rho * centred_fft(z)) / (self.mask + rho))
 
+    def tikhonov(self, r: Tensor, rho: float | Tensor) -> Tensor | None:
+        return None if "coil_maps" in self._buffers else centred_ifft(self.mask / (self.mask + rho) * r)
+
     def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
         return super().pinv(y, tolerance, iterations) if "coil_maps" in self._buffers else self.adjoint(y)
 

@@ -49,7 +49,7 @@ def local(problem: Problem, point: Tensor) -> Local:
 
 def _given(problem: Problem, operator: LinearOperator) -> Local:
     def white(r: Tensor, v: float) -> Tensor:
-        return operator.prox(problem.zeros(), r, problem.rho(v), tolerance=1e-2, iterations=30)
+        return problem.tikhonov(r, v, tolerance=1e-2, iterations=30)
 
     variance = torch.as_tensor(problem.sigma, device=problem.y.device, dtype=problem.y.real.dtype) ** 2
     return Local(problem.residual, operator, operator.adjoint, white, lambda r: r, variance)

@@ -24,7 +24,7 @@ def correction(
         iterations: of conjugate gradients, at most.
     """
     tolerance = min(max(0.1 * sigma_next, 1e-3), 0.05)
-    return problem.linear.prox(problem.zeros(), residual, problem.rho(variance), start, tolerance, iterations)
+    return problem.tikhonov(residual, variance, start, tolerance, iterations)
 
 
 def renoise(estimate: Tensor, direction: Tensor, noise: Tensor, sigma_next: float, fresh: float) -> Tensor:

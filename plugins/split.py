@@ -76,12 +76,11 @@ class Split(Strategy):
     def guidance(self, problem: Problem, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """sigma^2 grad log p(y | x), by which the data move D; and the residual y - A D."""
         operator, variance = problem.linear, problem.prior.error(sigma)
-        rho = problem.rho(variance)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             estimate = problem.denoise(x, sigma)
             residual = problem.residual(estimate.detach())
-            pull = operator.prox(torch.zeros_like(x), residual, rho, tolerance=1e-3, iterations=30).detach()
+            pull = problem.tikhonov(residual, variance, tolerance=1e-3, iterations=30).detach()
             (product,) = torch.autograd.grad(estimate, x, pull / variance)
         # Where errors are not white, V is too small for some: never move D past the best fit in its direction.
         shift = sigma**2 * product

@@ -140,7 +140,7 @@ def isotropic_twist(problem: Problem, x: Tensor, sigma: float) -> tuple[Tensor, 
         denoised = problem.denoise(x, sigma)
     residual = problem.residual(denoised.detach())
     # image = A'u with u = (C A A' + sigma_y^2)^-1 (y - A D).
-    image = problem.linear.prox(torch.zeros_like(denoised), residual, rho) / unknown
+    image = problem.tikhonov(residual, unknown) / unknown
     (pull,) = torch.autograd.grad(denoised, x, image)
     # (y - A D)'u as C |A'u|^2 + sigma_y^2 |u|^2: the plain product would cancel to nothing where sigma_y is small.
     rest = residual - unknown * problem.linear(image)

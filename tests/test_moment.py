@@ -220,20 +220,27 @@ class Learned(invsolve.Prior):
         return self.field.error(sigma)
 
 
-# The skew part also makes D itself wrong: with the exact covariance in every solve the error is the same, 0.23 at 0.05.
+# The skew part also makes D itself wrong: with the exact covariance in every solve the error is the same, 0.1 to 0.5 by the
+# truth, 0.26 over many.
 @pytest.mark.parametrize(("skew", "negative", "limit"), [(0.05, 0.0, 0.3), (0.0, 0.1, 0.15), (0.05, 0.3, 0.35)])
 def test_a_jacobian_that_is_no_covariance(skew: float, negative: float, limit: float) -> None:
     field, sigma, count = GaussianField(SIZE, std=0.15), 0.02, 256
     operator = Projections().to(torch.float64)
-    truth = field.sample(ChainRandom(0, [(0, 0)]), torch.zeros(1, dtype=torch.float64))
-    y = invsolve.Gaussian(sigma).sample(operator(truth), ChainRandom(0, [(1, 0)]))
     matrix, covariance = operator.matrix.double(), field.covariance()
     gram = matrix @ covariance @ matrix.T + sigma**2 * torch.eye(len(matrix), dtype=torch.float64)
     gain = torch.linalg.solve(gram, matrix @ covariance).T
-    mean = gain @ y.flatten()
     std = (covariance - gain @ matrix @ covariance).diagonal().sqrt()
     prior = Learned(field, skew, negative)
-    images = samples_of(prior, operator.to(torch.float32), invsolve.Gaussian(sigma), y.float(), count)
-    error, ratio = distance(images, mean, std)
-    assert error < limit, error
-    assert 0.95 < ratio < 1.05, ratio
+    operator = operator.to(torch.float32)
+    errors = []
+    for item in range(4):
+        truth = field.sample(ChainRandom(0, [(item, 0)]), torch.zeros(1, dtype=torch.float64)).flatten()
+        y = (
+            matrix @ truth
+            + sigma * ChainRandom(0, [(item, 1)]).normal(torch.zeros(1, len(matrix), dtype=torch.float64))[0]
+        )
+        images = samples_of(prior, operator, invsolve.Gaussian(sigma), y[None].float(), count)
+        error, ratio = distance(images, gain @ y, std)
+        errors.append(error)
+        assert 0.95 < ratio < 1.05, ratio
+    assert sum(errors) / len(errors) < limit, errors

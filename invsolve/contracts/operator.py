@@ -151,6 +151,10 @@ class LinearOperator(Operator):
             iterations,
         )
 
+    def tikhonov(self, r: Tensor, rho: float | Tensor) -> Tensor | None:
+        """Return (A'A + rho)^-1 A' r, `prox` from zero, where there is a closed form shorter than that of `prox`; else None."""
+        return None
+
     def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
         """Return the least-squares solution of smallest norm (Moore-Penrose)."""
         return conjugate_gradients(self.normal, self.adjoint(y), None, tolerance, iterations)

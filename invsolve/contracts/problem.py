@@ -128,9 +128,12 @@ class Problem:
         """D(x, sigma), counted; differentiable in x where gradients are enabled."""
         self.calls.network += len(x) * self.prior.passes
         # full() passes sigma as a kernel argument; a tensor made from a Python number would wait for the device.
-        place = self.prior.device or x.device
-        with torch.autocast(place.type, torch.bfloat16, enabled=self.network_precision == "bf16"):
-            estimate = self.prior.denoise(x, torch.full((), sigma, dtype=x.dtype, device=x.device))
+        level = torch.full((), sigma, dtype=x.dtype, device=x.device)
+        if self.network_precision == "bf16":
+            with torch.autocast((self.prior.device or x.device).type, torch.bfloat16):
+                estimate = self.prior.denoise(x, level)
+        else:
+            estimate = self.prior.denoise(x, level)
         if estimate.requires_grad:
             estimate.register_hook(self._count_vjp)
         return estimate
@@ -167,6 +170,22 @@ class Problem:
             return self.linear.baseline(self.y, self.sigma)
         data, image = self.shift
         return self.linear.baseline(self.y + data, self.sigma) - image
+
+    def tikhonov(
+        self,
+        residual: Tensor,
+        variance: float | Tensor,
+        start: Tensor | None = None,
+        tolerance: float = 1e-5,
+        iterations: int = 100,
+    ) -> Tensor:
+        """(A'A + sigma_y^2 / variance)^-1 A' residual: what the data add to an estimate of that mean squared error.
+
+        Closed form where the operator has one, else conjugate gradients from `start`, see `LinearOperator.prox`.
+        """
+        rho = self.rho(variance)
+        closed = self.linear.tikhonov(residual, rho)
+        return self.linear.prox(self.zeros(), residual, rho, start, tolerance, iterations) if closed is None else closed
 
     def operator_norm(self) -> float:
         """Largest singular value of a linear operator; 1 for others, whose users set strengths themselves."""
@@ -342,6 +361,10 @@ class LinearRealView(RealView, LinearOperator):
             return super().prox(z, y, rho, start, tolerance, iterations)
         begin = None if start is None else self.to_complex(start)
         return self.to_real(self.inner.prox(self.to_complex(z), y, rho, begin, tolerance, iterations))
+
+    def tikhonov(self, r: Tensor, rho: float | Tensor) -> Tensor | None:
+        found = None if self.channels == 1 else self.inner.tikhonov(r, rho)
+        return None if found is None else self.to_real(found)
 
     def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
         if self.channels == 1:

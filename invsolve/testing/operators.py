@@ -175,6 +175,10 @@ def _prox(report: Report, operator: LinearOperator, x: Tensor) -> None:
     report.below(
         "proximal solve, residual", error, 1e-4, "prox(z, y, rho) does not minimise |Ax - y|^2 + rho |x - z|^2"
     )
+    short = operator.tikhonov(y, rho)
+    if short is not None:
+        error = _relative(short, operator.prox(torch.zeros_like(z), y, rho))
+        report.below("Tikhonov solution", error, 1e-4, "tikhonov(r, rho) is not prox(0, r, rho)")
 
 
 def _svd(report: Report, operator: LinearOperator, x: Tensor) -> None:
