@@ -127,7 +127,8 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     peace, killed = (arguments.work / f"{name}.safetensors" for name in ("peace", "killed"))
     curves = [path.with_name(f"{path.name}.curve.jsonl") for path in (peace, killed)]
-    at = sorted(random.sample(range(arguments.steps // 10, arguments.steps * 9 // 10), arguments.kills))
+    stretch = arguments.steps // (arguments.kills + 1)
+    at = [k * stretch + random.randrange(stretch // 4, stretch) for k in range(arguments.kills)]
     began = time.perf_counter()
     train_killed(command(arguments.volume, killed, arguments.steps, options), curves[1], at)
     print(f"killed and resumed: {(time.perf_counter() - began) / 60:.1f} min", flush=True)
