@@ -18,7 +18,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 import invsolve
@@ -32,16 +32,16 @@ PRIORLESS = ("pinv", "tv", "tv-3d")
 FEW, MANY = ("dds", "dds-3d"), ("dps", "mbir")
 
 
-def read_volume(path: Path, slices: int, size: int, pool: int) -> Tensor:
+def read_volume(path: Path, slices: int, size: int, zoom: float) -> Tensor:
     """The middle of a volume as (slices, 1, size, size) in [0, 1], padded with air where it is smaller.
 
     Args:
-        pool: average so many pixels a side within each slice first.
+        zoom: resample by this factor along all axes first, to the scale that the prior was trained at.
     """
     with h5py.File(path, "r") as file:
         volume = file["volume"][:].astype(np.float32)
-    if pool > 1:
-        volume = F.avg_pool2d(torch.from_numpy(volume)[:, None], pool)[:, 0].numpy()
+    if zoom != 1:
+        volume = np.clip(ndimage.zoom(volume, zoom, order=1), 0, None)
     shape = (slices, size, size)
     for axis, wanted in enumerate(shape):
         have = volume.shape[axis]
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--slices", type=int, default=60)
     parser.add_argument("--size", type=int, default=160)
-    parser.add_argument("--pool", type=int, default=1, help="average so many pixels a side within each slice first")
+    parser.add_argument("--zoom", type=float, default=1.0, help="resample the volume by this factor first")
     parser.add_argument("--methods", nargs="+", default=["pinv", "tv-3d", "dps", "dds", "mbir", "dds-3d"])
     parser.add_argument("--few", type=int, default=50, help="network calls a slice for dds and dds-3d")
     parser.add_argument("--many", type=int, default=1000, help="network calls a slice for mbir and dps")
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])
     parser.add_argument("--json", type=Path, help="where to write the figures")
     arguments = parser.parse_args()
-    truth = read_volume(arguments.volume, arguments.slices, arguments.size, arguments.pool)
+    truth = read_volume(arguments.volume, arguments.slices, arguments.size, arguments.zoom)
     given: dict[str, dict[str, object]] = {}
     for text in arguments.set:
         method, _, rest = text.partition(".")

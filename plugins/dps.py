@@ -47,7 +47,7 @@ class DPS(Strategy):
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "operator-gradient")
     data_strength: ClassVar[Mapping[str, int]] = {"zeta": 1}
-    mean_error: ClassVar[float] = 0.3
+    mean_error: ClassVar[float] = 0.4
     std_ratio: ClassVar[tuple[float, float]] = (0.85, 1.1)
 
     def fits(self, problem: Problem) -> bool:
