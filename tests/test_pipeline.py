@@ -18,7 +18,18 @@ from pipelines import TEXT, write
 from invsolve import Pipeline, UserError
 from invsolve.datasets import own
 from invsolve.opening import open_images
-from invsolve.pipeline import Evaluate, Export, Load, Reconstruct, Simulate, StepFailed, Stop, Stopped, schema, sweep
+from invsolve.pipeline import (
+    Evaluate,
+    Export,
+    Load,
+    Reconstruct,
+    Simulate,
+    StepFailed,
+    Stop,
+    Stopped,
+    schema,
+    sweep,
+)
 from invsolve.pipeline.graph import expand
 from invsolve.pipeline.reading import check
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from invsolve.cli.common import AsJson, emit, key_values, note, start, table
+from invsolve.cli.common import AsJson, Plugins, emit, key_values, note, start, table
 
 if TYPE_CHECKING:
     from invsolve.pipeline import Pipeline, Plan, Results, Stop
@@ -48,6 +48,7 @@ def run(
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of pipeline files, for editors.")
     ] = False,
+    plugin: Plugins = None,
     json_: AsJson = False,
 ) -> int:
     """Run a pipeline: load, preprocess, simulate, reconstruct, evaluate, report, export. Nothing is computed twice.
@@ -67,7 +68,7 @@ def run(
         raise UserError("which pipeline? invsolve run PIPELINE.toml")
     from invsolve.pipeline import Pipeline
 
-    pipeline = Pipeline.load(file, key_values(set_))
+    pipeline = Pipeline.load(file, key_values(set_), plugin or ())
     if points:
         names = pipeline.points
         emit(names, json_, "\n".join(names))

@@ -28,6 +28,7 @@ class Context:
 
     Attributes:
         inputs: parameter -> the file that it stands for.
+        measured: what the input was reconstructed from, where the pipeline says so.
         out: the file to write.
         say: told one line at a time what was found and decided.
         should_stop: asked by long steps whether to stop.
@@ -36,6 +37,7 @@ class Context:
     """
 
     inputs: Mapping[str, Product]
+    measured: Product | None
     out: Path
     say: Callable[[str], None]
     should_stop: Callable[[], bool]
@@ -189,8 +191,17 @@ def _evaluate(step: steps.Evaluate, context: Context) -> dict[str, Any]:
 
 @perform.register
 def _report(step: steps.Report, context: Context) -> dict[str, Any]:
-    truth = context.inputs.get("truth")
-    write_report(context.inputs["input"].path, context.out, step.items, truth.path if truth else None, True)
+    truth, measured = context.inputs.get("truth"), context.measured
+    write_report(
+        context.inputs["input"].path,
+        context.out,
+        step.items,
+        truth.path if truth else None,
+        overwrite=True,
+        scan=measured.path if measured else None,
+        layout=measured.layout if measured else None,
+        read=measured.read if measured else None,
+    )
     return {}
 
 

@@ -17,6 +17,8 @@ from invsolve.pipeline.reading import Document
 from invsolve.pipeline.running import Result, Setting, run_plan
 from invsolve.pipeline.stopping import Stop
 from invsolve.pipeline.store import Store
+from invsolve.pipeline.variables import Variables
+from invsolve.training.parallel import started_together
 
 
 class Results(Sequence[Result]):
@@ -77,27 +79,33 @@ class Pipeline:
         self._prepare(reading.check(raw, name, name), Path.cwd() if base is None else Path(base), name)
 
     @classmethod
-    def load(cls, path: str | Path, changes: Mapping[str, Any] | None = None) -> Pipeline:
+    def load(
+        cls, path: str | Path, changes: Mapping[str, Any] | None = None, plugins: Sequence[str | Path] = ()
+    ) -> Pipeline:
         """Read a pipeline from a TOML file.
 
         Args:
             path: the file; paths in it are seen from its folder.
             changes: dotted name -> value, as for `--set`: {"variables.angles": 12, "recon.samples": 4}.
+            plugins: Python files with plugins, beside those that the file names; seen from the working directory.
 
         Raises:
             UserError: something is wrong; says which step and key, what was expected, and how to mend it.
         """
         file = Path(path)
         made = cls.__new__(cls)
-        made._prepare(reading.read(file, changes), file.parent, str(path))
+        made._prepare(reading.read(file, changes), file.parent, str(path), plugins)
         return made
 
-    def _prepare(self, document: Document, base: Path, where: str) -> None:
+    def _prepare(self, document: Document, base: Path, where: str, plugins: Sequence[str | Path] = ()) -> None:
         self.document, self.base, self.where = document, base.absolute(), where
-        self.plugins = tuple((self.base / file).resolve() for file in document.plugins)
+        filled = Variables(document.variables, {})
+        named = [self.base / str(filled.fill(file, f"{where}: plugins")) for file in document.plugins]
+        self.plugins = tuple(file.resolve() for file in (*named, *map(Path, plugins)))
         for file in self.plugins:
             registry.load_file(file)
-        self.store = Store(self.base / (document.work or f"{document.name}_runs"))
+        work = str(filled.fill(document.work or f"{document.name}_runs", f"{where}: work"))
+        self.store = Store(self.base / Path(work).expanduser())
         self.graph: Graph = expand(document, where)
         self._located = check_jobs(self.graph.jobs, self.base, where)
 
@@ -160,9 +168,14 @@ class Pipeline:
             stop: its `request` ends the run at the next safe point.
 
         Raises:
+            UserError: started by torchrun, whose processes would wait for one another.
             StepFailed: a step failed; what was finished is kept.
             Stopped: asked to stop; the same call goes on.
         """
+        if started_together():
+            raise UserError(
+                f"{self.where}: torchrun starts several processes, a pipeline is run by one: use workers = N"
+            )
         wanted = self.plan() if plan is None else plan
         setting = Setting(
             self.name, self.base, self.store, self.plugins, on_event or (lambda what: None), stop or Stop()

@@ -19,7 +19,10 @@ from invsolve.errors import UserError
 from invsolve.pipeline.actions import Context, perform
 from invsolve.pipeline.checking import target
 from invsolve.pipeline.events import Listener, event
+from invsolve.pipeline.files import Product
+from invsolve.pipeline.keys import ingredients, key_of
 from invsolve.pipeline.planning import Plan, Planned
+from invsolve.pipeline.steps import Reconstruct
 from invsolve.pipeline.stopping import Stop, Stopped
 from invsolve.pipeline.store import Store
 
@@ -196,6 +199,7 @@ def _perform(planned: Planned, setting: Setting) -> dict[str, Any]:
     branch = f" --only {planned.job.branch}" if planned.job.branch else ""
     context = Context(
         inputs={key: source.product for key, source in planned.sources.items()},
+        measured=_measured(planned),
         out=out,
         say=lambda line: setting.tell(event("note", **_about(planned), text=line)),
         should_stop=setting.stop.asked,
@@ -210,6 +214,9 @@ def _perform(planned: Planned, setting: Setting) -> dict[str, Any]:
         # A step that resumes stops after a step of its own; what the others were at is written anew.
         with nullcontext() if step.resumes else setting.stop.anywhere():
             facts = perform(step, context)
+    if any(_changed(part, setting) for part in (planned, *planned.sources.values())):
+        store.forget(planned.folder)
+        raise UserError("a file that it reads was changed meanwhile; run the same command again")
     record = {
         "key": planned.key,
         "step": planned.job.name,
@@ -220,6 +227,19 @@ def _perform(planned: Planned, setting: Setting) -> dict[str, Any]:
         "invsolve_version": invsolve.__version__,
     }
     return store.finish(planned.folder, step.output_name, record)
+
+
+def _measured(planned: Planned) -> Product | None:
+    source = planned.sources.get("input")
+    if source is None or not isinstance(source.step, Reconstruct):
+        return None
+    return source.sources["input"].product
+
+
+def _changed(planned: Planned, setting: Setting) -> bool:
+    """Whether files from outside are no longer those that the key was made of."""
+    sources = {key: source.key for key, source in planned.sources.items()}
+    return key_of(ingredients(planned.step, sources, setting.plugins, setting.store.hashes)) != planned.key
 
 
 def _result(planned: Planned, record: dict[str, Any], cached: bool, setting: Setting) -> Result:
