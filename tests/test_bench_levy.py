@@ -48,7 +48,7 @@ def test_operators() -> None:
 @pytest.mark.parametrize("increments", levy.INCREMENTS)
 def test_signals_fill_the_network_range_and_noise_is_25_db_below(increments: str) -> None:
     prior = walk(increments)
-    rng = invsolve.contracts.random.ChainRandom(9, [(0, s) for s in range(2000)])
+    rng = invsolve.contracts.random.ChainRandom(9, [(0, s) for s in range(20000)])
     x = prior.sample(rng, torch.zeros(1, dtype=torch.float64))[:, 0]
     assert float(x.square().mean().sqrt()) == pytest.approx(0.5, rel=0.1)
     sigma = levy.noise_level(prior, levy.convolution())
