@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -84,16 +84,20 @@ class InChunks(Operator):
         """Apply a function of tensors with the batch first to chunks of them; what has another length goes in whole."""
         first = values[0]
         assert isinstance(first, Tensor)
-        count = len(first)
+        done = [function(*parts).to(first.device) for parts in self._chunks(*values)]
+        return done[0] if len(done) == 1 else torch.cat(done)
 
-        def part(value: Tensor | float | None, start: int) -> Tensor | float | None:
+    def _chunks(self, *values: Any) -> Iterator[list[Any]]:
+        """The values of some rows at a time, on the device; what has another length than the first goes in whole."""
+        count = len(values[0])
+
+        def part(value: Any, start: int) -> Any:
             if not isinstance(value, Tensor):
                 return value
             cut = value[start : start + self.rows] if value.ndim and len(value) == count else value
             return cut.to(self.device, non_blocking=True)
 
-        done = [function(*(part(v, start) for v in values)).to(first.device) for start in range(0, count, self.rows)]
-        return done[0] if len(done) == 1 else torch.cat(done)
+        return ([part(v, start) for v in values] for start in range(0, count, self.rows))
 
     def forward(self, x: Tensor) -> Tensor:
         return self._map(self.inner, x)
@@ -132,15 +136,9 @@ class LinearInChunks(InChunks, LinearOperator):
         return self._map(solve, z, y, rho, start)
 
     def tikhonov(self, r: Tensor, rho: float | Tensor) -> Tensor | None:
-        closed = self.inner.tikhonov
-
-        def solve(r: Tensor, rho: float | Tensor) -> Tensor:
-            found = closed(r, rho)
-            assert found is not None
-            return found
-
-        one = closed(r[:1].to(self.device), rho[:1].to(self.device) if isinstance(rho, Tensor) else rho)
-        return None if one is None else self._map(solve, r, rho)
+        found = [self.inner.tikhonov(*parts) for parts in self._chunks(r, rho)]
+        done = [part.to(r.device) for part in found if part is not None]
+        return torch.cat(done) if len(done) == len(found) else None
 
     def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
         return self._map(lambda part: self.inner.pinv(part, tolerance, iterations), y)
