@@ -29,7 +29,7 @@ def demo(
     ),
     json_: AsJson = False,
 ) -> None:
-    """The main job on bundled data and a bundled prior: sparse-view CT, five methods, under a minute on two cores."""
+    """The main job on bundled data and a bundled prior: sparse-view CT, five methods, about two minutes on two cores."""
     start(None)
     from invsolve.demo import run_demo
 
