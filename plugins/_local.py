@@ -24,7 +24,7 @@ class Local:
         adjoint: its transpose.
         white: r, v -> v A' (diag(variance) + v A A')^-1 r, roughly: the image's mean given y = r, were its covariance v I;
             v is a number.
-        weigh: r -> diag(variance)^-1 r, up to a factor.
+        direction: r, v -> p and A'p, where p = (diag(variance) + v A A')^-1 r up to a factor, roughly.
         variance: of the noise, broadcasts against y.
     """
 
@@ -32,12 +32,8 @@ class Local:
     forward: Callable[[Tensor], Tensor]
     adjoint: Callable[[Tensor], Tensor]
     white: Callable[[Tensor, float], Tensor]
-    weigh: Callable[[Tensor], Tensor]
+    direction: Callable[[Tensor, float], tuple[Tensor, Tensor]]
     variance: Tensor
-
-    def precondition(self, r: Tensor, v: float) -> Tensor:
-        """(diag(variance) + v A A')^-1 r up to a factor, roughly."""
-        return self.weigh(r - self.forward(self.white(r, v)))
 
 
 def local(problem: Problem, point: Tensor) -> Local:
@@ -51,8 +47,17 @@ def _given(problem: Problem, operator: LinearOperator) -> Local:
     def white(r: Tensor, v: float) -> Tensor:
         return problem.tikhonov(r, v, tolerance=1e-2, iterations=30)
 
+    def direction(r: Tensor, v: float) -> tuple[Tensor, Tensor]:
+        rho = problem.rho(v)
+        closed = operator.tikhonov(r, rho)
+        if closed is None:
+            p = r - operator(white(r, v))
+            return p, operator.adjoint(p)
+        # (A'A + rho) closed = A'r, which spares an adjoint.
+        return r - operator(closed), rho * closed
+
     variance = torch.as_tensor(problem.sigma, device=problem.y.device, dtype=problem.y.real.dtype) ** 2
-    return Local(problem.residual, operator, operator.adjoint, white, lambda r: r, variance)
+    return Local(problem.residual, operator, operator.adjoint, white, direction, variance)
 
 
 def _tangent(problem: Problem, point: Tensor) -> Local:
@@ -83,7 +88,11 @@ def _tangent(problem: Problem, point: Tensor) -> Local:
 
         return conjugate_gradients(normal, adjoint(r / variance), None, 1e-2, 30)
 
+    def direction(r: Tensor, v: float) -> tuple[Tensor, Tensor]:
+        p = (r - forward(white(r, v))) / variance
+        return p, adjoint(p)
+
     def residual(x: Tensor) -> Tensor:
         return problem.y - predicted - forward(x - here)
 
-    return Local(residual, forward, adjoint, white, lambda r: r / variance, variance)
+    return Local(residual, forward, adjoint, white, direction, variance)

@@ -50,6 +50,7 @@ class GaussianField(Prior):
         if spectrum.ndim != 2 or spectrum.shape[0] != spectrum.shape[1] or bool((spectrum < 0).any()):
             raise UserError(f"prior 'gaussian': spectrum must be (N, N) and >= 0, got {tuple(spectrum.shape)}")
         self.spectrum = spectrum.double()
+        self.sigma_min = min(self.sigma_min, float(self.spectrum.mean().sqrt()) / 50)
         self.mean = mean
         self.event_shape = (1, *spectrum.shape)
         self.source = "analytic Gaussian field"

@@ -30,7 +30,8 @@ class Moment(Strategy):
     vector-Jacobian products of one network call. Solves start from the previous step's u, are preconditioned by the
     operator's proximal solve with the prior's measured error in place of sigma^2 J, and minimise the residual over a
     growing basis, which needs no symmetry of a learned network's J. The part of the residual that so few products leave
-    unsolved is then given to that proximal solve; it vanishes as the products suffice. Between steps DPM-Solver++ 2M (Lu 2022).
+    unsolved is then given to that proximal solve; it vanishes as the products suffice. Between steps DPM-Solver++ 2M (Lu 2022)
+    with a coefficient that keeps the samples' width, see `extrapolation`.
 
     An operator that is not linear is replaced by its tangent at the previous step's D_y, noise that is not Gaussian by
     Gaussian noise of the variance expected there. The tangent takes operators that torch can differentiate twice.
@@ -62,42 +63,47 @@ class Moment(Strategy):
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:
         x = self.schedule(problem)[0].item() * rng.normal(problem.zeros())
-        return {"x": x, "u": torch.zeros_like(problem.y), "before": x, "level": x.new_zeros(problem.batch)}
+        return {"x": x, "u": torch.zeros_like(problem.y), "before": x}
 
     def step(self, problem: Problem, state: State, sigma: float, sigma_next: float, rng: ChainRandom) -> State:
-        x = state["x"]
-        estimate, residual, u = self.condition(problem, x, sigma, state["u"], state["before"] if rng.step > 1 else None)
+        x, before = state["x"], state["before"]
+        start = (state["u"], before) if rng.step > 1 else None
+        estimate, residual, u = self.condition(problem, x, sigma, start)
         forecast = estimate
-        if sigma_next > 0 and rng.step > 1:
-            r = (state["level"] / sigma).log() / math.log(sigma / sigma_next)
-            forecast = estimate + (estimate - state["before"]) / (2 * rows(r, x))
+        if sigma_next > 0 and start is not None:
+            forecast = estimate + extrapolation(math.log(sigma / sigma_next), self.churn) * (estimate - before)
         ratio = sigma_next / sigma
         shrink = ratio**self.churn
         x = ratio * shrink * x + (1 - ratio * shrink) * forecast
         if self.churn > 0 and sigma_next > 0:
             x = x + sigma_next * math.sqrt(1 - shrink**2) * rng.normal(x)
-        level = torch.full_like(state["level"], sigma)
-        return {"x": x, "u": u, "before": estimate, "level": level, "residual": problem.misfit(residual)}
+        return {"x": x, "u": u, "before": estimate, "residual": problem.misfit(residual)}
 
     def condition(
-        self, problem: Problem, x: Tensor, sigma: float, u: Tensor, point: Tensor | None
+        self, problem: Problem, x: Tensor, sigma: float, start: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """D_y at x, the residual y - A D_y, and u; the operator is linearised at `point`, where None at D."""
+        """D_y at x, the residual y - A D_y, and u.
+
+        Args:
+            start: the previous step's u and D_y, where the operator is linearised; None at the first step, which
+                linearises at D.
+        """
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             denoised = problem.denoise(x, sigma)
         mean = denoised.detach()
-        near = local(problem, mean if point is None else point)
+        near = local(problem, mean if start is None else start[1])
 
-        def system(v: Tensor) -> tuple[Tensor, Tensor]:
-            (product,) = torch.autograd.grad(denoised, x, near.adjoint(v), retain_graph=True)
+        def system(v: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor]:
+            (product,) = torch.autograd.grad(denoised, x, pulled, retain_graph=True)
             image = sigma**2 * product
             return near.forward(image) + near.variance * v, image
 
         unknown = problem.prior.error(sigma)
-        budget = 3 * self.solves if point is None else self.solves if self.matters(problem, unknown) else 1
+        budget = 3 * self.solves if start is None else self.solves if self.matters(problem, unknown) else 1
+        first = None if start is None else (start[0], near.adjoint(start[0]))
         u, shift, rest = minimal_residual(
-            system, lambda r: near.precondition(r, unknown), near.residual(mean), u, budget
+            system, lambda r: near.direction(r, unknown), near.residual(mean), first, budget
         )
         # What a few products leave unsolved is not left out of the image: it gets the white covariance of the same error.
         extra = near.white(rest, unknown)
@@ -110,40 +116,68 @@ class Moment(Strategy):
         return unknown * problem.operator_norm() ** 2 > 0.1 * problem.largest_sigma() ** 2
 
 
+def extrapolation(h: float, churn: float) -> float:
+    """How far D_y is carried on along its last change: a two-step method that keeps the width of the samples.
+
+    DPM-Solver++ 2M takes 1/2 for steps of one length. That is right for a smooth path; in the stochastic equation the last
+    change is mostly the noise of the last step, and noise carried on by half widens the samples, by 5 % at 28 steps. Here
+    the variance of x is followed through the steps for a Gaussian posterior: the coefficient with which samples get
+    exactly its width depends on h alone, because in log sigma another width is a mere shift. This is its expansion, good
+    to 0.002 for h up to 1. Where steps slowly change their length no further term is needed; the order stays 2.
+
+    Args:
+        h: length of the step, log(sigma / sigma').
+        churn: 0 for the probability flow, 1 for the reverse stochastic equation.
+    """
+    return 1 / 2 - (3 + churn) * h / 24 + (1 + churn) * h**2 / 16
+
+
+Direction = tuple[Tensor, Tensor]
+
+
 def minimal_residual(
-    system: Callable[[Tensor], tuple[Tensor, Tensor]],
-    precondition: Callable[[Tensor], Tensor],
+    system: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    direction: Callable[[Tensor], Direction],
     b: Tensor,
-    start: Tensor,
+    first: Direction | None,
     budget: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Solve M u = b by generalised conjugate residuals (Eisenstat 1983) with `budget` products, every row for itself.
 
     Args:
-        system: v -> (M v, image of v); the image is accumulated beside u.
-        precondition: an approximate inverse of M, up to a factor.
-        start: tried as the first direction, with the length that suits it best: a poor one does no harm.
+        system: p, A'p -> (M p, image of p); the image is accumulated beside u.
+        direction: r -> p, an approximate solution of M p = r up to a factor, and A'p.
+        first: tried as the first direction, with the length that suits it best: a poor one does no harm.
 
     Returns:
         u, its image, and b - M u.
     """
-    basis: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    u, r = torch.zeros_like(b), b
-    image: Tensor | None = None
-    warm = rows(inner(start, start) > 0, b)
+    tried: list[tuple[Tensor, Tensor]] = []
+    basis: list[tuple[Tensor, Tensor]] = []
+    shares: list[list[Tensor]] = []  # of each product along the ones before it
+    lengths: list[Tensor] = []
+    r = b
     for k in range(budget):
-        p = torch.where(warm, start, precondition(r)) if k == 0 else precondition(r)
-        q, s = system(p)
-        for p_old, q_old, s_old, square in basis:
-            c = inner(q_old, q) / square
-            p, q, s = p - rows(c, p) * p_old, q - rows(c, q) * q_old, s - rows(c, s) * s_old
-        square = inner(q, q).clamp_min(torch.finfo(s.dtype).tiny)
-        alpha = inner(q, r) / square
-        u, r = u + rows(alpha, p) * p, r - rows(alpha, q) * q
-        image = rows(alpha, s) * s if image is None else image + rows(alpha, s) * s
-        basis.append((p, q, s, square))
-    assert image is not None
-    return u, image, r
+        p, pulled = first if k == 0 and first is not None else direction(r)
+        q, image = system(p, pulled)
+        tried.append((p, image))
+        shares.append([])
+        for q_old, square in basis:
+            shares[k].append(inner(q_old, q) / square)
+            q = torch.addcmul(q, rows(shares[k][-1], q), q_old, value=-1)
+        square = inner(q, q).clamp_min(torch.finfo(image.dtype).tiny)
+        basis.append((q, square))
+        lengths.append(inner(q, r) / square)
+        r = torch.addcmul(r, rows(lengths[k], q), q, value=-1)
+    # The basis is a triangular combination of the products: solved backwards for how much of each direction to take.
+    for j in reversed(range(budget)):
+        for k in range(j):
+            lengths[k] = lengths[k] - shares[j][k] * lengths[j]
+    u, shift = torch.zeros_like(b), torch.zeros_like(tried[0][1])
+    for length, (p, image) in zip(lengths, tried, strict=True):
+        u = torch.addcmul(u, rows(length, p), p)
+        shift = torch.addcmul(shift, rows(length, image), image)
+    return u, shift, r
 
 
 @hookimpl

@@ -1,6 +1,8 @@
 """`moment` beyond a linear operator and an exact denoiser: tangents, counting noise, Jacobians that are no covariance."""
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 
 import invsolve
+from invsolve.contracts import schedules
 from invsolve.contracts.linalg import norm
 from invsolve.contracts.operator import matching
 from invsolve.contracts.problem import Problem, make_problem
@@ -17,7 +20,7 @@ from invsolve.engine import run_batch
 from invsolve.needs import check_needs
 from invsolve.plugins._local import local
 from invsolve.plugins.gaussian import GaussianField
-from invsolve.plugins.moment import minimal_residual
+from invsolve.plugins.moment import extrapolation, minimal_residual
 
 SIZE = 8
 
@@ -134,8 +137,10 @@ def linear_problem(operator: invsolve.Operator, rows: int = 3) -> Problem:
 
 def test_a_linear_operator_that_does_not_say_so_gives_the_same_samples() -> None:
     chains = [(0, 0), (0, 1), (1, 0)]
+    # With one product a step, because where the noise dominates only an operator that says so is spared the others.
+    strategy = invsolve.strategy("moment", solves=1)
     known, hidden = (
-        run_batch(linear_problem(operator), invsolve.strategy("moment"), ChainRandom(3, chains)).images
+        run_batch(linear_problem(operator), strategy, ChainRandom(3, chains)).images
         for operator in (Projections(), Hidden(Projections()))
     )
     torch.testing.assert_close(hidden, known, atol=1e-7, rtol=0)
@@ -173,20 +178,47 @@ def test_minimal_residual_is_the_dense_solution_without_symmetry() -> None:
     matrix = root @ root.mT / 12 + 0.3 * (skew - skew.mT) / 12**0.5 + 0.1 * torch.eye(12, dtype=torch.float64)
     b = torch.randn(2, 12, dtype=torch.float64, generator=generator)
 
-    def system(v: Tensor) -> tuple[Tensor, Tensor]:
-        product = (matrix @ v[..., None])[..., 0]
-        return product, 2 * v
+    def system(p: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor]:
+        return (matrix @ p[..., None])[..., 0], 2 * pulled
+
+    def direction(r: Tensor) -> tuple[Tensor, Tensor]:
+        return r, r.clone()
 
     zero = torch.zeros_like(b)
-    u, image, rest = minimal_residual(system, lambda r: r, b, zero, 12)
+    u, image, rest = minimal_residual(system, direction, b, None, 12)
     torch.testing.assert_close(u, torch.linalg.solve(matrix, b), atol=1e-8, rtol=1e-8)
     torch.testing.assert_close(image, 2 * u)
     torch.testing.assert_close(rest, zero, atol=1e-8, rtol=0)
     # Few products: never further from the data than before, with any start, and a good start is used up at once.
-    sizes = [norm(minimal_residual(system, lambda r: r, b, zero, k)[2]) for k in (1, 3, 6)]
+    sizes = [norm(minimal_residual(system, direction, b, None, k)[2]) for k in (1, 3, 6)]
     assert bool((sizes[0] <= norm(b)).all() and (sizes[1] <= sizes[0]).all() and (sizes[2] <= sizes[1]).all())
-    again, _, rest = minimal_residual(system, lambda r: r, b, 5 * u, 1)
+    again, _, rest = minimal_residual(system, direction, b, (5 * u, 5 * u), 1)
     torch.testing.assert_close(again, u, atol=1e-7, rtol=0)
+
+
+def width(variance: float, steps: int, churn: float, coefficient: Callable[[float], float]) -> float:
+    """Standard deviation over the right one of samples of N(0, variance), the covariance of (x, last D) followed exactly."""
+    levels = schedules.edm(steps, 0.002, 20.0).tolist()
+    joint = torch.tensor([[levels[0] ** 2, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    for k, (sigma, after) in enumerate(pairwise(levels)):
+        gain = variance / (variance + sigma**2)
+        if after == 0:
+            return float(gain * (joint[0, 0] / variance).sqrt())
+        h = math.log(sigma / after)
+        carried = coefficient(h) if k else 0.0
+        share = 1 - math.exp(-h * (1 + churn))
+        step = torch.tensor([[1 - share + share * gain * (1 + carried), -share * carried], [gain, 0.0]]).to(joint)
+        joint = step @ joint @ step.T
+        joint[0, 0] += after**2 * (1 - math.exp(-2 * h * churn))
+    raise AssertionError("a schedule ends at zero")
+
+
+@pytest.mark.parametrize("churn", [0.0, 0.5, 1.0])
+def test_the_extrapolation_keeps_the_width_of_gaussians_of_any_size(churn: float) -> None:
+    for std in (0.03, 0.1, 0.3, 1.0):
+        assert abs(width(std**2, 28, churn, lambda h: extrapolation(h, churn)) - 1) < 0.01
+    # DPM-Solver++ 2M, had its steps one length.
+    assert width(0.1**2, 28, churn, lambda h: 0.5) > 1 + 0.01 * (1 + churn)
 
 
 class Learned(invsolve.Prior):
