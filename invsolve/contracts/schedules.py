@@ -15,6 +15,12 @@ def edm(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Ten
     return torch.cat([levels, levels.new_zeros(1)])
 
 
+def geometric(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """`steps` levels from sigma_max to sigma_min, each the same part of the one before, then 0; (steps + 1,) float64."""
+    levels = torch.logspace(math.log10(sigma_max), math.log10(sigma_min), steps, dtype=torch.float64)
+    return torch.cat([levels, levels.new_zeros(1)])
+
+
 def ddpm_linear(steps: int, sigma_min: float = 0.0, sigma_max: float = math.inf) -> Tensor:
     """The DDPM schedule (Ho 2020: beta from 1e-4 to 0.02 in 1000), thinned to `steps` equally spaced times; (steps + 1,).
 
