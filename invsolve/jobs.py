@@ -22,7 +22,7 @@ from invsolve.contracts.scale import Scale
 from invsolve.datasets import own
 from invsolve.errors import UserError
 from invsolve.opening import open_images, open_measurement
-from invsolve.provenance import plain, provenance
+from invsolve.provenance import plain, provenance, scatters_like_posterior
 from invsolve.reading import read_rows
 from invsolve.simulated import SimulatedScan
 from invsolve.training import parallel
@@ -284,11 +284,12 @@ def evaluate_file(recon: Path, truth: Path | None, data_range: float | None) -> 
     # Two channels against one: a complex image and its magnitude, as scanners store it.
     magnitude = result.mean[0:1].shape[1] == 2 and reference[0:1].shape[1] == 1
     span = data_range or metrics.data_range(reference)
+    uncertain = result.samples.shape[1] > 1 and not magnitude and scatters_like_posterior(result.config)
     rows: list[dict[str, float]] = []
     linear: list[dict[str, float]] = []
     for i in range(len(result.mean)):
         target, mean, std = reference[i : i + 1][0], result.mean[i : i + 1][0], result.std[i : i + 1][0]
-        spread = std if result.samples.shape[1] > 1 and not magnitude else None
+        spread = std if uncertain else None
         if magnitude:
             mean = mean.norm(dim=0, keepdim=True)
         rows.append(metrics.score(mean, target, span, spread, result.samples.shape[1]))

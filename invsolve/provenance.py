@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 import invsolve
+from invsolve import registry
 from invsolve.contracts.operator import Operator
 from invsolve.contracts.strategy import settings
 from invsolve.engine import Run
+from invsolve.errors import UserError
 
 
 def plain(value: Any) -> Any:
@@ -96,3 +98,14 @@ def provenance(run: Run) -> dict[str, Any]:
         "device": str(run.device),
         "threads": torch.get_num_threads(),
     }
+
+
+def scatters_like_posterior(config: dict[str, Any]) -> bool:
+    """Whether the strategy of this record draws from the posterior, so that its spread is an uncertainty.
+
+    False for point estimates, however often they were repeated; True where the strategy is not known here.
+    """
+    try:
+        return bool(registry.find("strategy", config["strategy"]["name"]).draws)
+    except (KeyError, TypeError, UserError):
+        return True

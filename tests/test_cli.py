@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -27,6 +28,18 @@ def scan(images: Path, tmp_path: Path, cli) -> Path:
     code, _, err = cli("simulate", images, "-o", path, *CT)
     assert code == 0, err
     return path
+
+
+def test_a_point_estimate_repeated_has_no_coverage(scan: Path, tmp_path: Path, cli) -> None:
+    recon = tmp_path / "recon.h5"
+    assert cli("reconstruct", scan, "-o", recon, "--strategy", "tv", "--samples", 2)[0] == 0
+    code, out, _ = cli("evaluate", recon, "--json")
+    assert code == 0
+    assert set(json.loads(out)["mean"]) == {"psnr", "ssim", "nrmse"}
+    assert cli("report", recon, "-o", tmp_path / "page.html")[0] == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "does not draw from the posterior" in text
+    assert "coverage_90" not in re.findall(r'"names":\s*\[[^]]*\]', text)[0]
 
 
 def test_from_truth_to_report(images: Path, scan: Path, tmp_path: Path, plugin: Path, cli) -> None:

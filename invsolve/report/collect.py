@@ -24,9 +24,11 @@ class Scores:
 
     Args:
         reference: truth, row by row as in the result; None leaves everything empty.
+        uncertain: whether the samples' spread is an uncertainty, whose coverage is of interest.
     """
 
-    def __init__(self, reference: Rows | None) -> None:
+    def __init__(self, reference: Rows | None, uncertain: bool) -> None:
+        self.uncertain = uncertain
         self.span = metrics.data_range(reference) if reference is not None else 1.0
         self.rows: list[dict[str, float]] = []
         self.linear: list[dict[str, float]] = []
@@ -47,7 +49,7 @@ class Scores:
         def comparable(image: Tensor) -> Tensor:
             return image.norm(dim=0, keepdim=True) if magnitude else image
 
-        std = frame.std if count > 1 and not magnitude else None
+        std = frame.std if count > 1 and not magnitude and self.uncertain else None
         self.rows.append(self._score(comparable(frame.mean), truth))
         if std is not None:
             shares = metrics.coverage(frame.mean, std, truth, count, LEVELS)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from invsolve.contracts.layout import Rows
 from invsolve.errors import UserError
+from invsolve.provenance import scatters_like_posterior
 from invsolve.report import words
 from invsolve.report.budget import Plan, Sizes, describe, ladder
 from invsolve.report.collect import LEVELS, Scores, residual_by_step
@@ -55,7 +56,7 @@ def write_page(
     look = _Look(probes, frames.samples)
     residual, measured = _try_residual(measured, probes[0], result)
     sizes = Sizes(probes, 0 if residual is None else len(encode(residual.picture, residual.step)[2]))
-    scores = Scores(reference)
+    scores = Scores(reference, scatters_like_posterior(result.config))
     allowed = megabytes * 1e6
     shown = frames.samples if frames.samples > 1 else 0
     plans = list(ladder(shown, frames.size, len(frames), look.steps))
