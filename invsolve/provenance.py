@@ -106,6 +106,7 @@ def scatters_like_posterior(config: dict[str, Any]) -> bool:
     False for point estimates, however often they were repeated; True where the strategy is not known here.
     """
     try:
-        return bool(registry.find("strategy", config["strategy"]["name"]).draws)
+        strategy: Any = registry.find("strategy", config["strategy"]["name"])
+        return bool(strategy.draws)
     except (KeyError, TypeError, UserError):
         return True
