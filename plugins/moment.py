@@ -36,8 +36,8 @@ class Moment(Strategy):
     An operator that is not linear is replaced by its tangent at the previous step's D_y, noise that is not Gaussian by
     Gaussian noise of the variance expected there. The tangent takes operators that torch can differentiate twice.
 
-    Known bias: it takes p(x0 | x_sigma) for a Gaussian, so modes of a mixture get wrong weights. Spread is the prior's: a
-    network that is surer than it is right gives samples that are too alike.
+    Known bias: it takes p(x0 | x_sigma) for a Gaussian, so modes of a mixture and sparse jumps get wrong weights. Spread is
+    the prior's: a network that is surer than it is right gives samples that are too alike.
 
     Args:
         steps: network calls.

@@ -171,6 +171,32 @@ def test_the_tangent_is_the_derivative_and_its_transpose(operator: invsolve.Oper
     torch.testing.assert_close((step * near.adjoint(other)).sum(), left)
 
 
+@pytest.mark.parametrize(
+    "operator",
+    [
+        invsolve.operator("inpainting", fraction=0.5, image_size=SIZE),
+        invsolve.operator("blur", sigma=0.8),
+        invsolve.operator("mri", acceleration=2, image_size=SIZE),
+        Projections(),
+    ],
+    ids=["inpainting", "blur", "mri", "no closed form"],
+)
+def test_a_direction_comes_with_its_adjoint(operator: invsolve.LinearOperator) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 1, SIZE, SIZE, dtype=torch.float64, generator=generator)
+    operator = operator.to(torch.float64)
+    y = operator(x.to(torch.complex128) if operator.complex_image else x)
+    problem = make_problem(None, operator, invsolve.Gaussian(0.1), y, (1, SIZE, SIZE), Scale())
+    near = local(problem, torch.zeros_like(x))
+    p, pulled = near.direction(problem.y, 0.3)
+    torch.testing.assert_close(pulled, near.adjoint(p), atol=1e-10, rtol=1e-8)
+    if not isinstance(operator, Projections):  # whose inner solver stops early
+        # p solves (sigma_y^2 + v A A') p = y up to a factor.
+        applied = 0.1**2 * p + 0.3 * near.forward(pulled)
+        factor = (applied.conj() * problem.y).real.sum() / applied.abs().square().sum()
+        torch.testing.assert_close(factor * applied, problem.y)
+
+
 def test_minimal_residual_is_the_dense_solution_without_symmetry() -> None:
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(2, 12, 12, dtype=torch.float64, generator=generator)
