@@ -1,0 +1,174 @@
+"""Strategies with the bundled priors against long Langevin runs: the posterior that the network itself stands for.
+
+    python scripts/prior_data.py ../shared/data DATA
+    python benchmarks/long_run.py DATA [--problem inpainting] [--strategy moment] [--evaluations 100] [--draws 64]
+
+A learned denoiser has no posterior in closed form. Its score at a small noise level, (D(x, s) - x) / s^2, plus the gradient of
+the likelihood drives kinetic Langevin dynamics (BAOAB, Leimkuhler 2013), preconditioned by (A'A / sigma_y^2 + 1 / s^2)^-1, in
+many chains: annealed from large s, then long enough for every direction to be crossed many times. What it converges to is taken
+as the posterior; two halves of the chains say how well it is known. Images are cut to 32 x 32, so that this takes minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+import invsolve
+from invsolve.contracts.problem import Problem, make_problem
+from invsolve.contracts.random import ChainRandom
+from invsolve.contracts.scale import Scale
+from invsolve.testing.strategies import draws
+
+SIZE = 32
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A part of a held-out image, in network units, and how it is measured."""
+
+    prior: str
+    file: str
+    low: float
+    high: float
+    corner: tuple[int, int]
+    operator: Callable[[], invsolve.LinearOperator]
+    sigma: float
+
+
+PROBLEMS = {
+    "inpainting": Cut(
+        "natural",
+        "natural",
+        0,
+        1,
+        (48, 48),
+        lambda: invsolve.operator("inpainting", fraction=0.5, image_size=SIZE),
+        0.05,
+    ),
+    "blur": Cut("natural", "natural", 0, 1, (48, 48), lambda: invsolve.operator("blur", sigma=1.5), 0.05),
+    "ct": Cut(
+        "ct-128", "ct-128", -1000, 1200, (40, 40), lambda: invsolve.operator("ct", image_size=SIZE, angles=12), 0.5
+    ),
+    "mri": Cut(
+        "mr-128", "mr-128", 0, 1, (48, 48), lambda: invsolve.operator("mri", image_size=SIZE, acceleration=3), 0.05
+    ),
+}
+
+
+def measured(data: Path, cut: Cut, rows: int) -> Problem:
+    """The problem with `rows` equal rows: a held-out image with structure in its cut."""
+    prior = invsolve.load_prior(cut.prior).requires_grad_(False)
+    with h5py.File(data / f"{cut.file}.h5") as file:
+        held = np.flatnonzero(file["split"].asstr()[:] == "val")
+        images = file["x"][held[0] : held[-1] + 1][held - held[0]]
+    top, left = cut.corner
+    parts = images[:, ..., top : top + SIZE, left : left + SIZE].reshape(len(images), SIZE, SIZE)
+    truth = torch.from_numpy(parts[parts.std((1, 2)).argmax()].astype(np.float32)).view(1, 1, SIZE, SIZE)
+    truth = (2 * (truth - cut.low) / (cut.high - cut.low) - 1).clamp(-1, 1)
+    operator = cut.operator()
+    y = operator(truth.to(torch.complex64) if operator.complex_image else truth)
+    y = invsolve.Gaussian(cut.sigma).sample(y, ChainRandom(0, [(0, 0)]))
+    mask = operator.measured()
+    y = y if mask is None else y * mask
+    noise = invsolve.Gaussian(cut.sigma)
+    return make_problem(prior, operator, noise, y.expand(rows, *y.shape[1:]), (1, SIZE, SIZE), Scale(), rows)
+
+
+@torch.no_grad()
+def langevin(
+    problem: Problem, smoothing: float, burn_in: int, steps: int, h: float = 0.5, keep: float = 0.9
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and standard deviation of D(x, smoothing) over the run, and the means of the two halves of the chains.
+
+    Args:
+        problem: a row a chain.
+        smoothing: the noise level s at which the prior's score is taken.
+        burn_in: steps from s = 1 down to it, and as many again before anything counts.
+        h: step, where 1 is the time in which the stiffest direction turns.
+        keep: part of the velocity that a step keeps.
+    """
+    rng, operator, sigma = ChainRandom(11, [(0, i) for i in range(problem.batch)]), problem.linear, problem.sigma
+    blank = torch.zeros_like(problem.y)
+    level = 1.0
+
+    def smooth(g: Tensor) -> Tensor:
+        """(A'A / sigma_y^2 + 1 / s^2)^-1 g."""
+        return operator.prox(level**2 * g, blank, sigma**2 / level**2, None, 1e-4, 50)
+
+    def force(x: Tensor) -> Tensor:
+        estimate = problem.denoise(x, level)
+        gradient = operator.adjoint(problem.y - operator(x)) / sigma**2 + (estimate - x) / level**2
+        estimates.append(estimate)
+        return smooth(gradient)
+
+    estimates: list[Tensor] = []
+    total, squares, count = problem.zeros().double(), problem.zeros().double(), 0
+    x = operator.prox(problem.zeros(), problem.y, sigma**2)
+    v, push = problem.zeros(), force(x)
+    for step in range(2 * burn_in + steps):
+        rng = rng.at(step + 1)
+        wanted = smoothing ** min(step / burn_in, 1.0)
+        if wanted != level:
+            v, level = v * (wanted / level), wanted
+            push = force(x)
+        v = v + h / 2 * push
+        x = x + h / 2 * v
+        kick = smooth(operator.adjoint(rng.normal(problem.y)) / sigma + rng.normal(x) / level)
+        v = keep * v + math.sqrt(1 - keep**2) * kick
+        x = x + h / 2 * v
+        estimates.clear()
+        push = force(x)
+        v = v + h / 2 * push
+        if step >= 2 * burn_in:
+            image = estimates[-1].double()
+            total, squares, count = total + image, squares + image**2, count + 1
+    means = total.flatten(1) / count
+    mean = means.mean(0)
+    std = (squares.flatten(1).mean(0) / count - mean**2).clamp_min(0).sqrt()
+    half = problem.batch // 2
+    return mean, std, torch.stack([means[:half].mean(0), means[half:].mean(0)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--problem", action="append", choices=list(PROBLEMS))
+    parser.add_argument("--strategy", action="append")
+    parser.add_argument("--evaluations", type=int, default=100)
+    parser.add_argument("--draws", type=int, default=64)
+    parser.add_argument("--chains", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--burn-in", type=int, default=400)
+    parser.add_argument("--smoothing", type=float, default=0.02)
+    arguments = parser.parse_args()
+    print("| problem | strategy | evaluations | mean error / sd | sd ratio | reference's halves apart / sd |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for name in arguments.problem or list(PROBLEMS):
+        chains = measured(arguments.data, PROBLEMS[name], arguments.chains)
+        mean, std, halves = langevin(chains, arguments.smoothing, arguments.burn_in, arguments.steps)
+        typical = std.square().mean().sqrt()
+        apart = float((halves[0] - halves[1]).square().mean().sqrt() / typical)
+        posed = measured(arguments.data, PROBLEMS[name], arguments.draws)
+        for which in arguments.strategy or ["moment"]:
+            images, cost = draws(invsolve.strategy(which).at_cost(arguments.evaluations), posed, 1)
+            error = float((images.mean(0) - mean).square().mean().sqrt() / typical)
+            ratio = float(images.std(0).square().mean().sqrt() / typical)
+            print(
+                f"| {name} | {which} | {cost['evaluations']:.0f} | {error:.2f} | {ratio:.2f} | {apart:.2f} |",
+                flush=True,
+            )
+        print(f"{name}: posterior sd {float(typical):.3f} of a range of 2", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
