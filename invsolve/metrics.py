@@ -14,6 +14,8 @@ from invsolve.contracts.layout import Rows
 
 #: Nominal probabilities of the central intervals whose coverage is measured.
 LEVELS = (0.5, 0.9)
+#: The window of structural similarity takes so many pixels each way.
+SSIM_WINDOW = 11
 
 
 def magnitude(image: Tensor) -> Tensor:
@@ -30,8 +32,14 @@ def psnr(image: Tensor, truth: Tensor, data_range: float) -> float:
 
 
 def ssim(image: Tensor, truth: Tensor, data_range: float) -> float:
-    """Structural similarity (Wang 2004, Gaussian weights of 1.5 pixels) of magnitudes (C, rows, columns), 1 when equal."""
-    a, b = (magnitude(v).double().numpy() for v in (image, truth))
+    """Structural similarity (Wang 2004, Gaussian weights of 1.5 pixels) of magnitudes (C, *spatial), 1 when equal.
+
+    Of a volume the mean over its slices along the first axis, as slice by slice; at least SSIM_WINDOW pixels each way.
+    """
+    if image.ndim > 3:
+        return float(np.mean([ssim(image[:, z], truth[:, z], data_range) for z in range(image.shape[1])]))
+    combine = magnitude if image.ndim == 3 else lambda v: magnitude(v[..., None])[..., 0]
+    a, b = (combine(v).double().numpy() for v in (image, truth))
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     return float(structural_similarity(a, b, data_range=data_range, **options))
 
@@ -63,8 +71,11 @@ def coverage(
 def score(
     mean: Tensor, truth: Tensor, data_range: float, std: Tensor | None = None, samples: int = 1
 ) -> dict[str, float]:
-    """All metrics of one item (C, rows, columns)."""
-    found = {"psnr": psnr(mean, truth, data_range), "ssim": ssim(mean, truth, data_range), "nrmse": nrmse(mean, truth)}
+    """All metrics of one item (C, *spatial); no SSIM of images smaller than its window."""
+    found = {"psnr": psnr(mean, truth, data_range)}
+    if min(truth.shape[-2:] if truth.ndim > 2 else truth.shape[-1:]) >= SSIM_WINDOW:
+        found["ssim"] = ssim(mean, truth, data_range)
+    found["nrmse"] = nrmse(mean, truth)
     return found | (coverage(mean, std, truth, samples) if std is not None else {})
 
 

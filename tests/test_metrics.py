@@ -22,6 +22,24 @@ def test_ssim_is_one_for_equal_images_and_less_for_others() -> None:
     assert metrics.ssim(truth + 0.3 * torch.randn(1, 24, 24), truth, 1.0) < 0.9
 
 
+def test_ssim_of_a_volume_is_that_of_its_slices() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.rand(1, 5, 16, 18, generator=generator)
+    image = truth.clone()
+    # Errors that cancel along the depth would not be seen in its average.
+    image[:, 0], image[:, 1] = truth[:, 0] + 0.4, truth[:, 1] - 0.4
+    slices = [metrics.ssim(image[:, z], truth[:, z], 1.0) for z in range(5)]
+    assert metrics.ssim(image, truth, 1.0) == pytest.approx(sum(slices) / 5)
+    assert metrics.ssim(image, truth, 1.0) < 0.95
+
+
+def test_scores_of_signals_and_of_images_smaller_than_the_window() -> None:
+    generator = torch.Generator().manual_seed(0)
+    signal, small = torch.rand(1, 64, generator=generator), torch.rand(1, 8, 8, generator=generator)
+    assert metrics.score(signal, signal, 1.0)["ssim"] == pytest.approx(1.0)
+    assert set(metrics.score(small, small + 0.1, 1.0)) == {"psnr", "nrmse"}
+
+
 def test_two_channels_are_real_and_imaginary() -> None:
     image = torch.zeros(2, 4, 4)
     image[0], image[1] = 3.0, 4.0

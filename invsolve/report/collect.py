@@ -14,8 +14,6 @@ from invsolve.report.frames import Frame
 
 #: Nominal probabilities at which coverage is drawn.
 LEVELS = (*(round(0.05 * k, 2) for k in range(1, 20)), 0.99)
-#: The window of structural similarity takes so many pixels each way.
-_SSIM_SIZE = 11
 _CURVE = 100
 
 
@@ -50,18 +48,13 @@ class Scores:
             return image.norm(dim=0, keepdim=True) if magnitude else image
 
         std = frame.std if count > 1 and not magnitude and self.uncertain else None
-        self.rows.append(self._score(comparable(frame.mean), truth))
+        self.rows.append(metrics.score(comparable(frame.mean), truth, self.span))
         if std is not None:
             shares = metrics.coverage(frame.mean, std, truth, count, LEVELS)
             self.covered.append(list(shares.values()))
             self.rows[-1] |= {f"coverage_{p}": shares[f"coverage_{p}"] for p in (50, 90)}
         if frame.pinv is not None:
-            self.linear.append(self._score(comparable(frame.pinv), truth))
-
-    def _score(self, image: Tensor, truth: Tensor) -> dict[str, float]:
-        if min(truth.shape[-2:]) >= _SSIM_SIZE:
-            return metrics.score(image, truth, self.span)
-        return {"psnr": metrics.psnr(image, truth, self.span), "nrmse": metrics.nrmse(image, truth)}
+            self.linear.append(metrics.score(comparable(frame.pinv), truth, self.span))
 
     def coverage(self) -> list[float]:
         """Share of all pixels at each of LEVELS; frames have as many pixels each, so it is their mean."""
