@@ -49,7 +49,7 @@ def _given(problem: Problem, operator: LinearOperator) -> Local:
 
     def direction(r: Tensor, v: float) -> tuple[Tensor, Tensor]:
         rho = problem.rho(v)
-        closed = operator.tikhonov(r, rho)
+        closed = problem.closed_tikhonov(r, rho)
         if closed is None:
             p = r - operator(white(r, v))
             return p, operator.adjoint(p)

@@ -57,7 +57,7 @@ class ScoreSDE(Strategy):
         x = state["x"]
         estimate = problem.denoise(x, sigma)
         if sigma_next == 0:
-            return {"x": problem.linear.prox(estimate, problem.y, problem.rho(problem.prior.error(sigma)))}
+            return {"x": problem.prox(estimate, problem.rho(problem.prior.error(sigma)))}
         x = x + (1 - (sigma_next / sigma) ** 2) * (estimate - x)
         fresh = sigma**2 - sigma_next**2
         x = self.project(problem, x + math.sqrt(fresh) * rng.normal(x), sigma_next, fresh, rng)
@@ -76,7 +76,7 @@ class ScoreSDE(Strategy):
         would count anew in every step, and the image would be surer of them than they are.
         """
         noise = sigma * rng.normal(x)
-        return noise + problem.linear.prox(x - noise, problem.y, problem.rho(fresh), tolerance=1e-3, iterations=30)
+        return noise + problem.prox(x - noise, problem.rho(fresh), tolerance=1e-3, iterations=30)
 
 
 @hookimpl

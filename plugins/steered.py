@@ -54,7 +54,7 @@ class Steered(Strategy):
     def step(self, problem: Problem, state: State, sigma: float, sigma_next: float, rng: ChainRandom) -> State:
         def steered(x: Tensor, level: float) -> Tensor:
             estimate, rho = problem.denoise(x, level), problem.rho(problem.prior.error(level))
-            return problem.linear.prox(estimate, problem.y, rho, tolerance=1e-3, iterations=30)
+            return problem.prox(estimate, rho, tolerance=1e-3, iterations=30)
 
         chosen = solvers.solver(self.solver)
         x, memory = chosen.step(steered, state["x"], state, sigma, sigma_next, rng)

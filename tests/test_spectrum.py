@@ -105,3 +105,34 @@ def test_too_large_operators_are_refused_with_a_way_out(monkeypatch: pytest.Monk
     problem, _ = problem_of(invsolve.operator("ct", image_size=8, angles=5), (1, 8, 8))
     with pytest.raises(invsolve.UserError, match="'diffpir', 'dds' or 'moment'"):
         problem.svd()
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("rho", [0.3, torch.tensor([0.02, 5.0], dtype=torch.float64).view(2, 1, 1, 1)])
+def test_small_solves_take_no_iterations_and_are_the_dense_ones(name: str, rho: float | torch.Tensor) -> None:
+    torch.manual_seed(0)
+    make, shape = CASES[name]
+    problem, matrix = problem_of(make(), shape)
+    r = torch.randn_like(problem.y)
+    z = torch.randn(2, *shape, dtype=torch.float64)
+    mask = problem.operator.measured()
+    r = r if mask is None else r * mask
+    flat = (torch.cat([r.real.flatten(1), r.imag.flatten(1)], 1) if r.is_complex() else r.flatten(1)) @ matrix
+    weights = torch.as_tensor(rho, dtype=torch.float64).flatten().expand(2)
+    solved = [
+        torch.linalg.solve(matrix.T @ matrix + w * torch.eye(len(flat[0]), dtype=torch.float64), b)
+        for w, b in zip(weights, flat, strict=True)
+    ]
+    found = problem.closed_tikhonov(r, rho)
+    assert found is not None
+    torch.testing.assert_close(found.flatten(1), torch.stack(solved), atol=1e-7, rtol=1e-6)
+    # The same solve with a centre and other data.
+    expected = z + problem.closed_tikhonov(r - problem.linear(z), rho)
+    torch.testing.assert_close(problem.prox(z, rho, r), expected, atol=1e-7, rtol=1e-6)
+
+
+def test_a_large_operator_is_not_decomposed_unasked() -> None:
+    operator = invsolve.operator("ct", image_size=64, angles=30)
+    y = operator(torch.zeros(1, 1, 64, 64))
+    problem = make_problem(None, operator, invsolve.Gaussian(0.1), y, (1, 64, 64), Scale())
+    assert problem.closed_tikhonov(problem.y, 1.0) is None

@@ -16,6 +16,9 @@ from invsolve.errors import UserError
 DENSE_LIMIT = 6000
 #: Most numbers in the dense matrix: 1 GiB in double precision, half of it kept in single.
 DENSE_NUMBERS = 2**27
+#: Largest shorter side, and largest longer one, of a matrix that is decomposed unasked: less than a second, and each solve
+#: through it then takes two products where conjugate gradients take tens of passes through the operator.
+SMALL = 1024, 4096
 #: Singular values below this part of the largest count as zero: the square root of what the Gram matrix resolves, with room.
 RELATIVE_CUT = 1e-5
 
@@ -47,6 +50,13 @@ class SingularSystem:
             return sign * self.measurement_to_basis(y)
 
         return replace(self, values=abs(factor) * self.values, measurement_to_basis=measurement_to_basis)
+
+    def tikhonov(self, r: Tensor, rho: float | Tensor) -> Tensor:
+        """(A'A + rho)^-1 A' r, (B, *measurement) -> (B, C, *spatial); rho > 0, a number or one a row (B, 1, ...)."""
+        seen = self.measurement_to_basis(r)
+        if isinstance(rho, Tensor):
+            rho = rho.view(-1, *[1] * (seen.ndim - 1))
+        return self.from_basis(self.values / (self.values**2 + rho) * seen)
 
     def on_real_parts(
         self, to_complex: Callable[[Tensor], Tensor], to_real: Callable[[Tensor], Tensor]
@@ -104,6 +114,19 @@ def dense_system(operator: LinearOperator, image_shape: Sequence[int], like: Ten
         lambda c: (c @ right.T).view(-1, *shape),
         lambda y: _as_real(y).flatten(1) @ left,
     )
+
+
+def short_system(
+    operator: LinearOperator, image_shape: Sequence[int], like: Tensor, keep: Any
+) -> SingularSystem | None:
+    """The singular system where it costs little: in closed form, or of a small dense matrix; else None. See `dense_system`."""
+    closed = operator.svd(image_shape, like)
+    if closed is not None:
+        return closed
+    sides = sorted((size_of(image_shape), size_of(like.shape[1:]) * (2 if like.is_complex() else 1)))
+    if sides[0] > SMALL[0] or sides[1] > SMALL[1]:
+        return None
+    return dense_system(operator, image_shape, like, keep)
 
 
 def _as_real(y: Tensor) -> Tensor:
