@@ -3,10 +3,12 @@
     python scripts/prior_data.py ../shared/data DATA
     python benchmarks/long_run.py DATA [--problem inpainting] [--strategy moment] [--evaluations 100] [--draws 64]
 
-A learned denoiser has no posterior in closed form. Its score at a small noise level, (D(x, s) - x) / s^2, plus the gradient of
-the likelihood drives kinetic Langevin dynamics (BAOAB, Leimkuhler 2013), preconditioned by (A'A / sigma_y^2 + 1 / s^2)^-1, in
-many chains: annealed from large s, then long enough for every direction to be crossed many times. What it converges to is taken
-as the posterior; two halves of the chains say how well it is known. Images are cut to 32 x 32, so that this takes minutes.
+A learned denoiser has no posterior in closed form. But its score at a noise level s, (D(x, s) - x) / s^2, is that of the images
+blurred by noise of that level, and with the gradient of the likelihood it drives kinetic Langevin dynamics (BAOAB, Leimkuhler
+2013), preconditioned by (A'A / sigma_y^2 + 1 / s^2)^-1, in many chains: annealed from large s, then long enough for every
+direction to be crossed many times. What it converges to is taken as the posterior; two halves of the chains say how well it is
+known. The strategies get the very same prior, the blurred images, whose denoiser follows from the network's. Images are cut to
+32 x 32, so that this takes minutes.
 """
 
 from __future__ import annotations
@@ -30,6 +32,26 @@ from invsolve.contracts.scale import Scale
 from invsolve.testing.strategies import draws
 
 SIZE = 32
+
+
+class Blurred(invsolve.Prior):
+    """Images plus white noise of level s as a prior of their own.
+
+    z = x0 + s n + sigma n' has noise tau^2 = s^2 + sigma^2; so E[x0 + s n | z] = (s^2 z + sigma^2 D(z, tau)) / tau^2.
+    """
+
+    def __init__(self, prior: invsolve.Prior, s: float) -> None:
+        super().__init__()
+        self.prior, self.s = prior, s
+        self.event_shape, self.sigma_min, self.sigma_max = prior.event_shape, s / 10, prior.sigma_max
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        total = self.s**2 + sigma**2
+        return (self.s**2 * x + sigma**2 * self.prior.denoise(x, total.sqrt())) / total
+
+    def error(self, sigma: float) -> float:
+        total = self.s**2 + sigma**2
+        return (sigma**2 / total) ** 2 * self.prior.error(total**0.5) + self.s**2 * sigma**2 / total
 
 
 @dataclass(frozen=True)
@@ -65,9 +87,9 @@ PROBLEMS = {
 }
 
 
-def measured(data: Path, cut: Cut, rows: int) -> Problem:
+def measured(data: Path, cut: Cut, rows: int, s: float) -> Problem:
     """The problem with `rows` equal rows: a held-out image with structure in its cut."""
-    prior = invsolve.load_prior(cut.prior).requires_grad_(False)
+    prior = Blurred(invsolve.load_prior(cut.prior).requires_grad_(False), s)
     with h5py.File(data / f"{cut.file}.h5") as file:
         held = np.flatnonzero(file["split"].asstr()[:] == "val")
         images = file["x"][held[0] : held[-1] + 1][held - held[0]]
@@ -86,16 +108,15 @@ def measured(data: Path, cut: Cut, rows: int) -> Problem:
 
 @torch.no_grad()
 def langevin(
-    problem: Problem, smoothing: float, burn_in: int, steps: int, h: float = 0.2, keep: float = 0.95
+    problem: Problem, prior: invsolve.Prior, s: float, burn_in: int, steps: int, h: float = 0.25, keep: float = 0.95
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and standard deviation of D(x, smoothing) over the run, and the means of the two halves of the chains.
+    """Mean and standard deviation (pixels,) of x over the run, and the means of the two halves of the chains (2, pixels).
 
     Args:
         problem: a row a chain.
-        smoothing: the noise level s at which the prior's score is taken.
-        burn_in: steps from s = 1 down to it, and as many again before anything counts.
-        h: step, where 1 is the time in which the stiffest direction turns; a learned score, which is nobody's gradient, throws
-            chains out of the images' range at 0.5.
+        prior: whose score is taken at noise level `s`.
+        burn_in: steps from level 1 down to `s`, and as many again before anything counts.
+        h: step, where 1 is the time in which the stiffest direction turns.
         keep: part of the velocity that a step keeps.
     """
     rng, operator, sigma = ChainRandom(11, [(0, i) for i in range(problem.batch)]), problem.linear, problem.sigma
@@ -103,36 +124,30 @@ def langevin(
     level = 1.0
 
     def smooth(g: Tensor) -> Tensor:
-        """(A'A / sigma_y^2 + 1 / s^2)^-1 g."""
-        return operator.prox(level**2 * g, blank, sigma**2 / level**2, None, 1e-4, 50)
+        """(A'A / sigma_y^2 + 1 / level^2)^-1 g."""
+        return problem.prox(level**2 * g, sigma**2 / level**2, blank, 1e-4, 50)
 
     def force(x: Tensor) -> Tensor:
-        estimate = problem.denoise(x, level)
-        gradient = operator.adjoint(problem.y - operator(x)) / sigma**2 + (estimate - x) / level**2
-        estimates.append(estimate)
-        return smooth(gradient)
+        score = (prior.denoise(x, torch.tensor(level)) - x) / level**2
+        return smooth(operator.adjoint(problem.y - operator(x)) / sigma**2 + score)
 
-    estimates: list[Tensor] = []
     total, squares, count = problem.zeros().double(), problem.zeros().double(), 0
-    x = operator.prox(problem.zeros(), problem.y, sigma**2)
+    x = problem.prox(problem.zeros(), sigma**2)
     v, push = problem.zeros(), force(x)
     for step in range(2 * burn_in + steps):
         rng = rng.at(step + 1)
-        wanted = smoothing ** min(step / burn_in, 1.0)
+        wanted = s ** min(step / burn_in, 1.0)
         if wanted != level:
             v, level = v * (wanted / level), wanted
             push = force(x)
-        v = v + h / 2 * push
-        x = x + h / 2 * v
+        x = x + h / 2 * (v + h / 2 * push)
         kick = smooth(operator.adjoint(rng.normal(problem.y)) / sigma + rng.normal(x) / level)
-        v = keep * v + math.sqrt(1 - keep**2) * kick
+        v = keep * (v + h / 2 * push) + math.sqrt(1 - keep**2) * kick
         x = x + h / 2 * v
-        estimates.clear()
         push = force(x)
         v = v + h / 2 * push
         if step >= 2 * burn_in:
-            image = estimates[-1].double()
-            total, squares, count = total + image, squares + image**2, count + 1
+            total, squares, count = total + x, squares + x.double() ** 2, count + 1
     means = total.flatten(1) / count
     mean = means.mean(0)
     std = (squares.flatten(1).mean(0) / count - mean**2).clamp_min(0).sqrt()
@@ -150,19 +165,21 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=10)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--burn-in", type=int, default=250)
-    parser.add_argument("--smoothing", type=float, default=0.02)
-    parser.add_argument("--step-size", type=float, default=0.2)
+    parser.add_argument("--level", type=float, default=0.05, help="s, in network units")
+    parser.add_argument("--step-size", type=float, default=0.25)
     arguments = parser.parse_args()
     print("| problem | strategy | evaluations | mean error / sd | sd ratio | reference's halves apart / sd |")
     print("|---|---|---|---|---|---|", flush=True)
     for name in arguments.problem or list(PROBLEMS):
-        chains = measured(arguments.data, PROBLEMS[name], arguments.chains)
+        cut = PROBLEMS[name]
+        network = invsolve.load_prior(cut.prior).requires_grad_(False)
+        chains = measured(arguments.data, cut, arguments.chains, arguments.level)
         mean, std, halves = langevin(
-            chains, arguments.smoothing, arguments.burn_in, arguments.steps, arguments.step_size
+            chains, network, arguments.level, arguments.burn_in, arguments.steps, arguments.step_size
         )
         typical = std.square().mean().sqrt()
         apart = float((halves[0] - halves[1]).square().mean().sqrt() / typical)
-        posed = measured(arguments.data, PROBLEMS[name], arguments.draws)
+        posed = measured(arguments.data, cut, arguments.draws, arguments.level)
         for which in arguments.strategy or ["moment"]:
             images, cost = draws(invsolve.strategy(which).at_cost(arguments.evaluations), posed, 1)
             error = float((images.mean(0) - mean).square().mean().sqrt() / typical)
