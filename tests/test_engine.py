@@ -161,6 +161,7 @@ class Bounded(invsolve.Prior):
     def __init__(self, inner: invsolve.Prior) -> None:
         super().__init__()
         self.inner = inner
+        self.sigma_min = inner.sigma_min
         self.largest = 0
 
     def denoise(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
