@@ -136,3 +136,31 @@ def test_a_large_operator_is_not_decomposed_unasked() -> None:
     y = operator(torch.zeros(1, 1, 64, 64))
     problem = make_problem(None, operator, invsolve.Gaussian(0.1), y, (1, 64, 64), Scale())
     assert problem.closed_tikhonov(problem.y, 1.0) is None
+
+
+class Plain(LinearOperator):
+    """A matrix in single precision, as its author wrote it down: no other precision was thought of."""
+
+    image_shape = (1, 6, 6)
+
+    def __init__(self) -> None:
+        self.matrix = torch.randn(20, 36, generator=torch.Generator().manual_seed(0)) / 6
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) @ self.matrix.T
+
+
+def test_an_operator_of_one_precision_is_decomposed_in_it_and_anew_when_it_changes() -> None:
+    operator = Plain()
+    r = torch.randn(2, 20, generator=torch.Generator().manual_seed(1))
+
+    def solved() -> tuple[torch.Tensor, torch.Tensor]:
+        problem = make_problem(None, operator, invsolve.Gaussian(0.1), r, (1, 6, 6), Scale())
+        found = problem.closed_tikhonov(r, 0.1)
+        assert found is not None
+        matrix = operator.matrix
+        return found.flatten(1), torch.linalg.solve(matrix.T @ matrix + 0.1 * torch.eye(36), (r @ matrix).T).T
+
+    torch.testing.assert_close(*solved(), atol=1e-4, rtol=1e-4)
+    operator.matrix.mul_(3)
+    torch.testing.assert_close(*solved(), atol=1e-4, rtol=1e-4)

@@ -14,7 +14,7 @@ from invsolve.contracts.noise import Gaussian, Noise
 from invsolve.contracts.operator import LinearOperator, MaskableOperator, Operator, size_of
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.scale import Scale
-from invsolve.contracts.spectrum import SingularSystem, dense_system, short_system
+from invsolve.contracts.spectrum import SingularSystem, dense_system, small
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Problem:
     _largest_sigma: float | None = field(default=None, init=False)
     _operator_norm: float | None = field(default=None, init=False)
     _svd: SingularSystem | None = field(default=None, init=False)
-    _short: tuple[SingularSystem | None] | None = field(default=None, init=False)
+    _short: bool | None = field(default=None, init=False)
     _data_in_basis: Tensor | None = field(default=None, init=False)
 
     @property
@@ -189,32 +189,26 @@ class Problem:
         return self.linear.prox(self.zeros(), residual, rho, start, tolerance, iterations) if closed is None else closed
 
     def closed_tikhonov(self, residual: Tensor, rho: float | Tensor) -> Tensor | None:
-        """(A'A + rho)^-1 A' residual, if that takes no iterations: the operator's closed form, or through `short_system`."""
-        closed = self.linear.tikhonov(residual, rho)
-        if closed is not None:
-            return closed
-        system = self._short_system()
-        return None if system is None else system.tikhonov(residual, rho)
+        """(A'A + rho)^-1 A' residual, if that takes no iterations: the operator's closed form, or through a short system."""
+        system = self.short_system()
+        return self.linear.tikhonov(residual, rho) if system is None else system.tikhonov(residual, rho)
 
     def prox(
         self, z: Tensor, rho: float | Tensor, y: Tensor | None = None, tolerance: float = 1e-5, iterations: int = 100
     ) -> Tensor:
         """argmin_x |A x - y|^2 + rho |x - z|^2, y by default the data; conjugate gradients, where they are needed, from z."""
-        y = self.y if y is None else y
-        if self.linear.tikhonov(self.y[:1], 1.0) is None:
-            system = self._short_system()
-            if system is not None:
-                return z + system.tikhonov(y - self.linear(z), rho)
-        return self.linear.prox(z, y, rho, None, tolerance, iterations)
+        y, system = self.y if y is None else y, self.short_system()
+        if system is None:
+            return self.linear.prox(z, y, rho, None, tolerance, iterations)
+        return z + system.tikhonov(y - self.linear(z), rho)
 
-    def _short_system(self) -> SingularSystem | None:
+    def short_system(self) -> SingularSystem | None:
+        """The singular system where it spares iterations and costs little (closed form, or a small dense matrix); else None."""
         if self._short is None:
-            self._short = (short_system(self.linear, self.image_shape, self.y, self._factors_kept_on()),)
-        return self._short[0]
-
-    def _factors_kept_on(self) -> LinearOperator:
-        operator = self.linear
-        return operator.inner if isinstance(operator, LinearRealView) else operator
+            iterates = self.linear.tikhonov(self.y[:1], 1.0) is None
+            cheap = self.linear.svd(self.image_shape, self.y) is not None or small(self.image_shape, self.y)
+            self._short = iterates and cheap
+        return self.svd() if self._short else None
 
     def operator_norm(self) -> float:
         """Largest singular value of a linear operator; 1 for others, whose users set strengths themselves."""
@@ -241,8 +235,10 @@ class Problem:
             UserError: there is no closed form and the operator is too large for a dense one.
         """
         if self._svd is None:
-            closed = self.linear.svd(self.image_shape, self.y)
-            self._svd = closed or dense_system(self.linear, self.image_shape, self.y, self._factors_kept_on())
+            operator = self.linear
+            keep = operator.inner if isinstance(operator, RealView) else operator
+            closed = operator.svd(self.image_shape, self.y)
+            self._svd = dense_system(operator, self.image_shape, self.y, keep) if closed is None else closed
         return self._svd
 
     def data_in_basis(self) -> Tensor:

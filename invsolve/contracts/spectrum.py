@@ -92,6 +92,8 @@ def safe_reciprocal(values: Tensor) -> Tensor:
 def dense_system(operator: LinearOperator, image_shape: Sequence[int], like: Tensor, keep: Any) -> SingularSystem:
     """Decompose the dense matrix of a real-image operator, in double precision, through the smaller Gram matrix.
 
+    The matrix is asked of the operator in the precision of `like`: its author need not have thought of another.
+
     Args:
         operator: real images (B, C, *spatial) to real or complex y.
         image_shape: (C, *spatial).
@@ -102,12 +104,14 @@ def dense_system(operator: LinearOperator, image_shape: Sequence[int], like: Ten
         UserError: the operator is too large.
     """
     shape, measurement = tuple(image_shape), tuple(like.shape[1:])
-    cache: dict[Any, tuple[Tensor, Tensor, Tensor]] = keep.__dict__.setdefault("_dense_systems", {})
+    cache: dict[Any, tuple[Any, tuple[Tensor, Tensor, Tensor]]] = keep.__dict__.setdefault("_dense_systems", {})
+    # An author may change a mask or a matrix in place.
+    state = tuple((buffer.data_ptr(), buffer._version) for buffer in keep.buffers())
     key = (shape, measurement, like.dtype, like.device)
-    if key not in cache:
+    if cache.get(key, (None,))[0] != state:
         left, values, right = (t.to(like.real.dtype) for t in _decompose(operator, shape, like))
-        cache[key] = left, values, right
-    left, values, right = cache[key]
+        cache[key] = state, (left, values, right)
+    left, values, right = cache[key][1]
     return SingularSystem(
         values,
         lambda x: x.flatten(1) @ right,
@@ -116,17 +120,10 @@ def dense_system(operator: LinearOperator, image_shape: Sequence[int], like: Ten
     )
 
 
-def short_system(
-    operator: LinearOperator, image_shape: Sequence[int], like: Tensor, keep: Any
-) -> SingularSystem | None:
-    """The singular system where it costs little: in closed form, or of a small dense matrix; else None. See `dense_system`."""
-    closed = operator.svd(image_shape, like)
-    if closed is not None:
-        return closed
-    sides = sorted((size_of(image_shape), size_of(like.shape[1:]) * (2 if like.is_complex() else 1)))
-    if sides[0] > SMALL[0] or sides[1] > SMALL[1]:
-        return None
-    return dense_system(operator, image_shape, like, keep)
+def small(image_shape: Sequence[int], like: Tensor) -> bool:
+    """Whether the dense matrix between such images and measurements may be decomposed unasked."""
+    shorter, longer = sorted((size_of(image_shape), size_of(like.shape[1:]) * (2 if like.is_complex() else 1)))
+    return shorter <= SMALL[0] and longer <= SMALL[1]
 
 
 def _as_real(y: Tensor) -> Tensor:
@@ -157,18 +154,19 @@ def _decompose(operator: LinearOperator, shape: tuple[int, ...], like: Tensor) -
 def _dense(
     operator: LinearOperator, shape: tuple[int, ...], like: Tensor, numbers: int, by_rows: bool, chunk: int = 256
 ) -> Tensor:
-    """The matrix of the operator, float64, (numbers, pixels): from the adjoint of unit data, or the forward of unit images."""
+    """The matrix of the operator as float64, (numbers, pixels): from the adjoint of unit data, or the forward of unit images."""
     measurement = tuple(like.shape[1:])
     total = numbers if by_rows else size_of(shape)
     parts = []
     for first in range(0, total, chunk):
         count = min(chunk, total - first)
-        unit = torch.zeros(count, total, dtype=torch.float64, device=like.device)
+        unit = torch.zeros(count, total, dtype=like.real.dtype, device=like.device)
         unit[torch.arange(count), first + torch.arange(count)] = 1.0
         if not by_rows:
-            parts.append(_as_real(operator(unit.view(count, *shape))).flatten(1).double())
+            parts.append(_as_real(operator(unit.view(count, *shape))).flatten(1))
         elif like.is_complex():
             parts.append(operator.adjoint(torch.view_as_complex(unit.view(count, *measurement, 2))).flatten(1))
         else:
             parts.append(operator.adjoint(unit.view(count, *measurement)).flatten(1))
-    return torch.cat(parts) if by_rows else torch.cat(parts).T
+    matrix = torch.cat(parts).double()
+    return matrix if by_rows else matrix.T

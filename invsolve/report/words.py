@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from invsolve.provenance import scatters_like_posterior
 from invsolve.report.collect import Scores
 from invsolve.report.frames import Frames
-from invsolve.report.record import judged, strategy_of
+from invsolve.report.record import judged
 from invsolve.report.residual import Measured
 
 _HEADINGS = {"psnr": "PSNR dB", "ssim": "SSIM", "nrmse": "NRMSE"}
@@ -54,7 +55,7 @@ def warnings(result: Any) -> list[str]:
 
 def uncertainty(frames: Frames) -> list[str]:
     """What the standard deviation is worth."""
-    count, strategy = frames.samples, strategy_of(frames.result.config)
+    count, config = frames.samples, frames.result.config
     if count < 2:
         return ["There is one sample an item, so no uncertainty is known and none is shown. --samples 8 gives one."]
     lines = [
@@ -62,11 +63,11 @@ def uncertainty(frames: Frames) -> list[str]:
         f"{100 / math.sqrt(2 * (count - 1)):.0f} % in each pixel. It knows what the prior and the stated noise leave open; "
         "it does not know whether prior, operator and noise fit the instrument."
     ]
-    if strategy is not None and not strategy.draws:
+    if not scatters_like_posterior(config):
         lines.insert(
             0,
-            f"{strategy.name} finds one image and does not draw from the posterior: how its repetitions scatter is no "
-            "posterior uncertainty.",
+            f"{config['strategy']['name']} finds one image and does not draw from the posterior: how its repetitions scatter is "
+            "no posterior uncertainty.",
         )
     return lines
 
