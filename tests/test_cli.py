@@ -39,6 +39,7 @@ def test_a_point_estimate_repeated_has_no_coverage(scan: Path, tmp_path: Path, c
     assert cli("report", recon, "-o", tmp_path / "page.html")[0] == 0
     text = (tmp_path / "page.html").read_text()
     assert "does not draw from the posterior" in text
+    assert "knows what the prior" not in text
     assert "coverage_90" not in re.findall(r'"names":\s*\[[^]]*\]', text)[0]
 
 

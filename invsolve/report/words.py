@@ -56,20 +56,18 @@ def warnings(result: Any) -> list[str]:
 def uncertainty(frames: Frames) -> list[str]:
     """What the standard deviation is worth."""
     count, config = frames.samples, frames.result.config
+    if not scatters_like_posterior(config):
+        return [
+            f"{config['strategy']['name']} finds one image and does not draw from the posterior: how its repetitions scatter is "
+            "no posterior uncertainty. A strategy that draws, such as moment, gives one."
+        ]
     if count < 2:
         return ["There is one sample an item, so no uncertainty is known and none is shown. --samples 8 gives one."]
-    lines = [
+    return [
         f"The standard deviation is that of {count} samples, and itself uncertain by about "
         f"{100 / math.sqrt(2 * (count - 1)):.0f} % in each pixel. It knows what the prior and the stated noise leave open; "
         "it does not know whether prior, operator and noise fit the instrument."
     ]
-    if not scatters_like_posterior(config):
-        lines.insert(
-            0,
-            f"{config['strategy']['name']} finds one image and does not draw from the posterior: how its repetitions scatter is "
-            "no posterior uncertainty.",
-        )
-    return lines
 
 
 def discrepancy(result: Any, measured: Measured) -> list[str]:
