@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 import invsolve
-from invsolve import metrics, registry
+from invsolve import registry
+from invsolve.api import metrics
 from invsolve.errors import UserError
 
 COLUMNS = ("strategy", "one", "mean", "ssim", "b", "v/b", "in 50 %", "in 90 %", "residual", "evaluations", "seconds")

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 
 import invsolve
-from invsolve import api, engine, jobs, opening
-from invsolve.batching import batches
-from invsolve.contracts.random import ChainRandom
-from invsolve.datasets import own
-from invsolve.provenance import provenance
+from invsolve import api, engine, jobs
+from invsolve.api.provenance import provenance
+from invsolve.datasets import hdf5
+from invsolve.engine.batching import batches
+from invsolve.files import opening
+from invsolve.numerics.random import ChainRandom
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
     prior = api.load_prior("ct-128")
     with tempfile.TemporaryDirectory() as folder:
         scan, out = Path(folder) / "scan.h5", Path(folder) / "recon.h5"
-        own.write_scan(scan, y, operator, invsolve.Gaussian(1.0))
+        hdf5.write_scan(scan, y, operator, invsolve.Gaussian(1.0))
         chosen = invsolve.strategy("red-diff", steps=arguments.steps)
 
         def plan() -> engine.Run:

@@ -29,8 +29,8 @@ from torch import Tensor
 
 import invsolve
 from invsolve.contracts.problem import Problem, make_problem
-from invsolve.contracts.random import ChainRandom
 from invsolve.contracts.scale import Scale
+from invsolve.numerics.random import ChainRandom
 from invsolve.testing.strategies import draws
 
 SIZE = 32

@@ -25,8 +25,8 @@ import torch
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 
 import invsolve
-from invsolve.contracts.random import ChainRandom
 from invsolve.contracts.scale import Scale
+from invsolve.numerics.random import ChainRandom
 
 PRIORS = ("ct-128", "mr-128", "mr-complex-128", "natural")
 LEVELS = (0.05, 0.1, 0.2, 0.5)

@@ -3,7 +3,7 @@
     python benchmarks/train_killed.py VOLUME.h5 WORK [--steps 2000] [--kills 2] [-- OPTIONS OF invsolve train]
 
 The loss curves and the weights of both runs are compared to the last bit; then the prior is measured on the held-out slices:
-denoising against NL-means and TV (whose strength is chosen by the truth), and CT from 30 views against pinv and tv.
+denoising against NL-means and TV (whose strength is chosen by the truth), and CT from 30 views against linear and tv.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from safetensors.torch import load_file
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 
 import invsolve
-from invsolve import metrics
-from invsolve.contracts.random import ChainRandom
+from invsolve.api import metrics
 from invsolve.contracts.scale import Scale
+from invsolve.numerics.random import ChainRandom
 
 
 def command(volume: Path, out: Path, steps: int, options: list[str]) -> list[str]:
@@ -107,7 +107,7 @@ def reconstruction(prior: invsolve.Prior, truth: torch.Tensor) -> None:
     y = invsolve.simulate(square, operator, noise)
     span = metrics.data_range(square)
     print("| 30-view CT | PSNR dB | SSIM |\n|---|---|---|")
-    for name, parameters in (("pinv", {}), ("tv", {"steps": 600}), ("dds", {"steps": 30}), ("moment", {"steps": 20})):
+    for name, parameters in (("linear", {}), ("tv", {"steps": 600}), ("dds", {"steps": 30}), ("moment", {"steps": 20})):
         strategy = invsolve.strategy(name, **parameters)
         rec = invsolve.reconstruct(y, operator, prior, noise=noise, strategy=strategy, samples=2, progress=False)
         found = metrics.average([metrics.score(m, t, span) for m, t in zip(rec.mean, square, strict=True)])

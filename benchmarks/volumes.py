@@ -22,10 +22,11 @@ from scipy import ndimage
 from torch import Tensor
 
 import invsolve
-from invsolve import metrics, registry
+from invsolve import registry
+from invsolve.api import metrics
 
 DIRECTIONS = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}
-PRIORLESS = ("pinv", "tv", "tv-3d")
+PRIORLESS = ("linear", "tv", "tv-3d")
 
 
 #: Network calls of the methods that take few, and of those that take many.
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=60)
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--zoom", type=float, default=1.0, help="resample the volume by this factor first")
-    parser.add_argument("--methods", nargs="+", default=["pinv", "tv-3d", "dps", "dds", "mbir", "dds-3d"])
+    parser.add_argument("--methods", nargs="+", default=["linear", "tv-3d", "dps", "dds", "mbir", "dds-3d"])
     parser.add_argument("--few", type=int, default=50, help="network calls a slice for dds and dds-3d")
     parser.add_argument("--many", type=int, default=1000, help="network calls a slice for mbir and dps")
     parser.add_argument("--set", nargs="*", default=[], metavar="METHOD.KEY=VALUE", help="parameters of a method")
@@ -81,7 +82,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--slicings", type=int, default=1, choices=[1, 3], help="of the coupled methods that have a prior"
+        "--planes", type=int, default=1, choices=[1, 3], help="of the coupled methods that have a prior"
     )
     parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])
     parser.add_argument("--json", type=Path, help="where to write the figures")
@@ -116,7 +117,7 @@ def main() -> None:
                 seed=arguments.seed,
                 batch_size=arguments.batch_size,
                 device=arguments.device,
-                slicings=arguments.slicings if cls.couples_items and method not in PRIORLESS else 1,
+                planes=arguments.planes if cls.couples_items and method not in PRIORLESS else 1,
                 precision=arguments.precision if method not in PRIORLESS else "float32",
             )
             seconds = time.perf_counter() - began

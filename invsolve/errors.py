@@ -19,3 +19,11 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     if near:
         return f" Did you mean {' or '.join(repr(n) for n in near)}?"
     return f" Known: {', '.join(names)}." if names else " None are registered."
+
+
+class NonFinite(ArithmeticError):
+    """A result became NaN or infinite; says at which step and what the likely cause is."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; finished items are kept."""

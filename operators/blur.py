@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invsolve import hookimpl
 from invsolve.contracts.operator import LinearOperator, matching
-from invsolve.contracts.spectrum import RELATIVE_CUT, SingularSystem, hartley, safe_reciprocal
 from invsolve.errors import UserError
+from invsolve.numerics.spectrum import RELATIVE_CUT, SingularSystem, hartley, safe_reciprocal
 
 
 def gaussian_kernel(sigma: float) -> Tensor:
@@ -36,6 +35,8 @@ class Blur(LinearOperator):
     Raises:
         UserError: both or neither of kernel and sigma.
     """
+
+    name = "blur"
 
     examples = (
         {"sigma": 0.8},
@@ -152,8 +153,3 @@ class Blur(LinearOperator):
             return spectrum.real - spectrum.imag
 
         return SingularSystem(values, hartley, hartley, measurement_to_basis)
-
-
-@hookimpl
-def invsolve_operators() -> Mapping[str, type]:
-    return {"blur": Blur}

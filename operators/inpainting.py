@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from invsolve import hookimpl
-from invsolve.contracts.operator import MaskableOperator, matching
-from invsolve.contracts.spectrum import SingularSystem
+from invsolve.contracts.maskable import MaskableOperator
+from invsolve.contracts.operator import matching
 from invsolve.errors import UserError
+from invsolve.numerics.spectrum import SingularSystem
 
 
 class Inpainting(MaskableOperator):
@@ -30,6 +30,8 @@ class Inpainting(MaskableOperator):
     Raises:
         UserError: not exactly one of the three, or out of range.
     """
+
+    name = "inpainting"
 
     examples = (
         {"fraction": 0.5, "image_size": 12},
@@ -123,8 +125,3 @@ class Inpainting(MaskableOperator):
 
     def norm(self, like: Tensor | None = None) -> float:
         return 1.0
-
-
-@hookimpl
-def invsolve_operators() -> Mapping[str, type]:
-    return {"inpainting": Inpainting}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from invsolve import hookimpl
-from invsolve.contracts.operator import MaskableOperator, matching
-from invsolve.contracts.spectrum import SingularSystem, hartley, safe_reciprocal
+from invsolve.contracts.maskable import MaskableOperator
+from invsolve.contracts.operator import matching
 from invsolve.errors import UserError
+from invsolve.numerics.spectrum import SingularSystem, hartley, safe_reciprocal
 
 _AXES = (-2, -1)
 
@@ -42,7 +42,7 @@ class MRI(MaskableOperator):
     """y_c = mask * F(coil_map_c * x), F the centred orthonormal Fourier transform.
 
     x (B, 1, rows, columns) complex; y (B, coils, rows, columns) complex, zero where nothing is measured; without coil maps
-    one coil of sensitivity 1. Groups for active acquisition are the k-space columns (single points for a 2-D mask).
+    one coil of linear_norm 1. Groups for active acquisition are the k-space columns (single points for a 2-D mask).
 
     Args:
         mask: (columns,) or (rows, columns), centred, non-zero where measured; default everything.
@@ -55,6 +55,8 @@ class MRI(MaskableOperator):
     Raises:
         UserError: the size cannot be told, shapes disagree, or (when applied) x is not complex.
     """
+
+    name = "mri"
 
     complex_image = True
     examples = (
@@ -175,8 +177,3 @@ class MRI(MaskableOperator):
 
     def measured(self) -> Tensor | None:
         return self.mask
-
-
-@hookimpl
-def invsolve_operators() -> Mapping[str, type]:
-    return {"mri": MRI}

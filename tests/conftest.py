@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-import invsolve.api  # noqa: F401 (layouts make their operators through it)
 from invsolve import registry
 from invsolve.cli.app import run
 

@@ -9,8 +9,7 @@ from typing import Any
 from invsolve import api, registry
 from invsolve.bench import gaussian, levy, mixture
 from invsolve.bench.family import Family
-from invsolve.engine import NonFinite
-from invsolve.errors import UserError, suggestion
+from invsolve.errors import NonFinite, UserError, suggestion
 
 FAMILIES: dict[str, Family] = {"gaussian": gaussian.FAMILY, "mixture": mixture.FAMILY, "levy": levy.FAMILY}
 

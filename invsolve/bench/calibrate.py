@@ -11,17 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve import api, sampling
+from invsolve import api
+from invsolve.api import sampling
 from invsolve.bench import ranks as rank_tests
-from invsolve.contracts.layout import Measurement
+from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.contracts.prior import Prior
-from invsolve.contracts.random import SHARED, ChainRandom
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.strategy import Strategy
-from invsolve.engine import Run
+from invsolve.engine.run import Run
 from invsolve.errors import UserError
+from invsolve.numerics.random import SHARED, ChainRandom
 
 #: Network calls a truth where the prior cannot be sampled directly.
 FLOW_STEPS = 200

@@ -15,9 +15,9 @@ from invsolve.bench.matrix import Matrix
 from invsolve.contracts.noise import Gaussian
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.problem import make_problem
-from invsolve.contracts.random import SHARED, ChainRandom
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.strategy import Strategy
+from invsolve.numerics.random import SHARED, ChainRandom
 from invsolve.testing.strategies import draws, sliced_wasserstein
 
 LENGTH = 64

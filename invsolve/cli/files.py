@@ -31,7 +31,7 @@ def demo(
 ) -> None:
     """The main job on bundled data and a bundled prior: sparse-view CT, five methods, about two minutes on two cores."""
     start(None)
-    from invsolve.demo import run_demo
+    from invsolve.cli.demo import run_demo
 
     result = run_demo(folder, note)
     rows = [
@@ -59,7 +59,7 @@ def simulate(
 ) -> None:
     """Measure known images with an operator: y = A(x) + noise."""
     start(plugin)
-    from invsolve.jobs import simulate_file
+    from invsolve.jobs.simulation import simulate_file
 
     result = simulate_file(truth, out, operator, key_values(set_), noise, seed, overwrite, layout, key_values(read))
     shape = " x ".join(map(str, result["measurement_shape"]))
@@ -70,7 +70,7 @@ def reconstruct(
     scan: Annotated[Path, typer.Argument(help="Measurement: ours, DXchange, NXtomo, fastMRI, ISMRMRD, ...")],
     out: Annotated[Path, typer.Option("-o", "--output", help="Result file to write; the same command resumes it.")],
     prior: Annotated[
-        str | None, typer.Option(help="Registered prior or checkpoint file; pinv and tv need none.")
+        str | None, typer.Option(help="Registered prior or checkpoint file; linear and tv need none.")
     ] = None,
     strategy: Annotated[str, typer.Option(help="Posterior-sampling strategy; auto: moment, else red-diff.")] = "auto",
     set_: Settings = None,
@@ -94,8 +94,8 @@ def reconstruct(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Time a few steps, say what all would take; write nothing.")
     ] = False,
-    coherence: Annotated[float, typer.Option(help="Items that share some noise.", show_default=False)] = 0.0,
-    slicings: Annotated[int, typer.Option(help="3: the prior along all axes.", metavar="1|3", show_default=False)] = 1,
+    noise_correlation: Annotated[float, typer.Option(help="Items that share some noise.", show_default=False)] = 0.0,
+    planes: Annotated[int, typer.Option(help="3: the prior along all axes.", metavar="1|3", show_default=False)] = 1,
     precision: Annotated[str, typer.Option(help="bf16: a faster network.", show_default=False)] = "float32",
     checkpoint_every: Annotated[
         float, typer.Option(help="To go on from after a kill; 60.", metavar="SECONDS", show_default=False)
@@ -108,7 +108,8 @@ def reconstruct(
 ) -> None:
     """Draw samples of every item of a scan, and write their mean, standard deviation and samples."""
     start(plugin)
-    from invsolve.jobs import Request, reconstruct_file
+    from invsolve.jobs.reconstruction import reconstruct_file
+    from invsolve.jobs.request import Request
     from invsolve.training.parallel import rank
 
     request = Request(
@@ -130,13 +131,13 @@ def reconstruct(
         workers=workers,
         scheduler=scheduler,
         plugins=tuple(plugin or ()),
-        coherence=coherence,
-        slicings=slicings,
+        noise_correlation=noise_correlation,
+        planes=planes,
         precision=precision,
         checkpoint_every=checkpoint_every,
     )
     if dry_run:
-        from invsolve import dryrun
+        from invsolve.jobs import dryrun
 
         plan = dryrun.dry_run(request, note)
         emit(plan, json_, dryrun.as_text(plan, request))
@@ -155,10 +156,10 @@ def join(
 ) -> None:
     """Join results of parts of a volume into one, and refuse when items are missing between them."""
     start(None)
-    from invsolve.datasets import own
+    from invsolve.datasets import hdf5
 
-    items = own.join_results(out, parts, overwrite=overwrite)
-    total = own.read_result(out).input_items
+    items = hdf5.join_results(out, parts, overwrite=overwrite)
+    total = hdf5.read_result(out).input_items
     result = {"output": str(out), "items": [items.start, items.stop], "input_items": total}
     emit(result, json_, f"{out}: items {items.start}:{items.stop} of {total}")
 
@@ -176,15 +177,17 @@ def evaluate(
 ) -> None:
     """Compare a result with the truth: PSNR, SSIM, NRMSE, coverage of the uncertainty."""
     start(None)
-    from invsolve.jobs import evaluate_file
+    from invsolve.jobs.evaluation import evaluate_file
 
     result = evaluate_file(recon, truth, data_range)
     names = list(result["mean"])
     scored = zip(result["which"], result["items"], strict=True)
     rows = [[f"item {i}", *(_figure(n, row[n]) for n in names)] for i, row in scored]
     rows.append(["mean", *(_figure(n, result["mean"][n]) for n in names)])
-    if "pinv" in result:
-        rows.append(["mean of pinv", *(_figure(n, result["pinv"][n]) if n in result["pinv"] else "-" for n in names)])
+    if "linear" in result:
+        rows.append(
+            ["mean of linear", *(_figure(n, result["linear"][n]) if n in result["linear"] else "-" for n in names)]
+        )
     emit(result, json_, table(["", *(HEADINGS.get(n, n.upper()) for n in names)], rows))
 
 

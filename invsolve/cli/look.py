@@ -21,7 +21,7 @@ def inspect(
 ) -> None:
     """Say what a file is: shapes, axes, units, what is missing, and the command that reconstructs it."""
     start(plugin)
-    from invsolve.inspection import inspect_file
+    from invsolve.files.inspection import inspect_file
 
     found = inspect_file(file, layout, key_values(read))
     emit(found, json_, _text(found))

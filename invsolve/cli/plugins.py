@@ -49,7 +49,7 @@ def show(
     start(plugin)
     from invsolve import registry
     from invsolve.errors import UserError, suggestion
-    from invsolve.parameters import parameters
+    from invsolve.registry.parameters import parameters
 
     known = {n: (kind, cls) for kind in registry.KINDS for n, cls in registry.available(kind).items()}
     if name not in known:
@@ -77,7 +77,7 @@ def check(
 ) -> None:
     """Hold a plugin to what its kind promises; exit code 1 when a property is broken."""
     start(plugin)
-    from invsolve.check import check_target
+    from invsolve.registry.check import check_target
 
     reports = check_target(target, device)
     findings = [
@@ -98,7 +98,7 @@ def new(
 ) -> None:
     """Write a working plugin and its test, to start from."""
     start(None)
-    from invsolve.scaffold import write_plugin
+    from invsolve.registry.scaffold import write_plugin
 
     for file in write_plugin(name, kind.value, folder):
         print(file)

@@ -151,7 +151,7 @@ def _print_metrics(results: Results) -> None:
     scored = [result for result in results if result.metrics]
     if not scored:
         return
-    names = list(dict.fromkeys(name for result in scored for name in result.metrics if not name.startswith("pinv_")))
+    names = list(dict.fromkeys(name for result in scored for name in result.metrics if not name.startswith("linear_")))
     rows = [
         [
             f"{result.step} {result.branch}".strip(),

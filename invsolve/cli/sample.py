@@ -31,7 +31,7 @@ def sample(
 ) -> None:
     """Draw images from a prior, without any measurement."""
     start(plugin)
-    from invsolve.jobs import sample_file
+    from invsolve.jobs.sampling import sample_file
 
     command = " ".join(["invsolve", *sys.argv[1:]])
     result = sample_file(prior, out, count, size, solver, steps, seed, batch_size, device, overwrite, command)

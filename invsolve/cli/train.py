@@ -63,8 +63,7 @@ def train(
     immiscible, stable_target, validate_every, log_every, store.
     """
     start(None)
-    from invsolve.engine import Interrupted
-    from invsolve.errors import UserError
+    from invsolve.errors import Interrupted, UserError
     from invsolve.training.job import train_file
     from invsolve.training.parallel import rank
     from invsolve.training.settings import Request, make_settings

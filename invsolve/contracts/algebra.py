@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from invsolve.contracts.operator import LinearOperator, size_of
-from invsolve.contracts.spectrum import SingularSystem
+from invsolve.contracts.operator import LinearOperator
+from invsolve.numerics.linalg import size_of
+from invsolve.numerics.spectrum import SingularSystem
 
 
 class Composition(LinearOperator):

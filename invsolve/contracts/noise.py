@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invsolve.contracts.random import ChainRandom
 from invsolve.errors import UserError, suggestion
+from invsolve.numerics.random import ChainRandom
 
 
 @dataclass(frozen=True)

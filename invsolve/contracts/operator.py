@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from invsolve.contracts.linalg import conjugate_gradients, spectral_norm
 from invsolve.contracts.module import Module
 from invsolve.errors import UserError
+from invsolve.numerics.krylov import conjugate_gradients, spectral_norm
 
 if TYPE_CHECKING:
-    from invsolve.contracts.spectrum import SingularSystem
+    from invsolve.numerics.spectrum import SingularSystem
 
 
 def matching(buffer: Tensor, x: Tensor) -> Tensor:
@@ -220,40 +219,8 @@ class LinearOperator(Operator):
         return Scaled(factor, self)
 
 
-class MaskableOperator(LinearOperator):
-    """A linear operator whose measurement splits into groups (pixels, k-space columns, view angles) acquired one by one.
-
-    Set `group_index`: an integer tensor that broadcasts against one measurement (without the batch axis) and holds the
-    group of each entry, -1 for entries that cannot be acquired.
-    """
-
-    group_index: Tensor
-
-    @property
-    def groups(self) -> int:
-        """Number of groups."""
-        return int(self.group_index.max()) + 1
-
-    def group_mask(self, selected: Tensor) -> Tensor:
-        """Turn selected groups (B, groups) into a boolean mask (B, ...) that broadcasts against y."""
-        index = self.group_index
-        return selected.bool()[:, index.clamp_min(0)] & (index >= 0)
-
-    def group_sum(self, values: Tensor, groups: int | None = None) -> Tensor:
-        """Sum real values (B, *measurement) over each group: (B, groups)."""
-        groups = self.groups if groups is None else groups
-        index = self.group_index.expand(values.shape[1:]).flatten()
-        kept = torch.where(index >= 0, values.flatten(1), 0.0)
-        return values.new_zeros(len(values), groups).index_add_(1, index.clamp_min(0), kept)
-
-
 def stack(operators: Sequence[LinearOperator]) -> LinearOperator:
     """Measure one image with several operators at once; y is their flattened measurements side by side, (B, m1 + m2 + ...)."""
     from invsolve.contracts.algebra import Stack
 
     return Stack(operators)
-
-
-def size_of(shape: Sequence[int]) -> int:
-    """Number of entries of a shape."""
-    return math.prod(shape)

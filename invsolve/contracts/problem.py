@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from invsolve.contracts.across import Across
-from invsolve.contracts.linalg import norm
+from invsolve.contracts.maskable import MaskableOperator
 from invsolve.contracts.noise import Gaussian, Noise
-from invsolve.contracts.operator import LinearOperator, MaskableOperator, Operator, size_of
+from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.scale import Scale
-from invsolve.contracts.spectrum import SingularSystem, dense_system, small
+from invsolve.contracts.through_plane import ThroughPlane
+from invsolve.numerics.linalg import norm, size_of
+from invsolve.numerics.spectrum import SingularSystem, dense_system, small
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Problem:
         calls: counters the engine reads.
         shift: what the scale's offset took from y and from the image, both in network units.
         network_precision: "bf16" lets the network's products and convolutions run in bfloat16; everything else stays as it is.
-        across: the direction across the slices of a volume, for strategies that couple them.
+        through_plane: the direction across the slices of a volume, for strategies that couple them.
     """
 
     known: Prior | None
@@ -63,10 +64,10 @@ class Problem:
     calls: Calls = field(default_factory=Calls, init=False)
     shift: tuple[Tensor, float | Tensor] | None = None
     network_precision: str = "float32"
-    across: Across = field(default_factory=Across)
+    through_plane: ThroughPlane = field(default_factory=ThroughPlane)
     # Computed once a problem: in the step loop they would wait for the device. Not carried over by dataclasses.replace.
     _precision: Tensor | None = field(default=None, init=False)
-    _numbers: int | None = field(default=None, init=False)
+    _dof: int | None = field(default=None, init=False)
     _largest_sigma: float | None = field(default=None, init=False)
     _operator_norm: float | None = field(default=None, init=False)
     _svd: SingularSystem | None = field(default=None, init=False)
@@ -217,7 +218,7 @@ class Problem:
             self._operator_norm = self.linear.norm(self.y[:1]) if linear else 1.0
         return self._operator_norm
 
-    def sensitivity(self) -> float | Tensor:
+    def linear_norm(self) -> float | Tensor:
         """Largest singular value of A or of its linear part, by which gradient steps are divided; 1 where there is none.
 
         A tensor (B, 1, ...) where the rows have scales of their own.
@@ -258,14 +259,14 @@ class Problem:
             (gradient,) = torch.autograd.grad((residual.abs() ** 2).sum() / 2, x)
         return gradient, residual.detach()
 
-    def numbers(self) -> int:
+    def dof(self) -> int:
         """Real numbers measured per item: complex entries count twice, unmeasured ones not at all."""
-        if self._numbers is None:
+        if self._dof is None:
             shape = self.y.shape[1:]
             mask = self.operator.measured()
             entries = size_of(shape) if mask is None else int(mask.expand(shape).sum())
-            self._numbers = entries * (2 if self.y.is_complex() else 1)
-        return self._numbers
+            self._dof = entries * (2 if self.y.is_complex() else 1)
+        return self._dof
 
     def expected_misfit(self) -> Tensor:
         """|y - A(x)| that the noise alone explains, (B,); Poisson: from the data."""

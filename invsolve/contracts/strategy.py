@@ -11,7 +11,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from invsolve.contracts.problem import Problem
-    from invsolve.contracts.random import ChainRandom
+    from invsolve.numerics.random import ChainRandom
 
 #: Plain tensors whose first axis is the batch. "x" is the iterate; "residual" (B,), if present, is |y - A(D)| for the record.
 State = dict[str, Tensor]
@@ -40,7 +40,7 @@ class Strategy:
         couples_samples: True when the samples of one item interact (particles); they are then kept in one batch and
             follow one another in it, `problem.samples_per_item` rows an item.
         couples_items: True when the items of a file are slices that interact; all slices of a volume are then one batch,
-            in their order, and `problem.across` gives differences and inner products across them.
+            in their order, and `problem.through_plane` gives differences and inner products across them.
         draws: True when repeated runs scatter like the posterior; False for point estimates.
         data_strength: parameters that decide how closely the samples follow the data, 1 where a larger value follows them more
             closely, -1 where less; what is advised when the residual does not fit the noise.
@@ -85,7 +85,7 @@ class Strategy:
         """Return the images (B, C, *spatial), in network units, that a state stands for."""
         return state["x"]
 
-    def record(self, problem: Problem, state: State) -> dict[str, Tensor]:
+    def diagnostics(self, problem: Problem, state: State) -> dict[str, Tensor]:
         """Return tensors (B, ...) worth keeping beside the images, such as the mask an active strategy chose."""
         return {}
 

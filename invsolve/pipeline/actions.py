@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from invsolve import jobs
-from invsolve.contracts.layout import Images, Measurement
+from invsolve.contracts.measurement import Images, Measurement
 from invsolve.contracts.noise import noise_from_text
-from invsolve.datasets import own
+from invsolve.datasets import hdf5
 from invsolve.errors import UserError
-from invsolve.opening import open_images, open_measurement
+from invsolve.files.opening import open_images, open_measurement
 from invsolve.pipeline import steps
 from invsolve.pipeline.exporting import export
 from invsolve.pipeline.files import Product, kinds_of
@@ -64,7 +64,7 @@ def perform(step: steps.Step, context: Context) -> dict[str, Any]:
 def _load(step: steps.Load, context: Context) -> dict[str, Any]:
     path = Path(step.path)
     if "result" in kinds_of(path, step.layout):
-        return {"kind": "result", "items": len(own.read_result(path).mean)}
+        return {"kind": "result", "items": len(hdf5.read_result(path).mean)}
     found = _open(Product(path, step.layout, step.read))
     for note in found.notes:
         context.say(note)
@@ -113,7 +113,7 @@ def _preprocess(step: steps.Preprocess, context: Context) -> dict[str, Any]:
     if isinstance(found, Images):
         if step.noise is not None:
             raise UserError("noise = ...: these are images, which have none; leave it out")
-        own.write_images(context.out, found.x, found.unit)
+        hdf5.write_images(context.out, found.x, found.unit)
         return {"kind": "images", "items": len(found.x), "unit": found.unit, "notes": found.notes}
     for note in found.notes:
         context.say(note)
@@ -124,7 +124,7 @@ def _preprocess(step: steps.Preprocess, context: Context) -> dict[str, Any]:
             "the step that loads the file, which is then read so each time"
         )
     noise = found.noise if step.noise is None else noise_from_text(step.noise)
-    own.write_scan(context.out, found.y, found.operator, noise, found.truth, found.unit, volumes=found.volumes)
+    hdf5.write_scan(context.out, found.y, found.operator, noise, found.truth, found.unit, volumes=found.volumes)
     facts = {"kind": "measurement", "items": len(found.y), "shape": list(found.y[0:1].shape[1:])}
     return facts | {"unit": found.unit, "notes": found.notes}
 
@@ -169,8 +169,8 @@ def _reconstruct(step: steps.Reconstruct, context: Context) -> dict[str, Any]:
         workers=step.workers,
         scheduler=step.scheduler,
         plugins=context.plugins,
-        coherence=step.coherence,
-        slicings=step.slicings,
+        noise_correlation=step.noise_correlation,
+        planes=step.planes,
         precision=step.precision,
         checkpoint_every=step.checkpoint_every,
     )
@@ -184,8 +184,8 @@ def _evaluate(step: steps.Evaluate, context: Context) -> dict[str, Any]:
     scores = jobs.evaluate_file(context.inputs["input"].path, truth.path if truth else None, step.data_range)
     context.out.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     metrics = dict(scores["mean"])
-    if "pinv" in scores:
-        metrics |= {f"pinv_{name}": value for name, value in scores["pinv"].items()}
+    if "linear" in scores:
+        metrics |= {f"linear_{name}": value for name, value in scores["linear"].items()}
     return {"metrics": metrics, "items": len(scores["items"])}
 
 

@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 
-from invsolve import choice, registry
-from invsolve.contracts import solvers
+from invsolve import registry
+from invsolve.api import choice
 from invsolve.contracts.noise import noise_from_text
 from invsolve.contracts.strategy import NEEDS
 from invsolve.errors import UserError, suggestion
-from invsolve.jobs import read_scale
-from invsolve.parameters import check as check_parameters
+from invsolve.jobs.request import read_scale
+from invsolve.numerics.ode import solvers
 from invsolve.pipeline import steps
 from invsolve.pipeline.files import kinds_of, locate
 from invsolve.pipeline.graph import Job
+from invsolve.registry.parameters import check as check_parameters
 
 _ENDINGS = {".tif": (".tif", ".tiff"), ".h5": (".h5", ".hdf5")}
 
@@ -145,7 +146,7 @@ def _device(name: str) -> None:
 
 
 def _layout(path: Path, layout: str | None, read: Mapping[str, Any]) -> None:
-    from invsolve.opening import find_layout
+    from invsolve.files.opening import find_layout
 
     names = [layout] if layout is not None else find_layout(path)
     if not names:
@@ -183,7 +184,7 @@ def _check_inputs(job: Job, found: Mapping[Job, steps.Step], kinds: Mapping[Job,
 
 
 def _own(step: steps.Load) -> bool:
-    from invsolve.opening import find_layout
+    from invsolve.files.opening import find_layout
 
     return not find_layout(Path(step.path))
 

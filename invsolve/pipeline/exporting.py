@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from invsolve.contracts.layout import Rows
-from invsolve.datasets import own
+from invsolve.contracts.measurement import Rows
+from invsolve.datasets import hdf5
 from invsolve.errors import UserError
-from invsolve.opening import open_images
+from invsolve.files.opening import open_images
 from invsolve.pipeline import steps
 from invsolve.pipeline.files import Product
 
@@ -36,7 +36,7 @@ def export(step: steps.Export, source: Product, out: Path) -> dict[str, Any]:
     shape = (len(images), *images[0:1].shape[1:])
     facts: dict[str, Any] = {"shape": list(shape), "unit": unit}
     if step.format == "h5":
-        own.write_images(out, images, unit)
+        hdf5.write_images(out, images, unit)
     elif step.format == "npy":
         _npy(images, shape, out)
     elif step.format == "tiff":
@@ -50,7 +50,7 @@ def export(step: steps.Export, source: Product, out: Path) -> dict[str, Any]:
 
 def _images(step: steps.Export, source: Product) -> tuple[Rows, str]:
     if source.layout is None and not source.read and _is_result(source.path):
-        view = own.read_result(source.path)
+        view = hdf5.read_result(source.path)
         found = getattr(view, step.what)
         if found is None:
             raise UserError(f"the result carries no {step.what}; export another, such as what = 'mean'")

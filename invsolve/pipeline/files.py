@@ -13,10 +13,9 @@ from typing import Any
 
 from invsolve import registry
 from invsolve.contracts.layout import Layout
-from invsolve.datasets._hdf5 import open_readonly
-from invsolve.datasets._writing import replace
+from invsolve.datasets.hdf5 import open_readonly, replace
 from invsolve.errors import UserError, suggestion
-from invsolve.opening import find_layout
+from invsolve.files.opening import find_layout
 from invsolve.pipeline import steps
 
 #: A file that changed this short a time ago may change again within the clock's resolution.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import invsolve
-from invsolve.datasets._resume import differences
+from invsolve.datasets.hdf5 import differences
 from invsolve.pipeline import steps
 from invsolve.pipeline.files import Hashes
 

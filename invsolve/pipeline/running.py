@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import invsolve
-from invsolve.datasets._writing import replace
-from invsolve.engine import Interrupted, NonFinite
-from invsolve.errors import UserError
+from invsolve.datasets.hdf5 import replace
+from invsolve.errors import Interrupted, NonFinite, UserError
 from invsolve.pipeline.actions import Context, perform
 from invsolve.pipeline.checking import target
 from invsolve.pipeline.events import Listener, event

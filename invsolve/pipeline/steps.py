@@ -162,7 +162,7 @@ class Reconstruct(_Writing):
     input: str
     """Step that gives the measurement."""
     prior: str | None = None
-    """Registered prior or checkpoint file; pinv and tv need none."""
+    """Registered prior or checkpoint file; linear and tv need none."""
     strategy: str = "auto"
     """Registered strategy."""
     set: Settings = {}
@@ -175,9 +175,9 @@ class Reconstruct(_Writing):
     """gaussian:SIGMA or poisson:GAIN, where the file does not say."""
     scale: str | None = None
     """Physical values of the prior's range, LOW:HIGH, or auto."""
-    coherence: Annotated[float, Field(ge=0)] = 0.0
+    noise_correlation: Annotated[float, Field(ge=0)] = 0.0
     """Width, in items, of shared noise; 0 none, inf all the same."""
-    slicings: Literal[1, 3] = 1
+    planes: Literal[1, 3] = 1
     """3: the prior sees a volume along all three axes."""
     precision: Literal["float32", "bf16"] = "float32"
     """Of the network."""
@@ -254,7 +254,7 @@ class Export(_Writing):
     """Step that gives the result or the images."""
     format: Literal["npy", "tiff", "nifti", "png", "h5"]
     """npy and h5: all, (items, channels, rows, columns); tiff: a page an item; nifti: a volume of slices; png: one item."""
-    what: Literal["mean", "std", "pinv", "truth"] = "mean"
+    what: Literal["mean", "std", "linear", "truth"] = "mean"
     """Which images of a result."""
     item: Annotated[int, Field(ge=0)] = 0
     """The item that a png shows."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from invsolve.engine import Interrupted
+from invsolve.errors import Interrupted
 
 
 class Stopped(Interrupted):

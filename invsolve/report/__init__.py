@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from invsolve.datasets import own
+from invsolve.datasets import hdf5
 from invsolve.errors import UserError
-from invsolve.opening import open_images
+from invsolve.files.opening import open_images
 from invsolve.report.page import MEGABYTES, write_page
 from invsolve.report.residual import Measured, find_scan, open_scan
 from invsolve.report.sheet import draw, sheet
@@ -47,7 +47,7 @@ def write_report(
         raise UserError(f"{out}: the name must end in .png or .html")
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists; give --overwrite to replace it")
-    result = own.read_result(recon)
+    result = hdf5.read_result(recon)
     reference = result.matching(open_images(truth).x) if truth is not None else result.truth
     count = len(result.mean)
     if any(not 0 <= i < count for i in items or ()):

@@ -46,7 +46,7 @@ class Plan:
 
     def reduction(self, name: str) -> tuple[int, float]:
         """Pixels averaged into one, and step, of the picture of this name."""
-        factors = {"mean": self.pixels, "truth": self.pixels_known, "pinv": self.pixels_known}
+        factors = {"mean": self.pixels, "truth": self.pixels_known, "linear": self.pixels_known}
         return factors.get(name, self.pixels_rest), self.step / 2 if name == "std" else self.step
 
 

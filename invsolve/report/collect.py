@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from invsolve import metrics
-from invsolve.contracts.layout import Rows
+from invsolve.api import metrics
+from invsolve.contracts.measurement import Rows
 from invsolve.report.encode import short
 from invsolve.report.frames import Frame
 
@@ -53,8 +53,8 @@ class Scores:
             shares = metrics.coverage(frame.mean, std, truth, count, LEVELS)
             self.covered.append(list(shares.values()))
             self.rows[-1] |= {f"coverage_{p}": shares[f"coverage_{p}"] for p in (50, 90)}
-        if frame.pinv is not None:
-            self.linear.append(metrics.score(comparable(frame.pinv), truth, self.span))
+        if frame.linear is not None:
+            self.linear.append(metrics.score(comparable(frame.linear), truth, self.span))
 
     def coverage(self) -> list[float]:
         """Share of all pixels at each of LEVELS; frames have as many pixels each, so it is their mean."""

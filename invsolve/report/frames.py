@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from invsolve import metrics
-from invsolve.contracts.layout import Rows
+from invsolve.api import metrics
+from invsolve.contracts.measurement import Rows
 from invsolve.errors import UserError
 
 
@@ -23,7 +23,7 @@ class Frame:
         slice: along the first of three spatial axes, else 0.
         mean, std: (C, rows, columns).
         samples: (S, C, rows, columns).
-        truth, pinv: (C, rows, columns), where they are known.
+        truth, linear: (C, rows, columns), where they are known.
     """
 
     row: int
@@ -32,7 +32,7 @@ class Frame:
     std: Tensor
     samples: Tensor
     truth: Tensor | None
-    pinv: Tensor | None
+    linear: Tensor | None
 
     def pictures(self, samples: Sequence[int]) -> dict[str, np.ndarray]:
         """What is shown, (rows, columns) each, by name; of the samples these.
@@ -46,8 +46,8 @@ class Frame:
             found |= {f"sample-{k}": metrics.magnitude(self.samples[k]) for k in samples}
         if self.truth is not None:
             found["truth"] = metrics.magnitude(self.truth)
-        if self.pinv is not None:
-            found["pinv"] = metrics.magnitude(self.pinv)
+        if self.linear is not None:
+            found["linear"] = metrics.magnitude(self.linear)
         return {name: picture.numpy() for name, picture in found.items()}
 
 
@@ -91,7 +91,7 @@ class Frames:
         """Arrays of an item with three spatial axes, (..., depth, rows, columns)."""
         result = self.result
         sources = {"mean": result.mean, "std": result.std, "samples": result.samples}
-        sources |= {"truth": self.reference, "pinv": result.pinv}
+        sources |= {"truth": self.reference, "linear": result.linear}
         found: dict[str, Any] = {}
         for name, rows in sources.items():
             if rows is None:

@@ -46,7 +46,7 @@ function makePanels(layers) {
     found.push({ name: 'truth', title: 'Truth', kind: 'grey', range: grey });
     found.push({ name: 'error', title: '|Mean − truth|', kind: 'heat', range: errors, absolute: true });
   }
-  if (layers.pinv) found.push({ name: 'pinv', title: 'Linear baseline', kind: 'grey', range: grey });
+  if (layers.linear) found.push({ name: 'linear', title: 'Linear baseline', kind: 'grey', range: grey });
   if (layers.residual) {
     found.push({
       name: 'residual', title: `Data − A(mean)${frame.residual.relative ? ', in noise σ' : ''}`, fixed: true,
@@ -132,13 +132,13 @@ function line(layer, axis) {
 }
 
 function drawProfile(host, axis) {
-  const { mean, std, truth, pinv } = frame.layers;
+  const { mean, std, truth, linear } = frame.layers;
   const x = Array.from({ length: size[axis] }, (_, k) => k);
   const centre = line(mean, axis), deviation = line(std, axis);
   const low = deviation && centre.map((v, i) => v - 1.96 * deviation[i]);
   const high = deviation && centre.map((v, i) => v + 1.96 * deviation[i]);
   const lines = [
-    { kind: 'linear', x, y: line(pinv, axis) }, { kind: 'sample', x, y: line(frame.layers[samplesHere()[view.sample]], axis) },
+    { kind: 'linear', x, y: line(linear, axis) }, { kind: 'sample', x, y: line(frame.layers[samplesHere()[view.sample]], axis) },
     { kind: 'truth', x, y: line(truth, axis) }, { kind: 'mean', x, y: centre },
   ].filter(({ kind, y }) => y && view.lines[kind]);
   const bands = deviation && view.lines.band ? [{ x, low, high }] : [];
@@ -155,9 +155,9 @@ function drawProfiles() {
   $('column-title').textContent = `Along column ${view.point[1]}`;
   drawProfile($('row-chart'), 1);
   if (!signal) drawProfile($('column-chart'), 0);
-  const { std, truth, pinv } = frame.layers;
+  const { std, truth, linear } = frame.layers;
   const entries = [['mean', meta.samples > 1 ? 'mean' : 'reconstruction'], ['band', 'mean ± 1.96 standard deviations', std], ['truth', 'truth', truth],
-    ['sample', `sample ${view.sample + 1}`, samplesHere().length], ['linear', 'linear baseline', pinv]];
+    ['sample', `sample ${view.sample + 1}`, samplesHere().length], ['linear', 'linear baseline', linear]];
   $('legend').replaceChildren(...entries.filter((e) => e.length < 3 || e[2]).map(([kind, text]) => {
     const entry = document.createElement('button');
     entry.type = 'button';

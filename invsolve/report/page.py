@@ -17,9 +17,9 @@ from typing import IO, Any
 import numpy as np
 from tqdm import tqdm
 
-from invsolve.contracts.layout import Rows
+from invsolve.api.provenance import scatters_like_posterior
+from invsolve.contracts.measurement import Rows
 from invsolve.errors import UserError
-from invsolve.provenance import scatters_like_posterior
 from invsolve.report import words
 from invsolve.report.budget import Plan, Sizes, describe, ladder
 from invsolve.report.collect import LEVELS, Scores, residual_by_step
@@ -144,7 +144,7 @@ def _meta(frames: Frames, plan: Plan, look: _Look, scores: Scores) -> dict[str, 
     kept, result = plan.kept(len(frames)), frames.result
     names = list(scores.rows[0]) if scores.rows else []
     places = [frames.places[k] for k in kept]
-    ratio, numbers = (result.diagnostics.get(n) for n in ("discrepancy", "discrepancy_numbers"))
+    ratio, numbers = (result.diagnostics.get(n) for n in ("discrepancy", "discrepancy_dof"))
     known = ratio is not None and numbers is not None
     return {
         "unit": result.unit,

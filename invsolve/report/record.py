@@ -11,13 +11,13 @@ import numpy as np
 
 import invsolve
 from invsolve import registry
+from invsolve.api.discrepancy import Conditions, Discrepancy, judge
 from invsolve.contracts.noise import MODELS, Noise
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.strategy import Strategy
-from invsolve.datasets._hdf5 import fingerprint, open_readonly, text
-from invsolve.discrepancy import Conditions, Discrepancy, judge
+from invsolve.datasets.hdf5 import fingerprint, open_readonly, text
 from invsolve.errors import UserError
-from invsolve.parameters import build, parameters
+from invsolve.registry.parameters import build, parameters
 
 
 def noise_of(config: dict[str, Any]) -> Noise | None:

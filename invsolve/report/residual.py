@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from invsolve.contracts.layout import Measurement
+from invsolve.api.provenance import operator_record
+from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.problem import real_view
-from invsolve.datasets._hdf5 import fingerprint
+from invsolve.datasets.hdf5 import fingerprint
 from invsolve.errors import UserError
-from invsolve.opening import open_measurement
-from invsolve.provenance import operator_record
+from invsolve.files.opening import open_measurement
 from invsolve.report.record import noise_of
 
 _LARGEST = 128

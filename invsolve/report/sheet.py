@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve import metrics
+from invsolve.api import metrics
 
 
 def draw(result: Any, reference: Any, items: Sequence[int]) -> bytes:
@@ -65,7 +65,7 @@ def _pictures(result: Any, reference: Any, item: int) -> list[tuple[str, np.ndar
     """Title, image, grey window and colours of each picture of an item."""
     mean, std, samples = (getattr(result, n)[item : item + 1][0] for n in ("mean", "std", "samples"))
     target = reference[item : item + 1][0] if reference is not None else None
-    linear = result.pinv[item : item + 1][0] if result.pinv is not None else None
+    linear = result.linear[item : item + 1][0] if result.linear is not None else None
     basis = metrics.magnitude(target if target is not None else mean)
     window = (float(np.quantile(basis, 0.001)), float(np.quantile(basis, 0.999)))
     span = metrics.data_range(reference) if reference is not None else window[1] - window[0]
@@ -80,7 +80,7 @@ def _pictures(result: Any, reference: Any, item: int) -> list[tuple[str, np.ndar
     if target is not None:
         grey(f"item {item}: truth", target)
     if linear is not None:
-        grey(f"pinv{quality(linear)}", linear)
+        grey(f"linear{quality(linear)}", linear)
     grey(f"mean of {len(samples)}{quality(mean)}", mean)
     if len(samples) > 1:
         spread = metrics.magnitude(std).numpy() if std.shape[-3] != 2 else std.square().sum(-3).sqrt().numpy()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from invsolve.provenance import scatters_like_posterior
+from invsolve.api.provenance import scatters_like_posterior
 from invsolve.report.collect import Scores
 from invsolve.report.frames import Frames
 from invsolve.report.record import judged
@@ -46,7 +46,7 @@ def warnings(result: Any) -> list[str]:
         found.append(
             f"This result is not finished: {len(result.items)} items are done. The same command goes on with the others."
         )
-    ratio, numbers = (result.diagnostics.get(n) for n in ("discrepancy", "discrepancy_numbers"))
+    ratio, numbers = (result.diagnostics.get(n) for n in ("discrepancy", "discrepancy_dof"))
     if ratio is not None and numbers is not None:
         text = judged(ratio, numbers, result.config).warning
         found += [f"{text[0].upper()}{text[1:]}."] if text else []
@@ -72,7 +72,7 @@ def uncertainty(frames: Frames) -> list[str]:
 
 def discrepancy(result: Any, measured: Measured) -> list[str]:
     """Whether the samples fit the data, and why there is no residual picture."""
-    ratio, numbers = (result.diagnostics.get(n) for n in ("discrepancy", "discrepancy_numbers"))
+    ratio, numbers = (result.diagnostics.get(n) for n in ("discrepancy", "discrepancy_dof"))
     lines = []
     if ratio is not None and numbers is not None:
         # Its advice stands at the top of the page.

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from invsolve.contracts.linalg import inner, norm
-from invsolve.contracts.operator import LinearOperator, MaskableOperator, Operator, size_of
+from invsolve.contracts.maskable import MaskableOperator
+from invsolve.contracts.operator import LinearOperator, Operator
+from invsolve.numerics.linalg import inner, norm, size_of
 from invsolve.testing.report import Report
 
 #: Largest image for which the dense matrix is formed.

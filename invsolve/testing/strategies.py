@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from invsolve import registry
+from invsolve.contracts.maskable import MaskableOperator
 from invsolve.contracts.noise import Gaussian
-from invsolve.contracts.operator import LinearOperator, MaskableOperator, matching
+from invsolve.contracts.operator import LinearOperator, matching
 from invsolve.contracts.problem import Problem, make_problem
-from invsolve.contracts.random import ChainRandom
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.strategy import Strategy
-from invsolve.engine import run_batch
-from invsolve.needs import check_needs
+from invsolve.engine.batch import run_batch
+from invsolve.engine.needs import check_needs
+from invsolve.numerics.random import ChainRandom
 from invsolve.testing.operators import dense
 from invsolve.testing.report import Report
 

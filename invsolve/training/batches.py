@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invsolve.contracts.prior import per_row
-from invsolve.contracts.random import ChainRandom
 from invsolve.contracts.scale import Scale
 from invsolve.errors import UserError
+from invsolve.numerics.random import ChainRandom
 from invsolve.training.data import Images
 from invsolve.training.settings import Settings
 

@@ -12,7 +12,7 @@ from typing import Any
 from invsolve import api
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.scale import Scale
-from invsolve.datasets._writing import check_target, replace
+from invsolve.datasets.hdf5 import check_target, replace
 from invsolve.errors import UserError
 from invsolve.training import data
 from invsolve.training.batches import crop_size, held_out

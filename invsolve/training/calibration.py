@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from invsolve.contracts.prior import Prior, per_row
-from invsolve.contracts.random import ChainRandom
-from invsolve.engine import Interrupted
+from invsolve.errors import Interrupted
+from invsolve.numerics.random import ChainRandom
 
 LEVELS = 16
 #: Held-out images that are measured, at most.

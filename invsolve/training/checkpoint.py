@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from invsolve.datasets._resume import differences
-from invsolve.datasets._writing import replace
+from invsolve.datasets.hdf5 import differences, replace
 from invsolve.errors import UserError
 
 _FORMAT = 1

@@ -12,10 +12,10 @@ import h5py
 import numpy as np
 
 from invsolve import registry
-from invsolve.contracts.layout import Rows
-from invsolve.datasets._hdf5 import dataset, fingerprint, open_readonly, read, text
+from invsolve.contracts.measurement import Rows
+from invsolve.datasets.hdf5 import dataset, fingerprint, open_readonly, read, text
 from invsolve.errors import UserError
-from invsolve.opening import open_images
+from invsolve.files.opening import open_images
 from invsolve.training.axes import Axes, find_axes
 from invsolve.training.settings import Settings
 

@@ -13,12 +13,11 @@ from torch import Tensor
 
 import invsolve
 from invsolve import api, registry
+from invsolve.api.sampling import draw
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.scale import Scale
-from invsolve.datasets._writing import check_target, replace
-from invsolve.engine import Interrupted
-from invsolve.errors import UserError
-from invsolve.sampling import draw
+from invsolve.datasets.hdf5 import check_target, replace
+from invsolve.errors import Interrupted, UserError
 from invsolve.training import data
 from invsolve.training.batches import SIGMA_MIN, Batches, crop_size, held_out
 from invsolve.training.calibration import MEASURED, error_curve

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from invsolve.contracts.prior import Prior
-from invsolve.engine import Interrupted, NonFinite
+from invsolve.errors import Interrupted, NonFinite
 from invsolve.training.batches import Batch, Batches, worker_count
 from invsolve.training.calibration import log_spaced, mean_squared_error
 from invsolve.training.checkpoint import LossCurve, write_checkpoint

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from invsolve.errors import UserError, suggestion
-from invsolve.parameters import build, parameters
+from invsolve.registry.parameters import build, parameters
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invsolve import metrics
+from invsolve.api import metrics
 
 
 def sample_sheet(drawn: Tensor, seen: Tensor, complex_: bool, path: Path) -> None:

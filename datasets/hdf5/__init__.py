@@ -1,0 +1,70 @@
+"""The file library, for built-in layouts, for invsolve and for layouts of your own alike.
+
+Reading: `open_readonly`, `dataset`, `read`, `text`, `LazyRows`; every way in which a file can be broken is one line.
+Writing: `atomic`, `write_scan`, `write_images`, `ResultFile`; no file ever stands half-written under its final name.
+"""
+
+from invsolve.datasets.hdf5.arrays import Source, is_npy, is_tiff, open_array, tiff_folder
+from invsolve.datasets.hdf5.images import images_unit, read_images, read_volumes, write_images, write_rows
+from invsolve.datasets.hdf5.joining import Part, glance, join_results
+from invsolve.datasets.hdf5.reading import (
+    check_stored,
+    dataset,
+    datasets,
+    fingerprint,
+    open_readonly,
+    read,
+    text,
+    to_tensor,
+)
+from invsolve.datasets.hdf5.result import ResultFile, partial_path
+from invsolve.datasets.hdf5.result_view import Picked, ResultView, read_result
+from invsolve.datasets.hdf5.resume import changed, continue_partial, differences, stored_config
+from invsolve.datasets.hdf5.rows import LazyRows, OneByOne, WithChannel
+from invsolve.datasets.hdf5.scan import read_noise, read_parameters, write_scan
+from invsolve.datasets.hdf5.writing import atomic, check_target, image_axes, replace, sync, to_numpy
+
+__all__ = [
+    "LazyRows",
+    "OneByOne",
+    "Part",
+    "Picked",
+    "ResultFile",
+    "ResultView",
+    "Source",
+    "WithChannel",
+    "atomic",
+    "changed",
+    "check_stored",
+    "check_target",
+    "continue_partial",
+    "dataset",
+    "datasets",
+    "differences",
+    "fingerprint",
+    "glance",
+    "image_axes",
+    "images_unit",
+    "is_npy",
+    "is_tiff",
+    "join_results",
+    "open_array",
+    "open_readonly",
+    "partial_path",
+    "read",
+    "read_images",
+    "read_noise",
+    "read_parameters",
+    "read_result",
+    "read_volumes",
+    "replace",
+    "stored_config",
+    "sync",
+    "text",
+    "tiff_folder",
+    "to_numpy",
+    "to_tensor",
+    "write_images",
+    "write_rows",
+    "write_scan",
+]

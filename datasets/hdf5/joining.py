@@ -1,0 +1,143 @@
+"""Joining result files of parts of an input into one, with a check that they belong together and that nothing is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from invsolve.datasets.hdf5.reading import open_readonly, read, text
+from invsolve.datasets.hdf5.result import allocate
+from invsolve.datasets.hdf5.resume import changed, stored_config
+from invsolve.datasets.hdf5.writing import check_target, replace
+from invsolve.errors import UserError
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a result file, finished or partial, holds: its configuration, the input's items it is for, and those done."""
+
+    path: Path
+    config_sha256: str
+    items: list[int]
+    done: list[int]
+
+
+def glance(path: Path) -> Part | None:
+    """What a result file holds; None when there is none, or it cannot be read now (damaged, or being written)."""
+    with suppress(UserError, OSError, KeyError), open_readonly(path) as file:
+        items, done = file["items"][:], file["done"][:]
+        return Part(path, text(file.attrs["config_sha256"]), items.tolist(), items[done].tolist())
+    return None
+
+
+def join_results(
+    path: str | Path,
+    parts: Sequence[Path],
+    items: range | None = None,
+    overwrite: bool = False,
+    temporary: Path | None = None,
+) -> range:
+    """Copy the finished items of several results of one configuration into one result file.
+
+    Every checksum is verified on the way. The file appears under its name only when it is complete; parts stay.
+
+    Args:
+        path: the result to write.
+        parts: result files, or partial ones, such as runs with different `--slices` wrote. Where two hold the same item,
+            the first counts.
+        items: which must be there; default all from the first to the last that there are.
+        overwrite: replace an existing result.
+        temporary: where it is built, on the same disk; default beside it.
+
+    Returns:
+        The items.
+
+    Raises:
+        UserError: parts of different configurations, items missing, or a file that cannot be read or written.
+    """
+    target = Path(path)
+    check_target(target)
+    if target.exists() and not overwrite:
+        raise UserError(f"{target} exists; give --overwrite to replace it")
+    fresh = temporary or target.with_name(f"{target.name}.joining")
+    with ExitStack() as stack:
+        sources = [(part, stack.enter_context(open_readonly(part))) for part in parts]
+        _check_one_run(sources)
+        where = _where(sources)
+        if not where:
+            raise UserError(f"{target}: none of the {len(parts)} files holds a finished item")
+        wanted = items or range(min(where), max(where) + 1)
+        if missing := [item for item in wanted if item not in where]:
+            raise UserError(f"{target}: items {_spans(missing)} are in none of the parts; finish those first")
+        try:
+            with h5py.File(fresh, "w") as file:
+                _copy(file, sources[0][1], wanted, where)
+        except OSError as error:
+            raise UserError(f"{fresh}: cannot be written ({' '.join(str(error).split())}); check the space") from None
+    replace(fresh, target)
+    return wanted
+
+
+def _check_one_run(sources: Sequence[tuple[Path, h5py.File]]) -> None:
+    for path, file in sources:
+        if "done" not in file or "items" not in file or "config_sha256" not in file.attrs:
+            raise UserError(f"{path}: is no result file of invsolve; give files that invsolve reconstruct wrote")
+    first_path, first = sources[0]
+    for path, file in sources[1:]:
+        if text(file.attrs["config_sha256"]) != text(first.attrs["config_sha256"]):
+            changes = changed(stored_config(first), stored_config(file))
+            raise UserError(
+                f"{path}: is of another configuration than {first_path} ({'; '.join(changes[:4]) or 'unknown'}); join "
+                "results of one run only"
+            )
+
+
+def _where(sources: Sequence[tuple[Path, h5py.File]]) -> dict[int, tuple[h5py.File, int]]:
+    """Item of the input -> the file and the row that hold it."""
+    found: dict[int, tuple[h5py.File, int]] = {}
+    for _, file in sources:
+        items = file["items"][:]
+        for row in np.flatnonzero(file["done"][:]):
+            found.setdefault(int(items[row]), (file, int(row)))
+    return found
+
+
+def _copy(file: h5py.File, first: h5py.File, wanted: range, where: Mapping[int, tuple[h5py.File, int]]) -> None:
+    for name, value in first.attrs.items():
+        file.attrs[name] = value
+    if "config" in first:
+        file["config"] = first["config"][()]
+    file["items"] = np.arange(wanted.start, wanted.stop)
+    names = _names(where[wanted[0]][0])
+    for name in names:
+        like = where[wanted[0]][0][name]
+        allocate(file, name, len(wanted), np.empty(like.shape[1:], like.dtype))
+    for row, item in enumerate(wanted):
+        source, place = where[item]
+        if _names(source) != names:
+            raise UserError(f"{source.filename}: holds {', '.join(_names(source))}, expected {', '.join(names)}")
+        for name in names:
+            values = read(source[name], place)
+            if name == "mean" and not np.isfinite(values).all():
+                raise UserError(f"{source.filename}: item {item} is not finite; remove this file and run again")
+            file[name][row] = values
+
+
+def _names(file: h5py.File) -> list[str]:
+    """The datasets with one row an item."""
+    groups = {name: file[name] for name in file if name not in ("config", "items")}
+    inside = [f"diagnostics/{name}" for name in groups.pop("diagnostics", {})]
+    return sorted([*groups, *inside])
+
+
+def _spans(items: Sequence[int]) -> str:
+    """Items as ranges: 3:5, 9:10."""
+    cuts = [k for k in range(1, len(items)) if items[k] != items[k - 1] + 1]
+    runs = [items[a:b] for a, b in zip([0, *cuts], [*cuts, len(items)], strict=True)]
+    more = f" and {len(runs) - 5} more" if len(runs) > 5 else ""
+    return ", ".join(f"{run[0]}:{run[-1] + 1}" for run in runs[:5]) + more

@@ -1,0 +1,243 @@
+"""Opening and reading HDF5, read-only, with one line for every way in which a file can be broken."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from invsolve.errors import UserError, suggestion
+
+_WHOLE = 64 * 2**20
+_PIECE = 2**20
+_OTHER_KINDS = {
+    b"PK\x03\x04": "a zip archive (.npz?)",
+    b"\x93NUMPY": "a NumPy .npy file",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"II*\x00": "a TIFF image",
+    b"MM\x00*": "a TIFF image",
+    b"MATLAB 5.0": "a MATLAB file of version 5 to 7.2 (save it with -v7.3)",
+    b"\x1f\x8b": "gzip-compressed (gunzip it first)",
+    b"SIMPLE  =": "a FITS file",
+    b"CDF": "a netCDF-3 file",
+    b"<": "HTML or XML (a failed download?)",
+}
+
+
+@contextmanager
+def open_readonly(path: str | Path) -> Iterator[h5py.File]:
+    """Open a file read-only.
+
+    Raises:
+        UserError: missing, a directory, empty, a git-LFS pointer, not HDF5, truncated, locked, or not closed.
+    """
+    file = _open(Path(path))
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+def _open(path: Path) -> h5py.File:
+    _check_kind(path)
+    try:
+        return h5py.File(path, "r")
+    except BlockingIOError:
+        raise UserError(
+            f"{path}: another process has it open for writing; wait until that is done, or stop it"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: {_reason(str(error))}") from None
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse what can be told from the first bytes."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, expected an HDF5 file; name the file in it")
+    if not path.exists():
+        folder = path.parent
+        there = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        near = suggestion(path.name, there)
+        hint = (
+            near
+            if "Did you mean" in near
+            else ("" if folder.is_dir() else f" The folder {folder} does not exist either.")
+        )
+        raise UserError(f"{path}: no such file; check the path.{hint}")
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(64)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    if not head:
+        raise UserError(f"{path}: is empty (0 bytes), expected an HDF5 file; copy or write it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: is a git-LFS pointer, not the data; fetch the data with 'git lfs pull'")
+    for magic, kind in _OTHER_KINDS.items():
+        if head.startswith(magic):
+            raise UserError(f"{path}: is not an HDF5 file but {kind}; convert it with h5py first")
+
+
+def _reason(text: str) -> str:
+    """What an OSError of the HDF5 library means."""
+    if "truncated file" in text:
+        sizes = dict(
+            p.strip().split(" = ") for p in text.split("truncated file:")[-1].strip(" )").split(",") if " = " in p
+        )
+        got, wanted = sizes.get("eof", "?"), sizes.get("stored_eof", "?")
+        return f"is truncated ({got} of {wanted} bytes); copy or download it again"
+    if "signature not found" in text:
+        return "is not an HDF5 file (no HDF5 signature); give an .h5, .hdf5 or .nxs file, or convert it with h5py first"
+    if "already open for write" in text or "consistency flags" in text:
+        return "was not closed by its writer (killed?); mend a copy with 'h5clear -s FILE', or write it again"
+    return f"cannot be opened as HDF5 ({' '.join(text.split())}); it may be damaged: copy or write it again"
+
+
+def datasets(file: h5py.File) -> dict[str, str]:
+    """Path of each dataset in the file -> its shape and type, as text."""
+    found: dict[str, str] = {}
+
+    def visit(name: str, thing: Any) -> None:
+        if isinstance(thing, h5py.Dataset):
+            found[name] = f"{thing.shape} {thing.dtype}"
+
+    file.visititems(visit)
+    return found
+
+
+def dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """Return a dataset of numbers that can be read.
+
+    Raises:
+        UserError: it is missing, behind a broken link, a group, no numbers, compressed with a filter that is not
+            installed, or was never completely written.
+    """
+    try:
+        found = file[name]
+    except (KeyError, OSError):
+        _explain_missing(file, name)
+    if not isinstance(found, h5py.Dataset):
+        inside = ", ".join(sorted(found)) or "nothing"
+        raise UserError(
+            f"{file.filename}: {name!r} is a group (holding {inside}), expected a dataset; name one inside it"
+        )
+    _check_readable(found, f"{file.filename}: dataset {name!r} {found.shape}")
+    return found
+
+
+def _explain_missing(file: h5py.File, name: str) -> None:
+    prefix = ""
+    for part in name.strip("/").split("/"):
+        prefix = f"{prefix}/{part}"
+        try:
+            link = file.get(prefix, getlink=True)
+        except (KeyError, OSError, RuntimeError):
+            break
+        if isinstance(link, h5py.ExternalLink) and not _opens(file, prefix):
+            raise UserError(
+                f"{file.filename}: {prefix!r} is a link into {link.filename!r} (object {link.path!r}), which cannot be "
+                "opened; put that file beside this one"
+            )
+        if isinstance(link, h5py.SoftLink) and not _opens(file, prefix):
+            raise UserError(
+                f"{file.filename}: {prefix!r} is a link to {link.path!r}, which is not in the file; write it again"
+            )
+    there = datasets(file)
+    listed = ", ".join(f"{n!r} {text}" for n, text in list(there.items())[:8]) or "no datasets"
+    more = f" and {len(there) - 8} more" if len(there) > 8 else ""
+    near = suggestion(name.strip("/"), there)
+    hint = near if "Did you mean" in near else ""
+    raise UserError(f"{file.filename}: has no dataset {name!r}; it has {listed}{more}.{hint}")
+
+
+def _opens(file: h5py.File, name: str) -> bool:
+    try:
+        return file[name] is not None
+    except (KeyError, OSError):
+        return False
+
+
+def _check_readable(found: h5py.Dataset, where: str) -> None:
+    # A half-written compound of (real, imag) is what MATLAB writes for complex numbers.
+    if found.dtype.kind not in "fiubc" and found.dtype.names != ("real", "imag"):
+        raise UserError(f"{where}: holds {found.dtype}, expected numbers; give another dataset")
+    check_stored(found, where)
+
+
+def check_stored(found: h5py.Dataset, where: str) -> None:
+    """Refuse a dataset whose filter is not installed, whose sources are missing, or which was never completely written."""
+    properties = found.id.get_create_plist()
+    for k in range(properties.get_nfilters()):
+        code, *_, label = properties.get_filter(k)
+        if not h5py.h5z.filter_avail(code):
+            text = label.decode(errors="replace").strip("\0") or "unnamed"
+            raise UserError(
+                f"{where}: is compressed with filter {code} ({text}), which is not installed here; install hdf5plugin "
+                "and set HDF5_PLUGIN_PATH to its plugins folder, or rewrite the file with gzip"
+            )
+    if found.is_virtual:
+        folder = Path(found.file.filename).parent
+        for source in found.virtual_sources():
+            if source.file_name != "." and "%" not in source.file_name and not (folder / source.file_name).exists():
+                raise UserError(
+                    f"{where}: is assembled from {source.file_name!r}, which is missing; put it beside this file"
+                )
+    elif found.size and found.external is None and found.id.get_space_status() != h5py.h5d.SPACE_STATUS_ALLOCATED:
+        # Such parts read as zeros without a word.
+        raise UserError(f"{where}: was never completely written (unwritten parts would read as zeros); write it again")
+
+
+def read(found: h5py.Dataset, selection: Any = ()) -> np.ndarray:
+    """Read part of a dataset.
+
+    Raises:
+        UserError: the bytes are damaged (checksum, decompression) or gone.
+    """
+    try:
+        values = np.asarray(found[selection])
+    except (OSError, RuntimeError) as error:
+        where = f"{found.file.filename}: dataset {found.name!r} {found.shape}"
+        raise UserError(
+            f"{where}: cannot be read ({' '.join(str(error).split())}); copy or write the file again"
+        ) from None
+    return values["real"] + 1j * values["imag"] if values.dtype.names == ("real", "imag") else values
+
+
+def to_tensor(values: np.ndarray) -> Tensor:
+    """Numbers as float32, complex numbers as complex64."""
+    wanted = np.complex64 if np.iscomplexobj(values) else np.float32
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=wanted))
+
+
+def text(value: Any) -> str:
+    """An attribute as text, whether it was stored as bytes, str or an array of one."""
+    if isinstance(value, np.ndarray):
+        value = value.flat[0] if value.size else ""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def fingerprint(path: str | Path) -> str:
+    """A hash that changes when the file does: "sha256:..." of all of it below 64 MB, else "sampled:...".
+
+    Sampled is the sha256 of the size and of 64 pieces of 1 MB, evenly spread with the first and the last among them
+    (where HDF5 keeps most of its structure). A change of values between the pieces that leaves the size alone goes
+    unnoticed. Name and times do not count, so that a moved file can be resumed from.
+    """
+    file = Path(path)
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if size < _WHOLE:
+            return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+        digest = hashlib.sha256(str(size).encode())
+        for k in range(64):
+            stream.seek((size - _PIECE) * k // 63)
+            digest.update(stream.read(_PIECE))
+    return f"sampled:{digest.hexdigest()}"

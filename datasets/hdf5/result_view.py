@@ -1,0 +1,121 @@
+"""Result files, as they are read: lazily, finished or partial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from invsolve.contracts.measurement import Rows
+from invsolve.datasets.hdf5.reading import open_readonly, read, text
+from invsolve.datasets.hdf5.result import IMAGES, partial_path
+from invsolve.datasets.hdf5.resume import stored_config
+from invsolve.datasets.hdf5.rows import LazyRows
+from invsolve.errors import UserError
+
+
+@dataclass(frozen=True)
+class ResultView:
+    """What is in a result file; images are read when sliced.
+
+    Attributes:
+        mean, std: (N, C, *spatial), physical units; of a partial file only the items that are done.
+        samples: (N, S, C, *spatial).
+        truth, linear: (N, C, *spatial), if the file has them.
+        diagnostics: name -> array (N, ...).
+        config: the record of the run.
+        items: the index of each row in the input.
+        input_items: how many items the input has.
+        unit: of the images.
+        complete: False for a partial file.
+    """
+
+    path: Path
+    mean: LazyRows
+    std: LazyRows
+    samples: LazyRows
+    truth: LazyRows | None
+    linear: LazyRows | None
+    diagnostics: dict[str, np.ndarray]
+    config: dict[str, Any]
+    items: list[int]
+    input_items: int
+    unit: str
+    complete: bool
+
+    def matching(self, images: Rows) -> Rows:
+        """Images (truth) row by row as in this result: of a file with as many, or with one for each item of the input.
+
+        Complex results, of two channels, may be compared with magnitudes, of one.
+
+        Raises:
+            UserError: another number of images, or of another shape.
+        """
+        size, wanted = tuple(images[0:1].shape[1:]), tuple(self.mean.shape[1:])
+        fits = size == wanted or (wanted[0] == 2 and size == (1, *wanted[1:]))
+        if not fits or len(images) not in (len(self.mean), self.input_items):
+            raise UserError(
+                f"truth has {len(images)} images of {size}, the result {len(self.mean)} of {wanted}; they must agree"
+            )
+        return images if len(images) == len(self.mean) else Picked(images, self.items)
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Some of the rows of others, read one by one when sliced."""
+
+    rows: Rows
+    items: list[int]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        return torch.cat([self.rows[item : item + 1] for item in self.items[rows]])
+
+
+def read_result(path: str | Path) -> ResultView:
+    """Open a result file, or the `.partial.h5` of a run that was stopped.
+
+    Raises:
+        UserError: unreadable (see `open_readonly`), no result file, or a partial one without a finished item.
+    """
+    file_path = Path(path)
+    if not file_path.exists() and partial_path(path).exists():
+        raise UserError(f"{path}: is not finished; run the same command again, or look at {partial_path(path)}")
+    with open_readonly(file_path) as file:
+        missing = [name for name in ("mean", "std", "samples", "done") if name not in file]
+        if "done" not in missing and not file["done"][:].any():
+            raise UserError(f"{path}: no item of it is finished yet; run the same command again")
+        if missing:
+            inside = ", ".join(sorted(file)) or "nothing"
+            raise UserError(
+                f"{path}: is no result file: it lacks {', '.join(missing)} and holds {inside}; give a result file"
+            )
+        done = file["done"][:]
+        group = file.get("diagnostics", {})
+        diagnostics = {name: read(group[name])[done] for name in group if isinstance(group[name], h5py.Dataset)}
+        config, unit, carried = stored_config(file), text(file.attrs.get("unit", "")), set(file)
+        which = file["items"][:] if "items" in file else np.arange(len(done))
+        input_items = int(file.attrs.get("input_items", len(done)))
+    there = [int(row) for row in np.flatnonzero(done)]
+    rows = {n: LazyRows(file_path, n, None if done.all() else there) for n in IMAGES if n in carried}
+    return ResultView(
+        path=file_path,
+        mean=rows["mean"],
+        std=rows["std"],
+        samples=rows["samples"],
+        truth=rows.get("truth"),
+        linear=rows.get("linear"),
+        diagnostics=diagnostics,
+        config=config,
+        items=which[done].tolist(),
+        input_items=input_items,
+        unit=unit,
+        complete=bool(done.all()),
+    )

@@ -1,0 +1,115 @@
+"""Continuing a partial result file: only with the same configuration, and without what was damaged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from invsolve.datasets.hdf5.reading import text
+from invsolve.errors import InUse, UserError
+
+_COMPARED = (
+    "operator",
+    "noise",
+    "prior",
+    "strategy",
+    "scale",
+    "samples",
+    "seed",
+    "noise_correlation",
+    "planes",
+    "precision",
+    "dtype",
+    "image_shape",
+    "input",
+)
+
+
+def continue_partial(partial: Path, provenance: dict[str, Any], items: range, overwrite: bool) -> h5py.File | None:
+    """Open a partial of the same configuration; None when it is to be started anew.
+
+    Raises:
+        InUse: another process has it open.
+        UserError: unless overwrite, unreadable or of another configuration; says what differs.
+    """
+    try:
+        file = h5py.File(partial, "r+")
+    except BlockingIOError:
+        raise InUse(f"{partial}: another process is writing it; wait for that one or stop it") from None
+    except OSError as error:
+        if overwrite:
+            return None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{partial}: cannot be continued ({reason}); give --overwrite to start anew") from None
+    try:
+        _check_same(file, partial, provenance, items, overwrite)
+    except UserError:
+        file.close()
+        if overwrite:
+            return None
+        raise
+    _forget_broken(file)
+    return file
+
+
+def _check_same(file: h5py.File, partial: Path, provenance: dict[str, Any], items: range, overwrite: bool) -> None:
+    anew = "give --overwrite to start anew, or another output name"
+    if "done" not in file or "items" not in file or "config_sha256" not in file.attrs:
+        raise UserError(f"{partial}: is no partial result of invsolve; {anew}")
+    was = range(int(file["items"][0]), int(file["items"][-1]) + 1)
+    if text(file.attrs["config_sha256"]) != provenance.get("config_sha256", "") or was != items:
+        changes = changed(stored_config(file), provenance) or [
+            f"items {was.start}:{was.stop} -> {items.start}:{items.stop}"
+        ]
+        raise UserError(f"{partial}: was begun with another configuration ({'; '.join(changes[:4])}); {anew}")
+    version = (provenance.get("versions") or {}).get("invsolve", "")
+    # With --overwrite the user agreed to lose the partial; still, the same command must go on after a kill.
+    if overwrite and text(file.attrs["invsolve_version"]) != version:
+        raise UserError(f"{partial}: was begun by version {text(file.attrs['invsolve_version'])}; {anew}")
+
+
+def _forget_broken(file: h5py.File) -> None:
+    """Mark as not done what is not finite or does not pass its checksum."""
+    for item in np.flatnonzero(file["done"][:]):
+        sound = False
+        with suppress(OSError, KeyError):
+            sound = bool(np.isfinite(file["mean"][item]).all())
+        if not sound:
+            file["done"][item] = False
+    file.flush()
+
+
+def stored_config(file: h5py.File) -> dict[str, Any]:
+    """The record of the run; empty when there is none."""
+    stored = file["config"][()] if "config" in file else file.attrs.get("config", "{}")
+    try:
+        config = json.loads(text(stored))
+    except json.JSONDecodeError:
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two configurations, one text a value."""
+    plain = json.loads(json.dumps(dict(new), default=str))
+    return [line for key in _COMPARED for line in differences(key, old.get(key), plain.get(key))]
+
+
+def differences(where: str, old: Any, new: Any) -> Iterator[str]:
+    """Each value that differs between two nested records, as "where old -> new"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from differences(f"{where}.{key}", old.get(key), new.get(key))
+    elif old != new:
+        yield f"{where} {_short(old)} -> {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    shown = json.dumps(value)
+    return shown if len(shown) <= 24 else f"{shown[:21]}..."

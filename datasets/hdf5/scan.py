@@ -1,0 +1,138 @@
+"""invsolve's scan files: the measurement, its operator and its noise, written and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from invsolve.contracts.measurement import Rows
+from invsolve.contracts.noise import MODELS, Noise
+from invsolve.contracts.operator import Operator
+from invsolve.datasets.hdf5.images import write_rows
+from invsolve.datasets.hdf5.reading import dataset, read, text
+from invsolve.datasets.hdf5.writing import atomic, check_target, to_numpy
+from invsolve.errors import UserError, suggestion
+
+# HDF5 takes attributes up to 64 kB; longer text becomes a dataset.
+_ATTRIBUTE_LIMIT = 60_000
+
+
+def read_parameters(group: h5py.Group) -> dict[str, Any]:
+    """Attributes as Python values, datasets as tensors."""
+    given: dict[str, Any] = {}
+    for key, value in group.attrs.items():
+        if key == "name":
+            continue
+        if isinstance(value, np.ndarray):
+            given[key] = text(value) if value.dtype.kind in "OSU" else torch.from_numpy(np.ascontiguousarray(value))
+        else:
+            given[key] = text(value) if isinstance(value, bytes | str) else value.item()
+    for key, stored in group.items():
+        if isinstance(stored, h5py.Dataset) and stored.dtype.kind in "OSU":
+            given[key] = text(stored[()])
+            continue
+        values = read(dataset(group.file, f"{group.name}/{key}"))
+        given[key] = torch.from_numpy(np.ascontiguousarray(values)) if values.ndim else values.item()
+    return given
+
+
+def read_noise(file: h5py.File, path: Path) -> Noise | None:
+    group = file.get("noise")
+    if not isinstance(group, h5py.Group):
+        return None
+    name = text(group.attrs.get("name", ""))
+    if name not in MODELS:
+        raise UserError(
+            f"{path}: group 'noise' has the name {name!r}, which is no noise model.{suggestion(name, MODELS)}"
+        )
+    wanted = [f.name for f in fields(MODELS[name])]
+    given = read_parameters(group)
+    if sorted(given) != sorted(wanted):
+        got = ", ".join(sorted(given)) or "nothing"
+        raise UserError(
+            f"{path}: group 'noise' ({name}) has {got}, expected the attribute {', '.join(wanted)}; write it again"
+        )
+    try:
+        return MODELS[name](**given)
+    except (UserError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: group 'noise': {' '.join(str(error).split())}") from None
+
+
+def write_scan(
+    path: str | Path,
+    y: Rows | np.ndarray,
+    operator: Operator,
+    noise: Noise | None,
+    truth: Rows | np.ndarray | None = None,
+    unit: str = "",
+    extra_attrs: Mapping[str, Any] | None = None,
+    volumes: Sequence[int] | None = None,
+) -> None:
+    """Write a scan file; it appears under its name only when it is complete, and replaces an older one then.
+
+    Args:
+        path: the file.
+        y: (N, *measurement), real or complex.
+        operator: made by `invsolve.operator(name, ...)`, so that its name and parameters are known.
+        noise: how y scatters; None leaves it out.
+        truth: (N, C, *spatial), physical units.
+        unit: of the image; default the operator's.
+        extra_attrs: further attributes of the file.
+        volumes: which volume each item is a slice of, a number an item; None for one volume.
+
+    Raises:
+        UserError: the operator was made directly, a parameter cannot be stored, or the path cannot be written.
+    """
+    target = Path(path)
+    check_target(target)
+    if operator.parameters_given is None or not operator.name:
+        kind = type(operator).__name__
+        raise UserError(
+            f"{path}: the operator {kind} was made directly, so its name and parameters are not known; make it with "
+            f"invsolve.operator({operator.name or 'NAME'!r}, ...); a class of your own must be registered for that"
+        )
+    if volumes is not None and len(volumes) != len(y):
+        raise UserError(f"{path}: there are {len(volumes)} volume labels for {len(y)} items; give one an item")
+    if truth is not None and len(truth) != len(y):
+        raise UserError(f"{path}: truth has {len(truth)} items, y has {len(y)}; they must agree")
+    with atomic(target) as file:
+        file.attrs.update({"image_unit": unit or operator.image_unit, **(extra_attrs or {})})
+        write_rows(file, {"y": y} | ({} if truth is None else {"truth": truth}))
+        if volumes is not None:
+            file["volume"] = np.asarray(volumes, dtype=np.int64)
+        _write_parameters(file.create_group("operator"), operator.name, operator.parameters_given, path)
+        if noise is not None:
+            _write_parameters(file.create_group("noise"), noise.name, vars(noise), path)
+
+
+def _write_parameters(group: h5py.Group, name: str, given: Mapping[str, Any], path: str | Path) -> None:
+    group.attrs["name"] = name
+    for key, value in given.items():
+        if value is None:
+            continue
+        if isinstance(value, Tensor | np.ndarray | list | tuple):
+            try:
+                array = to_numpy(value)
+            except (ValueError, TypeError):
+                array = np.empty(0, object)
+            if array.dtype.kind not in "biufc":
+                raise UserError(
+                    f"{path}: {group.name[1:]} parameter {key!r} is a list of mixed things; use numbers of one shape"
+                )
+            group[key] = array
+        elif isinstance(value, str) and len(value.encode()) > _ATTRIBUTE_LIMIT:
+            group[key] = value
+        elif isinstance(value, bool | int | float | complex | str):
+            group.attrs[key] = value
+        else:
+            raise UserError(
+                f"{path}: {group.name[1:]} parameter {key!r} is a {type(value).__name__}, which a file cannot hold; "
+                "use numbers, text or arrays"
+            )

@@ -1,0 +1,277 @@
+"""Layout "array": a plain HDF5 dataset, .npy file or TIFF stack, with axes and units given by the user."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from torch import Tensor
+
+from invsolve.contracts.layout import Layout, Make, make_for
+from invsolve.contracts.measurement import Images, Measurement
+from invsolve.datasets.hdf5 import OneByOne, Source, fingerprint, is_npy, is_tiff, open_array, tiff_folder
+from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
+from invsolve.datasets.tomography.centre import find_centre
+from invsolve.datasets.tomography.counts import FLOOR, kept
+from invsolve.datasets.tomography.projections import option_hash
+from invsolve.errors import UserError
+
+_ITEM, _CHANNEL, _ANGLE, _COIL = "item", "channel", "angle", "coil"
+_ROW, _COLUMN = "row", "column"
+_NAMES = {
+    **dict.fromkeys(("item", "items", "n", "slice", "z", "sample", "image", "frame"), _ITEM),
+    **dict.fromkeys(("channel", "channels", "c"), _CHANNEL),
+    **dict.fromkeys(("theta", "angle", "angles", "view", "projection"), _ANGLE),
+    **dict.fromkeys(("coil", "coils"), _COIL),
+    **dict.fromkeys(("row", "rows", "y", "readout"), _ROW),
+    **dict.fromkeys(("column", "columns", "col", "x", "phase", "detector"), _COLUMN),
+}
+_EXAMPLES = "'item,row,column' for images, 'row,angle,detector' for sinograms, 'slice,coil,row,column' for k-space"
+
+
+class Array(Layout):
+    """Whatever its axes say: images (item, channel, row, column), sinograms (row, angle, detector), or k-space (coil ...).
+
+    Axes that are not there count one. Sinograms are one per detector row; k-space is centred, and points that are zero in
+    every coil are not measured.
+
+    Args:
+        axes: names of the array's axes in their order, such as "z,y,x", "theta,y,x" or "coil,row,column"; default the
+            attribute axes of an HDF5 dataset.
+        dataset: name in an HDF5 file that holds several.
+        unit: of the image; for sinograms default 1/length_unit.
+        angles: of sinograms: a count of angles, equally spaced on [0, 180) degrees, or each angle in degrees (list or .npy).
+        values: what sinograms hold: line integrals, or transmissions between 0 and 1, of which -log is taken.
+        centre: detector pixel (0-based, may be fractional) onto which the rotation axis projects; default search it.
+        pixel_size: width of a (detector) pixel, in length_unit; default 1 pixel.
+        length_unit: such as "mm".
+        thin: keep the first of each complete group of so many angles.
+        coil_maps: of k-space: complex (coils, rows, columns); default calibrated from its centre.
+        real: of k-space: put the image's phase into the coil maps, as priors of one channel want it.
+        items: [start, stop) of the items; default all.
+    """
+
+    name = "array"
+
+    def __init__(
+        self,
+        axes: str | list[str] | None = None,
+        dataset: str | None = None,
+        unit: str = "",
+        angles: int | Tensor | None = None,
+        values: Literal["integrals", "transmissions"] | None = None,
+        centre: float | None = None,
+        pixel_size: float | None = None,
+        length_unit: str = "pixel",
+        thin: int = 1,
+        coil_maps: Tensor | None = None,
+        real: bool = True,
+        items: list[int] | None = None,
+    ) -> None:
+        if pixel_size is not None and not pixel_size > 0:
+            raise UserError(f"layout 'array': pixel_size must be > 0, got {pixel_size}")
+        if (pixel_size is None) != (length_unit == "pixel"):
+            raise UserError("layout 'array': give pixel_size= and length_unit= together, such as 0.5 and 'mm'")
+        if not thin > 0:
+            raise UserError(f"layout 'array': thin must be > 0, got {thin}")
+        self.axes, self.dataset, self.unit, self.angles, self.values = axes, dataset, unit, angles, values
+        self.centre, self.pixel_size, self.length_unit, self.thin = centre, pixel_size, length_unit, thin
+        self.coil_maps, self.real, self.items = coil_maps, real, items
+
+    @classmethod
+    def opens(cls, path: Path) -> bool:
+        return is_npy(path) or is_tiff(path) or bool(tiff_folder(path))
+
+    def open(self, path: Path, make: Make) -> Measurement:
+        stack = _Stack(self, Path(path))
+        if stack.has(_ANGLE):
+            return self._sinograms(stack, make_for(path, make))
+        if stack.has(_COIL) or stack.source.dtype.kind == "c":
+            return _ArrayKSpace(stack, self.coil_maps, self.real).open(stack.path, make)
+        raise UserError(
+            f"{path}: axes {stack.names} are images, not a measurement; simulate one (invsolve simulate), or name an angle "
+            f"or coil axis: {_EXAMPLES}"
+        )
+
+    def images(self, path: Path) -> Images:
+        stack = _Stack(self, Path(path))
+        if stack.has(_ANGLE) or stack.has(_COIL):
+            raise UserError(
+                f"{path}: axes {stack.names} are a measurement, not images; reconstruct it (invsolve reconstruct)"
+            )
+        shape = (stack.length(_CHANNEL), stack.length(_ROW), stack.length(_COLUMN))
+        order = (_CHANNEL, _ROW, _COLUMN)
+        return Images(
+            OneByOne(stack.count, shape, lambda i: stack.item(i, order), stack.source.dtype.kind == "c"),
+            unit=self.unit,
+            spacing=(self.pixel_size,) * 2 if self.pixel_size else None,
+            spacing_unit=self.length_unit if self.pixel_size else "",
+            source=str(path),
+            fingerprint=stack.fingerprint(),
+            missing=[] if self.unit else ["unit of the values: --read unit=NAME"],
+        )
+
+    def _sinograms(self, stack: _Stack, make: Make) -> Measurement:
+        path, notes, missing = stack.path, [], []
+        if self.values is None:
+            raise UserError(
+                f"{path}: say what the sinograms hold: values=integrals (line integrals, -log already taken) or "
+                "values=transmissions (between 0 and 1)"
+            )
+        count = stack.length(_ANGLE)
+        degrees = self._degrees(path, count)
+        picked = kept(count, self.thin)
+        # A detector row is an item, and so is what else there are several of.
+        order = (_ANGLE, _COLUMN)
+        detectors = stack.length(_COLUMN)
+
+        def read(item: int, every: int = self.thin) -> np.ndarray:
+            values = stack.item(item, order)[kept(count, every)].astype(np.float64)
+            if self.values == "transmissions":
+                values = -np.log(np.maximum(values, FLOOR))
+            return values
+
+        y = OneByOne(stack.count, (len(degrees[picked]), detectors), read)
+        if self.centre is None:
+            looked = np.unique(np.linspace(0, stack.count - 1, min(stack.count, 8)).round().astype(int)).tolist()
+            mean = np.mean([read(i, 1) for i in looked], axis=0)
+            if not np.isfinite(mean).all():
+                raise UserError(f"{path}: has NaN or infinite values in items {looked}; choose others with items=")
+            centre, how = find_centre(mean, degrees, lambda given: make("ct", **given), str(path))
+            notes.append(f"rotation centre {centre:.2f} found ({how}); centre= fixes it")
+            missing.append(f"rotation centre: searched, {centre:.2f}; --read centre={centre:.2f} fixes it")
+        else:
+            centre = self.centre
+        if self.pixel_size is None:
+            missing.append(
+                "pixel size: the image is in 1/pixel; give --read pixel_size=0.005 --read length_unit=mm (with your value)"
+            )
+        missing.append("noise level: give --noise gaussian:SIGMA")
+        parameters = {
+            "image_size": detectors,
+            "angles": degrees[picked].tolist(),
+            "detectors": detectors,
+            "centre": centre,
+            "pixel_size": self.pixel_size or 1.0,
+        }
+        return Measurement(
+            y=y,
+            operator=make("ct", **parameters),
+            unit=self.unit or f"1/{self.length_unit}",
+            source=str(path),
+            fingerprint=stack.fingerprint(),
+            notes=notes,
+            missing=missing,
+            axes="item angle detector",
+        )
+
+    def _degrees(self, path: Path, count: int) -> np.ndarray:
+        if self.angles is None:
+            raise UserError(
+                f"{path}: angles are never invented: angles={count} spaces them equally on [0, 180) degrees, or give each "
+                "one in degrees, as a list or a .npy file"
+            )
+        if isinstance(self.angles, int):
+            degrees = np.arange(self.angles) * 180 / max(self.angles, 1)
+        else:
+            degrees = self.angles.double().flatten().numpy()
+        if len(degrees) != count or not np.isfinite(degrees).all():
+            raise UserError(
+                f"{path}: {len(degrees)} angles are given for {count} projections; give one finite angle each"
+            )
+        return degrees
+
+
+class _Stack:
+    """An array whose axes have names; items are what is no image or measurement axis."""
+
+    def __init__(self, layout: Array, path: Path) -> None:
+        self.layout, self.path = layout, path
+        self.source: Source = open_array(path, layout.dataset)
+        shape = self.source.shape
+        self.axes = _named(layout.axes or self.source.axes or None, shape, path)
+        self.names = ",".join(self.axes)
+        if not all(shape):
+            raise UserError(f"{path}: the array {shape} is empty; write it again")
+        # A sinogram per detector row: rows are items there.
+        self.item_axes = [k for k, n in enumerate(self.axes) if n == _ITEM or (n == _ROW and _ANGLE in self.axes)]
+        needed = [_COLUMN] if _ANGLE in self.axes else [_ROW, _COLUMN]
+        for name in needed:
+            if name not in self.axes:
+                raise UserError(f"{path}: axes {self.names} name no {name}; expected such as {_EXAMPLES}")
+        self.whole = int(np.prod([shape[k] for k in self.item_axes], dtype=int))
+        wanted = [0, self.whole] if layout.items is None else layout.items
+        self.start, stop = wanted if len(wanted) == 2 else (-1, -1)
+        if not 0 <= self.start < stop <= self.whole:
+            raise UserError(f"{path}: items={layout.items} must be [start, stop) within the {self.whole} items")
+        self.count = stop - self.start
+
+    def has(self, name: str) -> bool:
+        return name in self.axes
+
+    def length(self, name: str) -> int:
+        return self.source.shape[self.axes.index(name)] if name in self.axes else 1
+
+    def item(self, index: int, order: tuple[str, ...]) -> np.ndarray:
+        """One item with its axes in this order; those that are not there have length 1."""
+        where = np.unravel_index(index + self.start, [self.source.shape[k] for k in self.item_axes] or [1])
+        selection: list[Any] = [slice(None)] * len(self.source.shape)
+        for axis, position in zip(self.item_axes, where, strict=False):
+            selection[axis] = int(position)
+        values = self.source.read(tuple(selection))
+        left = [n for k, n in enumerate(self.axes) if k not in self.item_axes]
+        values = values.transpose([left.index(n) for n in order if n in left])
+        return values.reshape([self.length(n) for n in order])
+
+    def fingerprint(self) -> str:
+        files = tiff_folder(self.path) or [self.path]
+        return "+".join([*(fingerprint(f) for f in files[:64]), f"{len(files)}", f"options:{option_hash(self.layout)}"])
+
+
+class _ArrayKSpace(KSpaceLayout):
+    """K-space in a plain array."""
+
+    name: ClassVar[str] = "array"
+
+    def __init__(self, stack: _Stack, coil_maps: Tensor | None, real: bool) -> None:
+        super().__init__(coil_maps=coil_maps, real=real)
+        self.stack = stack
+
+    def find(self, path: Path) -> Acquired:
+        stack, order = self.stack, (_COIL, _ROW, _COLUMN)
+        if stack.source.dtype.kind != "c":
+            raise UserError(f"{path}: holds {stack.source.dtype}, expected complex numbers for k-space; write it again")
+        # All items share one mask: what is not zero in the first.
+        measured = (np.abs(stack.item(0, order)) > 0).any(0)
+        columns = measured.any(0)
+        by_columns = bool((measured[:, columns].mean() if columns.any() else 0.0) > 0.99)
+        return Acquired(
+            read=lambda item: stack.item(item, order).astype(np.complex64),
+            items=stack.count,
+            coils=stack.length(_COIL),
+            matrix=(stack.length(_ROW), stack.length(_COLUMN)),
+            mask=np.asarray(columns if by_columns else measured),
+            notes=[f"points that are zero in every coil count as not measured ({int((~measured).sum())})"],
+            missing=[],
+        )
+
+    def _fingerprint(self, path: Path) -> str:
+        return self.stack.fingerprint()
+
+
+def _named(given: str | list[str] | None, shape: tuple[int, ...], path: Path) -> list[str]:
+    if given is None:
+        raise UserError(f"{path}: the array {shape} has no names for its axes; give axes=, such as {_EXAMPLES}")
+    words = given if isinstance(given, list) else [w for w in re.split(r"[\s,:]+", given.strip()) if w]
+    unknown = [w for w in words if w.lower() not in _NAMES]
+    if unknown:
+        raise UserError(f"{path}: axes={given!r}: {unknown[0]!r} is no axis; expected such as {_EXAMPLES}")
+    names = [_NAMES[w.lower()] for w in words]
+    if len(names) != len(shape):
+        raise UserError(f"{path}: axes={given!r} names {len(names)} axes, but the array is {shape}")
+    single = [n for n in names if n != _ITEM]
+    if len(set(single)) != len(single):
+        raise UserError(f"{path}: axes={given!r} names one axis twice; expected such as {_EXAMPLES}")
+    return names

@@ -1,0 +1,124 @@
+"""Layout "fastmri": one file a volume, centred k-space of one coil or several, as the fastMRI collection stores it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from invsolve.contracts.measurement import Images
+from invsolve.datasets.hdf5 import LazyRows, WithChannel, dataset, fingerprint, open_readonly, read
+from invsolve.datasets.mri.header import Header, parse_header
+from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
+from invsolve.errors import UserError
+
+_TRUTHS = ("reconstruction_rss", "reconstruction_esc")
+_MAPS = ("coil_maps", "sensitivity_maps", "sens_maps")
+_LOOKED_AT = 3
+
+
+class FastMRI(KSpaceLayout):
+    """Cartesian k-space (slice, coil, readout, phase) or (slice, readout, phase), centred; items are slices.
+
+    Columns outside the mask, and those that pad k-space beyond the header's encoding limits, are not measurements. The
+    image is the orthonormal inverse transform, cut to the header's reconSpace. As images: the stored reconstructions.
+    """
+
+    name = "fastmri"
+
+    @classmethod
+    def recognises(cls, file: Any) -> bool:
+        found = file.get("kspace")
+        return isinstance(found, h5py.Dataset) and found.ndim in (3, 4)
+
+    def find(self, path: Path) -> Acquired:
+        notes: list[str] = []
+        missing: list[str] = []
+        with open_readonly(path) as file:
+            kspace = dataset(file, "kspace")
+            if kspace.ndim not in (3, 4) or not kspace.size:
+                raise UserError(
+                    f"{path}: kspace {kspace.shape}: expected (slices, coils, readout, phase), or without coils"
+                )
+            if kspace.dtype.kind != "c" and kspace.dtype.names is None:
+                raise UserError(f"{path}: kspace holds {kspace.dtype}, expected complex numbers; write it again")
+            items, *coils, readout, phase = kspace.shape
+            header = _header(file, path, missing)
+            recon = None if header is None else header.recon[:2]
+            mask = _mask(file, path, kspace, header, notes)
+            # Cut as the result will be; a target of another size cannot be compared with it.
+            wanted = (
+                (readout, phase) if recon is None or not self.crop else (min(readout, recon[0]), min(phase, recon[1]))
+            )
+            truth = next((n for n in _TRUTHS if n in file), None)
+            if truth is not None and dataset(file, truth).shape != (items, *wanted):
+                notes.append(f"{truth} {file[truth].shape} is not used: the images here are {(items, *wanted)}")
+                truth = None
+            maps = next((n for n in _MAPS if n in file), None)
+            if maps is not None and dataset(file, maps).shape != kspace.shape:
+                raise UserError(f"{path}: {maps} {file[maps].shape} does not fit kspace {kspace.shape}; write it again")
+        stored, lazy = LazyRows(path, "kspace"), None if maps is None else LazyRows(path, maps)
+
+        def one(rows: LazyRows, item: int) -> np.ndarray:
+            return rows[item : item + 1][0].numpy().reshape(-1, readout, phase)
+
+        return Acquired(
+            read=lambda item: one(stored, item),
+            items=items,
+            coils=coils[0] if coils else 1,
+            matrix=(readout, phase),
+            mask=mask,
+            recon=recon,
+            maps=None if lazy is None else lambda item: one(lazy, item),
+            truth=WithChannel(LazyRows(path, truth)) if truth is not None else None,
+            notes=notes,
+            missing=missing,
+        )
+
+    def images(self, path: Path) -> Images:
+        with open_readonly(path) as file:
+            name = next((n for n in _TRUTHS if n in file), None)
+            if name is None:
+                raise UserError(
+                    f"{path}: has no {' or '.join(_TRUTHS)} (test files have none); reconstruct its k-space instead"
+                )
+            ndim = dataset(file, name).ndim
+        if ndim != 3:
+            raise UserError(f"{path}: {name} has {ndim} axes, expected (slices, rows, columns); write it again")
+        return Images(WithChannel(LazyRows(path, name)), "a.u.", source=str(path), fingerprint=fingerprint(path))
+
+
+def _header(file: h5py.File, path: Path, missing: list[str]) -> Header | None:
+    if "ismrmrd_header" not in file:
+        missing.append("ismrmrd_header: without it nothing is cropped, and columns of zeros count as not measured")
+        return None
+    stored = file["ismrmrd_header"][()]
+    xml = bytes(np.asarray(stored).ravel()[0]) if not isinstance(stored, bytes | str) else stored
+    return parse_header(xml.encode() if isinstance(xml, str) else xml, f"{path}: ismrmrd_header")
+
+
+def _mask(file: h5py.File, path: Path, kspace: h5py.Dataset, header: Header | None, notes: list[str]) -> np.ndarray:
+    columns = kspace.shape[-1]
+    if "mask" in file:
+        mask = read(dataset(file, "mask")).ravel() != 0
+        if len(mask) != columns:
+            raise UserError(
+                f"{path}: mask has {len(mask)} entries, kspace {kspace.shape} has {columns} columns; write it again"
+            )
+    else:
+        picked = np.unique(np.linspace(0, len(kspace) - 1, min(len(kspace), _LOOKED_AT)).round().astype(int))
+        mask = np.zeros(columns, bool)
+        for item in picked.tolist():
+            mask |= (read(kspace, item) != 0).reshape(-1, columns).any(0)
+    limits = None if header is None or header.encoded[1] != columns else header.columns(columns)
+    if limits is not None:
+        outside = mask.copy()
+        outside[limits[0] : limits[1]] = False
+        if outside.any():
+            notes.append(f"{int(outside.sum())} padded columns outside the encoding limits are not measurements")
+        mask &= ~outside
+    if not mask.any():
+        raise UserError(f"{path}: no column of k-space is measured; the mask or kspace is all zero")
+    return mask

@@ -1,0 +1,176 @@
+"""Layout "nxtomo": tomography in NeXus files, found by NX_class and definition; flats and darks told by image_key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from invsolve.datasets.hdf5 import dataset, read, text
+from invsolve.datasets.tomography.counts import Frames
+from invsolve.datasets.tomography.projections import Projections, Scan, angles_in_degrees, linked_files
+from invsolve.errors import UserError
+
+_PROJECTION, _FLAT, _DARK = 0, 1, 2
+_IN_MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3, "microns": 1e-3, "nm": 1e-6}
+# How deep below the root an entry, and below an entry a detector, is looked for.
+_DEPTH = 4
+
+
+class NXtomo(Projections):
+    """Parallel-beam projections of a NeXus file; y (rows, angles, detectors) is -log of the transmission.
+
+    Groups are found by their NX_class and the entry's definition, not by name. Frames with image_key 0 are projections, 1
+    flats, 2 darks, others are left out; so are the angles of what is no projection. Noise, centre and units are as in
+    layout "dxchange".
+    """
+
+    name = "nxtomo"
+
+    @classmethod
+    def recognises(cls, file: Any) -> bool:
+        return any(_definition(group) == "NXtomo" for group in _of_class(file, "NXentry", "NXsubentry"))
+
+    def find(self, file: h5py.File, path: Path) -> Scan:
+        entry = self._entry(file, path)
+        detector = _detector(entry, path)
+        notes: list[str] = []
+        name = f"{detector.name}/data"
+        data = dataset(file, name)
+        if data.ndim != 3:
+            raise UserError(f"{path}: {name} {data.shape}: expected (frames, rows, columns)")
+        count, height, width = data.shape
+        key = _image_key(file, path, f"{detector.name}/image_key", count)
+        frames = {kind: tuple(np.flatnonzero(key == kind).tolist()) for kind in (_PROJECTION, _FLAT, _DARK)}
+        if not frames[_PROJECTION]:
+            raise UserError(f"{path}: {detector.name}/image_key marks no frame as a projection (0); write it again")
+        fields: list[Frames | None] = []
+        for kind, what in ((_FLAT, "flats (image_key 1)"), (_DARK, "darks (image_key 2)")):
+            if self.normalised:
+                fields.append(None)
+                continue
+            if not frames[kind]:
+                raise UserError(
+                    f"{path}: {detector.name} has no {what}, needed to turn {name} into attenuation; add them, or say "
+                    "normalised=true if the data are transmissions already"
+                )
+            fields.append(Frames(path, name, (0, 1, 2), frames[kind]))
+        if left_out := count - sum(len(f) for f in frames.values()):
+            notes.append(f"{left_out} of {count} frames are neither projection, flat nor dark, and are left out")
+        degrees = _angles(entry, path, name, count, frames[_PROJECTION], notes)
+        return Scan(
+            data=Frames(path, name, (0, 1, 2), frames[_PROJECTION]),
+            white=fields[0],
+            dark=fields[1],
+            degrees=degrees,
+            height=height,
+            width=width,
+            centre=_stored_centre(detector, width),
+            pixel=_pixel(detector),
+            others=linked_files(data, path),
+            notes=notes,
+        )
+
+    def _entry(self, file: h5py.File, path: Path) -> h5py.Group:
+        found = [g for g in _of_class(file, "NXentry", "NXsubentry") if _definition(g) == "NXtomo"]
+        names = ", ".join(g.name for g in found)
+        if self.entry is not None:
+            picked = [g for g in found if g.name.strip("/") == self.entry.strip("/")]
+            if not picked:
+                raise UserError(f"{path}: has no NXtomo entry {self.entry!r}; it has {names or 'none'}")
+            return picked[0]
+        if not found:
+            raise UserError(
+                f"{path}: has no group with NX_class NXentry and definition NXtomo; if it is one without them, add them"
+            )
+        if len(found) > 1:
+            raise UserError(f"{path}: holds {len(found)} NXtomo entries ({names}); choose one with entry=NAME")
+        return found[0]
+
+
+def _of_class(group: Any, *classes: str, depth: int = _DEPTH) -> Iterator[h5py.Group]:
+    """Groups below (not beyond another match) whose NX_class is one of these; broken links are passed over."""
+    for name in group:
+        try:
+            child = group[name]
+        except (KeyError, OSError, RuntimeError):
+            continue
+        if not isinstance(child, h5py.Group):
+            continue
+        if text(child.attrs.get("NX_class", "")) in classes:
+            yield child
+            if "NXsubentry" in classes:
+                yield from _of_class(child, "NXsubentry", depth=1)
+        elif depth > 1:
+            yield from _of_class(child, *classes, depth=depth - 1)
+
+
+def _definition(group: h5py.Group) -> str:
+    try:
+        found = group["definition"]
+        return text(found[()]).strip() if isinstance(found, h5py.Dataset) else ""
+    except (KeyError, OSError, RuntimeError):
+        return ""
+
+
+def _detector(entry: h5py.Group, path: Path) -> h5py.Group:
+    found = [g for g in _of_class(entry, "NXdetector") if "image_key" in g]
+    if len(found) != 1:
+        got = f"{len(found)} of them ({', '.join(g.name for g in found)})" if found else "none"
+        raise UserError(
+            f"{path}: {entry.name} must hold one NXdetector with an image_key, it has {got}; write it again"
+        )
+    return found[0]
+
+
+def _image_key(file: h5py.File, path: Path, name: str, count: int) -> np.ndarray:
+    key = read(dataset(file, name)).ravel()
+    if len(key) != count:
+        raise UserError(f"{path}: {name} has {len(key)} entries for {count} frames; write it again")
+    whole = np.round(key)
+    if not np.array_equal(whole, key):
+        raise UserError(f"{path}: {name} holds values that are no whole numbers; expected 0, 1, 2 or 3")
+    return whole.astype(np.int64)
+
+
+def _angles(
+    entry: h5py.Group, path: Path, data: str, count: int, projections: tuple[int, ...], notes: list[str]
+) -> np.ndarray:
+    """Angles of the projections, in degrees; those of flats and darks mean nothing."""
+    found = [f"{g.name}/rotation_angle" for g in _of_class(entry, "NXsample") if "rotation_angle" in g]
+    found += [f"{g.name}/rotation_angle" for g in _of_class(entry, "NXdata") if "rotation_angle" in g]
+    if not found:
+        raise UserError(
+            f"{path}: {entry.name} has no NXsample with a rotation_angle, and angles are never invented; add it with "
+            "units='degree'"
+        )
+    stored = dataset(entry.file, found[0])
+    if stored.size not in (count, len(projections)):
+        raise UserError(
+            f"{path}: {found[0]} has {stored.size} angles, but {data} has {count} frames, {len(projections)} of them "
+            "projections; write it again"
+        )
+    degrees = angles_in_degrees(stored, path, found[0], "rotation_angle", notes)
+    return degrees[list(projections)] if len(degrees) == count else degrees
+
+
+def _stored_centre(detector: h5py.Group, width: int) -> float | None:
+    """NeXus gives the axis relative to the detector's middle, in pixels."""
+    found = detector.get("x_rotation_axis_pixel_position")
+    if not isinstance(found, h5py.Dataset) or found.size != 1:
+        return None
+    centre = (width - 1) / 2 + float(np.asarray(found[()]).ravel()[0])
+    return centre if 0 <= centre <= width - 1 else None
+
+
+def _pixel(detector: h5py.Group) -> tuple[float, str] | None:
+    found = detector.get("x_pixel_size")
+    if not isinstance(found, h5py.Dataset) or found.size != 1:
+        return None
+    # NeXus takes metres where nothing is said.
+    factor = _IN_MM.get(text(found.attrs.get("units", "m")).strip())
+    size = float(np.asarray(found[()]).ravel()[0])
+    return (size * factor, "mm") if factor and np.isfinite(size) and size > 0 else None

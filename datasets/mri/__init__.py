@@ -1,0 +1,1 @@
+"""What the layouts of magnetic resonance share: k-space, coil maps, the scanner header."""

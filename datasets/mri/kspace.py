@@ -1,0 +1,322 @@
+"""What Cartesian MRI layouts share: from centred k-space and a header to a Measurement; a layout says where lines are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invsolve.contracts.layout import Layout, Make, make_for
+from invsolve.contracts.measurement import Measurement, Rows
+from invsolve.contracts.noise import Gaussian
+from invsolve.contracts.operator import Operator
+from invsolve.datasets.hdf5 import fingerprint, to_tensor
+from invsolve.datasets.mri.coil_maps import absorb_phase, calibration_region, espirit
+from invsolve.errors import UserError
+
+_LOOKED_AT = 3
+# Median of the modulus of a complex normal number whose parts have standard deviation 1.
+_RAYLEIGH_MEDIAN = 1.1774
+_MAPS_KEPT = 2
+
+
+@dataclass
+class Acquired:
+    """Where a file keeps what.
+
+    Attributes:
+        read: k-space of one item, complex (coils, readout, phase), centred, zero where nothing was measured.
+        items, coils: how many.
+        matrix: readout and phase points.
+        mask: (phase,) or (readout, phase) boolean, what was measured.
+        recon: rows and columns of the image that the scanner makes, if the file says.
+        maps: coil maps of one item, if the file has them.
+        truth: (items, 1, rows, columns), if the file has it.
+        sigma: noise standard deviation of each part, if the file tells (noise scans).
+        calibration: k-space of one item with lines that serve calibration alone, and its mask.
+        notes, missing: one line each.
+    """
+
+    read: Callable[[int], np.ndarray]
+    items: int
+    coils: int
+    matrix: tuple[int, int]
+    mask: np.ndarray
+    recon: tuple[int, int] | None = None
+    maps: Callable[[int], np.ndarray] | None = None
+    truth: Rows | None = None
+    sigma: float | None = None
+    calibration: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None
+    notes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+class KSpaceLayout(Layout):
+    """Cartesian k-space; items are slices, y (slices, coils, rows, columns) complex, rows along the readout."""
+
+    def __init__(
+        self,
+        slices: list[int] | None = None,
+        coil_maps: Tensor | None = None,
+        calibration: int = 24,
+        real: bool = True,
+        crop: bool = True,
+        acceleration: float | None = None,
+        centre_fraction: float = 0.08,
+        seed: int = 0,
+    ) -> None:
+        """Reading options.
+
+        Args:
+            slices: [start, stop) of the slices (items); default all.
+            coil_maps: complex (coils, rows, columns), or (slices, coils, rows, columns); default the file's, else calibrated
+                from the centre of k-space (ESPIRiT).
+            calibration: points along each side of that centre that are used, if measured.
+            real: put the phase of the image, seen at low resolution, into the coil maps, so that the image is nearly real
+                and positive, as priors of one channel want it.
+            crop: cut readout oversampling off, and the result down to the scanner's reconstructed field of view.
+            acceleration: keep 1 in so many of the measured columns, at random, to try sparser scans.
+            centre_fraction: part of the columns around the centre that is kept then.
+            seed: of the random columns.
+        """
+        if calibration < 8:
+            raise UserError(f"layout {self.name!r}: calibration must be 8 points or more, got {calibration}")
+        if acceleration is not None and not acceleration >= 1:
+            raise UserError(f"layout {self.name!r}: acceleration must be at least 1, got {acceleration}")
+        self.slices, self.coil_maps, self.calibration, self.real = slices, coil_maps, calibration, real
+        self.crop, self.acceleration, self.centre_fraction, self.seed = crop, acceleration, centre_fraction, seed
+
+    def find(self, path: Path) -> Acquired:
+        """Say where the file keeps what.
+
+        Raises:
+            UserError: something is missing or contradictory.
+        """
+        raise NotImplementedError
+
+    def open(self, path: Path, make: Make) -> Measurement:
+        path = Path(path)
+        found = self.find(path)
+        notes = found.notes
+        start, stop = (0, found.items) if self.slices is None else (self.slices if len(self.slices) == 2 else (-1, -1))
+        if not 0 <= start < stop <= found.items:
+            raise UserError(f"{path}: slices={self.slices} must be [start, stop) within the {found.items} slices")
+        rows = found.matrix[0]
+        if self.crop and found.recon is not None and found.recon[0] < rows and found.mask.ndim == 1:
+            rows = found.recon[0]
+            notes.append(f"readout of {found.matrix[0]} points cut to {rows}, the reconstructed field of view")
+        mask = self._mask(found, notes)
+        y = _Slices(found, mask, rows, start, stop)
+        sigma = found.sigma or _edge_sigma(y, mask, path)
+        how = "from the noise scans" if found.sigma else "from the corners of k-space; noise scans are not in the file"
+        notes.append(f"noise sigma {sigma:.4g}, {how}")
+        if not found.sigma:
+            found.missing.append(
+                f"noise level: taken from the corners of k-space, {sigma:.4g}; --noise gaussian:SIGMA fixes it"
+            )
+        operators = _Operators(self, path, make_for(path, make), y, mask, sigma, notes, found.missing)
+        return Measurement(
+            y=y,
+            operator=operators(0),
+            noise=Gaussian(sigma),
+            truth=_Part(found.truth, start, stop) if found.truth is not None else None,
+            unit="a.u.",
+            source=str(path),
+            fingerprint=self._fingerprint(path),
+            notes=notes,
+            missing=found.missing,
+            axes="slice coil readout phase",
+            operators=operators if stop - start > 1 else None,
+            region=_region((rows, found.matrix[1]), found.recon) if self.crop else None,
+        )
+
+    def _mask(self, found: Acquired, notes: list[str]) -> np.ndarray:
+        mask = found.mask.astype(bool)
+        columns: np.ndarray = np.asarray(np.atleast_2d(mask).any(0))
+        notes.append(f"{int(columns.sum())} of {len(columns)} k-space columns measured, {found.coils} coils")
+        if self.acceleration is not None:
+            keep = _sparser(columns, self.acceleration, self.centre_fraction, self.seed)
+            notes.append(f"{int(keep.sum())} of these columns kept, for acceleration={self.acceleration:g}")
+            mask = mask & keep
+        return mask
+
+    def _fingerprint(self, path: Path) -> str:
+        options = {k: v.numpy().tobytes() if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        digest = hashlib.sha256(repr(sorted(options.items())).encode()).hexdigest()
+        return f"{fingerprint(path)}+options:{digest[:16]}"
+
+
+@dataclass(frozen=True)
+class _Slices:
+    """k-space of the items (slices, coils, rows, columns), read when sliced; masked, and cut along the readout."""
+
+    found: Acquired
+    mask: np.ndarray
+    rows: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        picked = range(*rows.indices(len(self)))
+        if not picked:
+            return torch.empty(0, self.found.coils, self.rows, self.found.matrix[1], dtype=torch.complex64)
+        return to_tensor(np.stack([self.cut(self.found.read(self.start + item)) * self.mask for item in picked]))
+
+    def cut(self, kspace: np.ndarray) -> np.ndarray:
+        """Keep the middle of the field of view along the readout: exact, as readout lines are measured whole."""
+        if self.rows == kspace.shape[1]:
+            return kspace
+        lines = self.middle(np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(kspace, 1), axis=1, norm="ortho"), 1))
+        return np.fft.fftshift(np.fft.fft(np.fft.ifftshift(lines, 1), axis=1, norm="ortho"), 1)
+
+    def middle(self, image: np.ndarray) -> np.ndarray:
+        """The rows of (coils, rows, columns) that are kept: the zero frequency's centre stays the centre."""
+        first = image.shape[1] // 2 - self.rows // 2
+        return image[:, first : first + self.rows]
+
+
+class _Part:
+    """Rows start..stop of others."""
+
+    def __init__(self, rows: Rows, start: int, stop: int) -> None:
+        self.rows, self.start, self.stop = rows, start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        first, last, step = rows.indices(len(self))
+        return self.rows[self.start + first : self.start + max(first, last) : step]
+
+
+class _Operators:
+    """The operator "mri" of each item, with its coil maps; the last two are kept."""
+
+    def __init__(
+        self,
+        layout: KSpaceLayout,
+        path: Path,
+        make: Make,
+        y: _Slices,
+        mask: np.ndarray,
+        sigma: float,
+        notes: list[str],
+        missing: list[str],
+    ) -> None:
+        self.layout, self.path, self.make = layout, path, make
+        self.y, self.mask, self.sigma = y, mask, sigma
+        coils = y.found.coils
+        self.size = (y.rows, y.found.matrix[1])
+        self.kept: OrderedDict[int, Operator] = OrderedDict()
+        given = layout.coil_maps
+        if given is not None:
+            notes.append("coil maps given")
+            allowed = ((coils, *self.size), (y.found.items, coils, *self.size))
+            if not given.is_complex() or tuple(given.shape) not in allowed:
+                raise UserError(
+                    f"{path}: coil_maps {given.dtype} {tuple(given.shape)}: expected complex {allowed[0]}, or with the "
+                    f"{y.found.items} slices in front"
+                )
+        elif y.found.maps is not None:
+            notes.append("coil maps from the file")
+        elif coils > 1:
+            notes.append("coil maps calibrated from the centre of k-space (ESPIRiT)")
+            missing.append("coil maps: calibrated from the centre of k-space; --read coil_maps=MAPS.npy gives others")
+
+    def __call__(self, item: int) -> Operator:
+        if item not in self.kept:
+            parameters: dict[str, Any] = {"mask": torch.from_numpy(self.mask)}
+            maps = self._maps(item)
+            if maps is None:
+                parameters["mask"] = torch.from_numpy(np.broadcast_to(self.mask, self.size).copy())
+            else:
+                parameters["coil_maps"] = torch.from_numpy(np.ascontiguousarray(maps, np.complex64))
+            self.kept[item] = self.make("mri", **parameters)
+            while len(self.kept) > _MAPS_KEPT:
+                self.kept.popitem(last=False)
+        return self.kept[item]
+
+    def _maps(self, item: int) -> np.ndarray | None:
+        given, found = self.layout.coil_maps, self.y.found
+        known: np.ndarray | None = None
+        if given is not None:
+            known = (given if given.ndim == 3 else given[self.y.start + item]).numpy()
+        elif found.maps is not None:
+            known = self.y.middle(found.maps(self.y.start + item))
+        elif found.coils == 1:
+            if not self.layout.real:
+                return None
+            known = np.ones((1, *self.size), np.complex64)
+        if known is not None and not self.layout.real:
+            return known
+        kspace, mask = self.y[item : item + 1][0].numpy(), np.broadcast_to(self.mask, self.size)
+        if found.calibration is not None:
+            kspace, mask = found.calibration(self.y.start + item)
+            if self.y.rows != len(mask):
+                kspace, mask = self.y.cut(kspace), np.asarray(mask.all(0))
+            mask = np.broadcast_to(mask, self.size)
+        centre = calibration_region(kspace, mask, self.layout.calibration, str(self.path))
+        maps = espirit(centre, self.size, self.sigma).maps if known is None else known
+        return absorb_phase(maps, centre) if self.layout.real else maps
+
+
+def _edge_sigma(y: _Slices, mask: np.ndarray, path: Path) -> float:
+    """Standard deviation of each part of the noise, where k-space holds least signal: its corners."""
+    picked = np.unique(np.linspace(0, len(y) - 1, min(len(y), _LOOKED_AT)).round().astype(int))
+    levels = []
+    for item in picked.tolist():
+        kspace = y.found.read(y.start + item)
+        if not np.isfinite(kspace).all():
+            count = int((~np.isfinite(kspace)).sum())
+            raise UserError(
+                f"{path}: k-space has {count} NaN or infinite values in slice {y.start + item}; leave it out with slices="
+            )
+        measured = np.broadcast_to(mask, kspace.shape[1:]) & (np.abs(kspace).sum(0) > 0)
+        corner = measured & _outer(measured.any(1), 0.9)[:, None] & _outer(measured.any(0), 0.5)
+        values = np.abs(kspace[:, corner if corner.any() else measured])
+        if values.size:
+            levels.append(np.median(values, axis=1) / _RAYLEIGH_MEDIAN)
+    level = float(np.sqrt(np.mean(np.square(levels)))) if levels else 0.0
+    if not level > 0:
+        raise UserError(
+            f"{path}: the measured k-space is zero in slices {picked.tolist()}; leave them out with slices="
+        )
+    return level
+
+
+def _outer(measured: np.ndarray, part: float) -> np.ndarray:
+    """The lines farthest from the centre of k-space, beyond this part of the farthest."""
+    distance = np.abs(np.arange(len(measured)) - len(measured) // 2)
+    return measured & (distance >= part * distance[measured].max(initial=0))
+
+
+def _sparser(columns: np.ndarray, acceleration: float, centre_fraction: float, seed: int) -> np.ndarray:
+    count = len(columns)
+    half = max(round(count * centre_fraction) // 2, 2)
+    keep = np.zeros(count, bool)
+    keep[count // 2 - half : count // 2 + half] = True
+    keep &= columns
+    others = np.flatnonzero(columns & ~keep)
+    wanted = max(round(columns.sum() / acceleration) - int(keep.sum()), 0)
+    keep[np.random.default_rng(seed).permutation(others)[:wanted]] = True
+    return keep
+
+
+def _region(size: tuple[int, int], recon: tuple[int, int] | None) -> tuple[tuple[int, int], ...] | None:
+    """The middle part of an image, as fastMRI cuts it; None when that is all of it."""
+    if recon is None:
+        return None
+    kept = [min(n, r) for n, r in zip(size, recon, strict=True)]
+    if tuple(kept) == size:
+        return None
+    return tuple(((n - k) // 2, (n - k) // 2 + k) for n, k in zip(size, kept, strict=True))

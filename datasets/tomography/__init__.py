@@ -1,0 +1,1 @@
+"""What the layouts of tomography share: counts, rotation centre, rings, projections."""

@@ -1,0 +1,118 @@
+"""Fitting measurement, operator and prior to one another: image shape, measurement shape, and scale."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from invsolve.contracts.measurement import Measurement
+from invsolve.contracts.operator import LinearOperator, Operator
+from invsolve.contracts.prior import Prior
+from invsolve.contracts.scale import Scale
+from invsolve.engine.reading import read_rows
+from invsolve.errors import UserError
+
+
+def image_shape(measurement: Measurement, prior: Prior | None) -> tuple[int, ...]:
+    """The shape (C, *spatial) of the images: from the operator, else the prior, else the measurement's own shape."""
+    forward, measured = measurement.operator, tuple(measurement.y[:1].shape[1:])
+    channels = prior.event_shape[0] if prior is not None else None
+    if forward.image_shape is None and prior is not None and None not in prior.event_shape:
+        spatial = tuple(s for s in prior.event_shape[1:] if s is not None)
+        shape: tuple[int, ...] | None = (prior.event_shape[0] or 1, *spatial)
+    elif forward.complex_image and forward.image_shape is not None:
+        shape = (channels or 2, *forward.image_shape[1:])
+    else:
+        shape = forward.image_shape_for(measured, channels or measured[0])
+        if shape is not None and forward.complex_image:
+            shape = (channels or 2, *shape[1:])
+    if shape is None:
+        raise UserError(
+            f"the image size cannot be told from measurements of shape {measured}; set image_shape in the operator, such as "
+            "self.image_shape = (1, 128, 128)"
+        )
+    if prior is not None:
+        prior.check_shape(shape)
+    return shape
+
+
+def check_measurement(measurement: Measurement, shape: tuple[int, ...]) -> None:
+    """Refuse measurements whose shape the operator would not give; name a permutation when that would fit."""
+    forward = measurement.operator
+    got = tuple(measurement.y[:1].shape[1:])
+    wanted = forward.measurement_shape((1, *shape[1:]) if forward.complex_image else shape)
+    where = f"{measurement.source}: " if measurement.source else ""
+    if got != wanted:
+        hint = "; the axes look permuted: y must be (items, *measurement)" if sorted(got) == sorted(wanted) else ""
+        raise UserError(
+            f"{where}y has measurements of shape {got}, but operator {forward.name or type(forward).__name__!r} gives "
+            f"{wanted} for images {shape}{hint}"
+        )
+    if forward.complex_image and not measurement.y[:1].is_complex():
+        raise UserError(
+            f"{where}y is real, but operator {forward.name!r} measures complex numbers; give complex64 data"
+        )
+
+
+def choose_scale(
+    measurement: Measurement,
+    forward: Operator,
+    prior: Prior | None,
+    given: Scale | tuple[float, float] | str | None,
+    shape: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Scale:
+    """The map between network and physical units: given, the file's, the prior's own, or estimated from the data."""
+    if isinstance(given, Scale):
+        return given
+    if isinstance(given, tuple):
+        return Scale.from_range(*given)
+    if given is not None and given != "auto":
+        raise UserError(f"scale must be a (low, high) pair, a Scale, 'auto' or None, got {given!r}")
+    if given is None and measurement.scale is not None:
+        return measurement.scale
+    own = prior.data_range if prior is not None else None
+    same_unit = not measurement.unit or (prior is not None and measurement.unit == prior.unit)
+    if given is None and (same_unit or (prior is None and not isinstance(forward, LinearOperator))):
+        return Scale() if own is None else Scale.from_range(*own, origin="prior")
+    if not isinstance(forward, LinearOperator):
+        raise UserError("the scale of a nonlinear operator cannot be estimated: give scale=(low, high)")
+    # Without a prior too: what is iterated should not be a millionth of a unit. Physical images then start at zero, and
+    # -1000 HU is no attenuation: zero in every other unit of attenuation.
+    hounsfield = prior is not None and prior.unit == "HU"
+    from_zero = prior is None or (own is not None and (own[0] >= 0 or (hounsfield and own[0] == -1000)))
+    return estimate_scale(measurement, forward, shape, from_zero, device, dtype)
+
+
+def estimate_scale(
+    measurement: Measurement,
+    forward: LinearOperator,
+    shape: tuple[int, ...],
+    from_zero: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Scale:
+    """Take the range of the linear reconstruction (0.5 to 99.5 %), of up to 16 items spread over the data, for the prior's.
+
+    Args:
+        from_zero: the prior's images start at zero (attenuation, magnitude): so does the range.
+    """
+    count = len(measurement.y)
+    picked = sorted({int(i) for i in np.linspace(0, count - 1, min(count, 16))})
+    low, high = [], []
+    for item in picked:
+        y = read_rows(measurement, item, item + 1).to(device)
+        y = y.to(dtype.to_complex() if y.is_complex() else dtype)
+        own = measurement.operator_for(item).to(device) if measurement.operators is not None else forward
+        assert isinstance(own, LinearOperator)
+        with torch.no_grad():
+            image = own.baseline(y, 0.0)
+        values = (image.abs() if image.is_complex() else image).flatten().double().cpu().numpy()
+        low.append(np.quantile(values, 0.005))
+        high.append(np.quantile(values, 0.995))
+    bottom = 0.0 if from_zero else float(np.median(low))
+    top = float(np.median(high))
+    if not top > bottom:
+        raise UserError("the scale cannot be estimated: the linear reconstruction is constant; give scale=(low, high)")
+    return Scale.from_range(bottom, top, origin="estimated")

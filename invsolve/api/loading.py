@@ -1,0 +1,96 @@
+"""Operators, strategies and priors by name, and priors from checkpoint files."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from invsolve import registry
+from invsolve.contracts.operator import Operator
+from invsolve.contracts.prior import Prior, is_error_curve
+from invsolve.contracts.strategy import Strategy
+from invsolve.errors import UserError, suggestion
+from invsolve.networks import selftest
+from invsolve.networks.network_prior import NetworkPrior
+from invsolve.registry.parameters import build, parameters
+
+
+def operator(name: str, **parameters_: Any) -> Operator:
+    """Make a registered operator, such as `operator("ct", image_size=128, angles=60)`.
+
+    Raises:
+        UserError: unknown name or parameter, or a value of the wrong type.
+    """
+    return build(registry.find("operator", name), "operator", name, parameters_)
+
+
+def strategy(name: str, **parameters_: Any) -> Strategy:
+    """Make a registered strategy, such as `strategy("dps", steps=200)`.
+
+    Raises:
+        UserError: unknown name or parameter, or a value of the wrong type.
+    """
+    return build(registry.find("strategy", name), "strategy", name, parameters_)
+
+
+def load_prior(name: str | Path, *, self_test: bool = True, **parameters_: Any) -> Prior:
+    """Load a prior by registered name, or from a checkpoint file. Never runs code from the file.
+
+    Args:
+        name: a registered name, with its parameters, or a file or folder that a registered format opens.
+        self_test: let a network of a foreign format denoise reference images first (a second or more), and warn where it
+            seems to be read otherwise than it was trained; `invsolve.self_test` tells more.
+        parameters_: of the registered prior; with a file, of its format, such as `num_head_channels=32`.
+
+    Raises:
+        UserError: neither a known name nor a file that a registered format opens.
+    """
+    prior = _load_prior(name, parameters_)
+    if self_test and isinstance(prior, NetworkPrior):
+        report = selftest.self_test(prior)
+        if not report:
+            warnings.warn(f"{str(name)!r}: {report}", selftest.PriorWarning, stacklevel=2)
+    return prior
+
+
+def _load_prior(name: str | Path, parameters_: dict[str, Any]) -> Prior:
+    known = registry.available("prior")
+    if str(name) in known:
+        return build(known[str(name)], "prior", str(name), parameters_)
+    path = Path(name)
+    if not path.exists():
+        raise UserError(f"unknown prior {str(name)!r}, and no file of that name.{suggestion(str(name), known)}")
+    for kind, cls in known.items():
+        if cls.opens(path):  # type: ignore[attr-defined]
+            if parameters_:
+                return _with_error_curve(build(cls, "prior", kind, {"path": str(path), **parameters_}), path)
+            return _with_error_curve(cls.load(path), path)  # type: ignore[attr-defined]
+    raise UserError(
+        f"{str(name)!r} is no checkpoint that a registered prior opens; invsolve's own are .safetensors with a header. "
+        "Pickled modules (.pkl, whole .pt objects) are refused because loading them runs code: save the state dict instead "
+        "(docs/priors.md says how, and which other formats are read)"
+    )
+
+
+def _with_error_curve(prior: Prior, path: Path) -> Prior:
+    """Take over the curve that `invsolve prior calibrate` wrote beside a foreign checkpoint, if there is one."""
+    beside = path.with_name(f"{path.name}.error_curve.json")
+    if beside.is_file():
+        try:
+            curve = json.loads(beside.read_text(encoding="utf-8"))["error_curve"]
+        except (OSError, ValueError, KeyError, TypeError):
+            curve = None
+        if not is_error_curve(curve):
+            raise UserError(f"{beside}: is no error curve; remove it, or write it again with invsolve prior calibrate")
+        prior.error_curve = curve
+    return prior
+
+
+def fill_image_size(name: str, given: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """Add `image_size` to an operator's parameters where it takes one and none is given."""
+    takes = {p.name for p in parameters(registry.find("operator", name))}
+    missing = "image_size" in takes and "image_size" not in given and "mask" not in given
+    return {**given, "image_size": size} if missing else dict(given)

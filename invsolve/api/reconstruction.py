@@ -1,0 +1,137 @@
+"""`reconstruct`: samples of the image given what was measured, from Python."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invsolve import engine
+from invsolve.api import choice, discrepancy
+from invsolve.api.inputs import as_rows, resolve_operator
+from invsolve.api.planning import execute, plan
+from invsolve.api.provenance import provenance
+from invsolve.contracts.measurement import Measurement
+from invsolve.contracts.noise import Noise
+from invsolve.contracts.operator import Operator
+from invsolve.contracts.prior import Prior
+from invsolve.contracts.result import Reconstruction
+from invsolve.contracts.scale import Scale
+from invsolve.contracts.strategy import Strategy
+
+
+def reconstruct(
+    y: Tensor | np.ndarray | Measurement,
+    operator: Operator | str | None = None,
+    prior: Prior | str | Path | None = None,
+    *,
+    noise: Noise | None = None,
+    strategy: Strategy | str = choice.AUTO,
+    samples: int = 1,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    scale: Scale | tuple[float, float] | str | None = None,
+    noise_correlation: float = 0.0,
+    planes: int = 1,
+    precision: str = "float32",
+    callback: engine.Callback | None = None,
+    progress: bool | None = None,
+) -> Reconstruction:
+    """Draw samples of the image given what was measured.
+
+    Args:
+        y: measurements (N, *measurement), in the instrument's units.
+        operator: an Operator, or the name of one that needs no parameters; a Measurement brings its own.
+        prior: a Prior, a registered name or a checkpoint file; not needed by strategies such as "tv".
+        noise: how y scatters, `Gaussian(sigma)` or `Poisson(gain)`.
+        strategy: a Strategy or the name of one with its default parameters. "auto" is "moment" where prior and operator can
+            be differentiated (a linear operator with Gaussian noise always can), else "red-diff", with a warning.
+        samples: S, samples an item.
+        seed: a sample depends on (inputs, prior, parameters, seed, item, sample) alone.
+        batch_size: chains, or slices of a volume, that go through the network at once; memory grows with it. Default 8, on
+            a GPU 16.
+        device: "cpu", "cuda", "cuda:1", ...
+        dtype: precision of operators and states.
+        scale: how network units map to physical ones: a (low, high) pair or a Scale; "auto" estimates it from the data;
+            None takes the prior's own data range.
+        noise_correlation: how alike the noise of neighbouring items is, so that slices sampled one by one do not flicker:
+            the width, in items, of a Gaussian window; 0 not at all, infinite the same noise for all.
+        planes: 3 lets the prior denoise a volume's slices along all three axes and averages the estimates, at three times
+            the network calls; for strategies that couple slices, and operators of volumes. Voxels should be cubes.
+        precision: "bf16" lets the network calculate in bfloat16, faster where the hardware has it; the rest stays in `dtype`.
+        callback: called with a `StepInfo` after each step; return True to end the batch early.
+        progress: a bar on the terminal; None shows it only where standard error is a terminal.
+
+    Returns:
+        Reconstruction: mean, std (N, C, *spatial), samples (N, S, C, *spatial), diagnostics, provenance.
+
+    Raises:
+        UserError: the parts do not fit one another; the message says how to mend it.
+        NonFinite: a chain diverged; says at which step and the likely cause.
+
+    Warns:
+        DiscrepancyWarning: the samples' residual does not fit the noise; says what to change.
+    """
+    if isinstance(y, Measurement):
+        measurement = y if noise is None else replace(y, noise=noise)
+    else:
+        measurement = Measurement(as_rows(y, "y"), resolve_operator(operator), noise)
+    run = plan(
+        measurement,
+        prior,
+        strategy,
+        samples,
+        seed,
+        batch_size,
+        device,
+        dtype,
+        scale,
+        None,
+        noise_correlation,
+        planes,
+        precision,
+    )
+    run.callback = callback
+    sink = Memory(len(measurement.y))
+    execute(run, sink, progress)
+    diagnostics = sink.diagnostics()
+    found = discrepancy.examine(diagnostics["discrepancy"], diagnostics["discrepancy_dof"], run)
+    if found.warning:
+        warnings.warn(found.warning, discrepancy.DiscrepancyWarning, stacklevel=2)
+    return Reconstruction(
+        mean=sink.stack("mean"),
+        std=sink.stack("std"),
+        samples=sink.stack("samples"),
+        diagnostics=diagnostics | {"discrepancy_report": str(found)},
+        provenance=provenance(run),
+    )
+
+
+class Memory:
+    """A sink that keeps everything, for runs from Python."""
+
+    def __init__(self, items: int) -> None:
+        self.arrays: list[Mapping[str, Tensor] | None] = [None] * items
+        self.facts: list[Mapping[str, float]] = [{}] * items
+
+    def is_done(self, item: int) -> bool:
+        return self.arrays[item] is not None
+
+    def write(self, item: int, arrays: Mapping[str, Tensor], facts: Mapping[str, float]) -> None:
+        self.arrays[item], self.facts[item] = arrays, facts
+
+    def stack(self, name: str) -> Tensor:
+        return torch.stack([a[name] for a in self.arrays if a is not None])
+
+    def diagnostics(self) -> dict[str, Any]:
+        first = next(a for a in self.arrays if a is not None)
+        arrays = {name: self.stack(name) for name in first if name not in ("mean", "std", "samples")}
+        return arrays | {name: [f[name] for f in self.facts] for name in self.facts[0]}

@@ -1,0 +1,229 @@
+"""Volumes: which items are the slices of one, and how network and operator see only a few slices at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invsolve.contracts.measurement import Measurement
+from invsolve.contracts.operator import LinearOperator, Operator
+from invsolve.contracts.prior import Prior
+from invsolve.errors import UserError
+
+
+def volumes_of(measurement: Measurement) -> list[list[int]]:
+    """The items of each volume, in their order: those with the same label in `measurement.volumes`, else all of them.
+
+    Raises:
+        UserError: there is not one label an item.
+    """
+    count, labels = len(measurement.y), measurement.volumes
+    if labels is None:
+        return [list(range(count))]
+    if len(labels) != count:
+        raise UserError(f"{measurement.source or 'measurement'}: {len(labels)} volume labels for {count} items")
+    found: dict[int, list[int]] = {}
+    for item, label in enumerate(labels):
+        found.setdefault(int(label), []).append(item)
+    return list(found.values())
+
+
+class InChunks(Operator):
+    """An operator that takes so many rows at a time, on its own device, whatever device the rows live on.
+
+    Args:
+        inner: the operator.
+        rows: how many go through it at once.
+        device: where.
+        home: where the rows live.
+    """
+
+    def __init__(self, inner: Operator, rows: int, device: torch.device, home: torch.device) -> None:
+        super().__init__()
+        self.inner, self.rows, self.device, self.home = inner, rows, device, home
+        self.name, self.image_shape, self.image_unit = inner.name, inner.image_shape, inner.image_unit
+        self.complex_image, self.parameters_given = inner.complex_image, inner.parameters_given
+
+    def _map(self, function: Callable[..., Tensor], *values: Tensor | float | None) -> Tensor:
+        """Apply a function of tensors with the batch first to chunks of them; what has another length goes in whole."""
+        first = values[0]
+        assert isinstance(first, Tensor)
+        done = [function(*parts).to(first.device) for parts in self._chunks(*values)]
+        return done[0] if len(done) == 1 else torch.cat(done)
+
+    def _chunks(self, *values: Any) -> Iterator[list[Any]]:
+        """The values of some rows at a time, on the device; what has another length than the first goes in whole."""
+        count = len(values[0])
+
+        def part(value: Any, start: int) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            cut = value[start : start + self.rows] if value.ndim and len(value) == count else value
+            return cut.to(self.device, non_blocking=True)
+
+        return ([part(v, start) for v in values] for start in range(0, count, self.rows))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._map(self.inner, x)
+
+    def measured(self) -> Tensor | None:
+        mask = self.inner.measured()
+        return None if mask is None else mask.to(self.home)
+
+    def image_shape_for(self, measurement_shape: Sequence[int], channels: int = 1) -> tuple[int, ...] | None:
+        return self.inner.image_shape_for(measurement_shape, channels)
+
+    def measurement_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
+        return self.inner.measurement_shape(image_shape)
+
+
+class LinearInChunks(InChunks, LinearOperator):
+    """`InChunks` of a linear operator. Its solvers stop each row for itself, so chunks do not change what they find."""
+
+    inner: LinearOperator
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self._map(self.inner.adjoint, y)
+
+    def prox(
+        self,
+        z: Tensor,
+        y: Tensor,
+        rho: float | Tensor,
+        start: Tensor | None = None,
+        tolerance: float = 1e-5,
+        iterations: int = 100,
+    ) -> Tensor:
+        def solve(z: Tensor, y: Tensor, rho: float | Tensor, start: Tensor | None) -> Tensor:
+            return self.inner.prox(z, y, rho, start, tolerance, iterations)
+
+        return self._map(solve, z, y, rho, start)
+
+    def tikhonov(self, r: Tensor, rho: float | Tensor) -> Tensor | None:
+        found = [self.inner.tikhonov(*parts) for parts in self._chunks(r, rho)]
+        done = [part.to(r.device) for part in found if part is not None]
+        return torch.cat(done) if len(done) == len(found) else None
+
+    def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
+        return self._map(lambda part: self.inner.pinv(part, tolerance, iterations), y)
+
+    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
+        return self._map(self.inner.baseline, y, sigma)
+
+    def norm(self, like: Tensor | None = None) -> float:
+        return self.inner.norm(None if like is None else like.to(self.device))
+
+
+def in_chunks(operator: Operator, rows: int, device: torch.device, home: torch.device) -> Operator:
+    """See an operator as one that takes so many rows at a time, on a device, of tensors that live at home."""
+    kind = LinearInChunks if isinstance(operator, LinearOperator) else InChunks
+    return kind(operator, rows, device, home)
+
+
+class PriorInChunks(Prior):
+    """A prior that denoises so many images at a time, on its own device, whatever device they live on.
+
+    Args:
+        inner: the prior.
+        rows: how many images go through it at once.
+        device: where.
+    """
+
+    def __init__(self, inner: Prior, rows: int, device: torch.device) -> None:
+        super().__init__()
+        self.inner, self.rows, self.device = inner, rows, device
+        for name in ("event_shape", "sigma_min", "sigma_max", "data_range", "unit", "differentiable", "source"):
+            setattr(self, name, getattr(inner, name))
+        self.error_curve, self.name, self.parameters_given = inner.error_curve, inner.name, inner.parameters_given
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        level = sigma.to(self.device)
+        done = []
+        for start in range(0, len(x), self.rows):
+            some = slice(start, start + self.rows)
+            part = x[some].to(self.device, non_blocking=True)
+            done.append(self.inner.denoise(part, level[some] if level.ndim else level).to(x.device))
+        return done[0] if len(done) == 1 else torch.cat(done)
+
+    def error(self, sigma: float) -> float:
+        return self.inner.error(sigma)
+
+    def fingerprint(self) -> str:
+        return self.inner.fingerprint()
+
+
+class SliceWise(PriorInChunks):
+    """A prior of 2-D images as one of volumes (B, C, Z, Y, X).
+
+    With one slicing it takes the slices along Z to be independent. With three, those along Y and X are denoised too, and the
+    three estimates averaged: each knows a voxel's neighbours in one plane, so their errors are not the same.
+
+    Args:
+        inner, rows, device: as for `PriorInChunks`; rows are slices.
+        planes: 1 or 3.
+    """
+
+    def __init__(self, inner: Prior, rows: int, device: torch.device, planes: int = 1) -> None:
+        super().__init__(inner, rows, device)
+        channels, *spatial = inner.event_shape
+        self.event_shape = (channels, None, *spatial)
+        self.axes = (2, 3, 4)[:planes]
+        self.passes = planes * inner.passes
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        first, *others = (self._along(axis, x, sigma) for axis in self.axes)
+        return sum(others, first) / len(self.axes) if others else first
+
+    def _along(self, axis: int, x: Tensor, sigma: Tensor) -> Tensor:
+        cut = x.movedim(axis, 1)
+        level = sigma.repeat_interleave(cut.shape[1]) if sigma.ndim else sigma
+        return super().denoise(cut.flatten(0, 1), level).view(cut.shape).movedim(1, axis)
+
+
+class RowsOfAVolume(SliceWise):
+    """`SliceWise` of one volume whose slices are the rows (Z, C, Y, X), for strategies that couple the items of a file."""
+
+    def __init__(self, inner: Prior, rows: int, device: torch.device, planes: int = 1) -> None:
+        super().__init__(inner, rows, device, planes)
+        self.event_shape = inner.event_shape
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        # The rows of a volume go through the noise levels together.
+        return super().denoise(x.movedim(0, 1)[None], sigma[:1] if sigma.ndim else sigma)[0].movedim(1, 0)
+
+
+def for_images(prior: Prior, operator: Operator, rows: int, device: torch.device, planes: int = 1) -> Prior:
+    """The prior, or `SliceWise` of it where the operator's images have one spatial axis more."""
+    shape = operator.image_shape
+    if shape is not None and len(shape) == len(prior.event_shape) + 1 == 4:
+        return SliceWise(prior, rows, device, planes)
+    return prior
+
+
+def check_planes(planes: int, prior: Prior | None, image_shape: Sequence[int], coupled: bool, strategy: str) -> None:
+    """Refuse what cannot be: slices along other axes where there is no volume, or of a size that the prior cannot take.
+
+    Raises:
+        UserError: says what to take instead.
+    """
+    if planes == 1:
+        return
+    if planes != 3:
+        raise UserError(
+            f"planes must be 1 (the slices of the file) or 3 (also those along both other axes), got {planes}"
+        )
+    if prior is None:
+        raise UserError(f"planes=3 is about the prior, and strategy {strategy!r} was given none: leave it out")
+    if not (coupled or isinstance(prior, SliceWise)):
+        raise UserError(
+            f"planes=3 needs the whole volume, but strategy {strategy!r} takes the items one by one: take one that couples "
+            "slices, such as dds-3d, or leave it out"
+        )
+    if None not in prior.event_shape[-2:]:
+        size = " x ".join(str(n) for n in prior.event_shape[-2:])
+        raise UserError(
+            f"planes=3: the prior takes images of {size} only, and slices along other axes have other sizes"
+        )

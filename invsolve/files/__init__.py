@@ -1,0 +1,1 @@
+"""Any path to a measurement, images, a result or a prior."""

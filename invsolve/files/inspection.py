@@ -1,0 +1,337 @@
+"""Saying what a file is: its layout, shapes, axes, units, what is missing, and the command that does something with it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from invsolve import registry
+from invsolve.api import fit
+from invsolve.contracts.layout import Layout
+from invsolve.contracts.measurement import Images, Measurement
+from invsolve.datasets import hdf5
+from invsolve.datasets.hdf5 import datasets, open_array, open_readonly
+from invsolve.engine.reading import read_rows
+from invsolve.errors import UserError
+from invsolve.files.opening import find_layout
+from invsolve.registry.parameters import build, parameters
+
+#: Images wider than this are binned in the suggested command, where the layout can: a prior takes minutes on them.
+_LARGE = 256
+#: Bundled priors that the suggested command names, by the operator's name; photographs for the rest.
+_PRIORS = {"ct": "ct-128", "mri": "mr-complex-128"}
+_LISTED = 12
+
+
+def inspect_file(path: Path, layout: str | None = None, read: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Look at a file without computing anything large.
+
+    Args:
+        path: a measurement, images, a result or a prior.
+        layout: name of a layout, where the file is not recognised.
+        read: the layout's options.
+
+    Returns:
+        `kind` ("measurement", "images", "result", "prior" or "unknown"), `text` for what is said about it in one line, and
+        what is known: `layout`, `y`, `image`, `operator`, `noise`, `unit`, `notes`, `missing`, `problem`, `datasets`; and
+        `commands`, a list of {"does", "command"}.
+
+    Raises:
+        UserError: the file cannot be opened, or the options are wrong.
+    """
+    options = dict(read or {})
+    if layout is None and path.exists() and (prior := _prior(path)) is not None:
+        return _with_file(path, prior)
+    named = [layout] if layout is not None else find_layout(path)
+    if layout is None and (result := _result(path)) is not None:
+        return _with_file(path, result)
+    for name in named:
+        return _with_file(path, _by_layout(path, name, options, layout is not None))
+    return _with_file(path, _hdf5(path, options))
+
+
+def _with_file(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    listed: dict[str, str] = {}
+    if path.is_file() and _is_hdf5(path):
+        with open_readonly(path) as file:
+            listed = datasets(file)
+    return {"file": str(path), **found, "datasets": listed}
+
+
+def _is_hdf5(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(8) == b"\x89HDF\r\n\x1a\n"
+
+
+def _prior(path: Path) -> dict[str, Any] | None:
+    for kind, cls in registry.available("prior").items():
+        if cls.opens(path):  # type: ignore[attr-defined]
+            name = shlex.quote(str(path))
+            return {
+                "kind": "prior",
+                "format": kind,
+                "text": f"a prior, of format {kind}",
+                "commands": [
+                    _command("what it knows", f"invsolve prior show {name}"),
+                    _command("use it", f"invsolve reconstruct SCAN.h5 -o RECON.h5 --prior {name}"),
+                ],
+            }
+    return None
+
+
+def _result(path: Path) -> dict[str, Any] | None:
+    """What a result file says, or None when it is none."""
+    if not path.is_file() or not _is_hdf5(path):
+        return None
+    with open_readonly(path) as file:
+        if "done" not in file or ("config" not in file.attrs and "config" not in file):
+            return None
+    view = hdf5.read_result(path)
+    items, size = len(view.mean), " x ".join(map(str, view.mean.shape[1:]))
+    name = shlex.quote(str(path))
+    commands = [_command("pictures", f"invsolve report {name} -o {_beside(path, '_report.html')}")]
+    if view.truth is not None:
+        commands.append(_command("score against the truth it carries", f"invsolve evaluate {name}"))
+    strategy, prior = (view.config.get(k) or {} for k in ("strategy", "prior"))
+    state = "" if view.complete else f", unfinished ({len(view.items)} items are done; the same command goes on)"
+    return {
+        "kind": "result",
+        "text": f"a result of {strategy.get('name', '?')}{state}",
+        "image": {"items": items, "shape": list(view.mean.shape[1:]), "unit": view.unit},
+        "samples": view.samples.shape[1],
+        "strategy": strategy.get("name"),
+        "prior": prior.get("name"),
+        "notes": [f"{items} items of {size}, {view.samples.shape[1]} samples each", *view.config.get("notes", [])],
+        "missing": [] if view.truth is not None else ["truth: to score it give invsolve evaluate --truth IMAGES.h5"],
+        "commands": commands,
+    }
+
+
+def _by_layout(path: Path, name: str, options: dict[str, Any], given: bool) -> dict[str, Any]:
+    cls = registry.find("layout", name)
+    reader: Layout = build(cls, "layout", name, options)
+    reading = _reading(name if given else None, options)
+    problems = []
+    opened: Measurement | Images
+    for method in ("open", "images"):
+        if getattr(cls, method) is getattr(Layout, method):
+            continue
+        try:
+            opened = getattr(reader, method)(path)
+            break
+        except UserError as error:
+            problems.append(" ".join(str(error).split()))
+    else:
+        return {
+            "kind": "unknown" if given else "measurement",
+            "layout": name,
+            "text": f"of layout {name}, but it cannot be read as it stands",
+            "problem": problems[0],
+            "missing": [problems[0]],
+            "commands": _array_guesses(path, cls, options),
+        }
+    if isinstance(opened, Measurement):
+        return {"layout": name, **_measurement(path, opened, cls, options, reading)}
+    return {"layout": name, **_images(path, opened, reading)}
+
+
+def _measurement(
+    path: Path, found: Measurement, cls: type, options: dict[str, Any], reading: list[str]
+) -> dict[str, Any]:
+    first = read_rows(found, 0, 1)
+    shape = fit.image_shape(found, None)
+    shape = (1, *shape[1:]) if found.operator.complex_image else shape
+    operator = found.operator
+    noise = None if found.noise is None else {"name": found.noise.name, **_numbers(vars(found.noise))}
+    missing = list(found.missing)
+    extra: list[str] = []
+    if found.noise is None:
+        sigma = _noise_level(first)
+        extra = ["--noise", f"gaussian:{sigma:.3g}"]
+        missing.append(f"the commands below take noise {sigma:.3g}, estimated from neighbouring values")
+        missing = [line for line in missing if not line.startswith("noise level: give")]
+    commands = []
+    name = shlex.quote(str(path))
+    begin = f"invsolve reconstruct {name} -o {_beside(path, '_pinv.h5')}"
+    commands.append(_command("a quick look", _join(begin, "--strategy linear", reading, extra)))
+    begin = f"invsolve reconstruct {name} -o {_beside(path, '_recon.h5')}"
+    smaller, note = _smaller(shape, cls, options)
+    if note:
+        missing.append(note)
+    prior = _PRIORS.get(operator.name, "natural")
+    if prior in registry.available("prior"):
+        chosen = f"--prior {prior} --strategy diffpir --set steps=100 --samples 2"
+        # Attenuation without a unit cannot be told from the prior's Hounsfield units by itself.
+        chosen += " --scale auto" if operator.name == "ct" and not found.unit else ""
+        commands.append(_command("with a prior", _join(begin, chosen, [*reading, *smaller], extra)))
+    else:
+        commands.append(_command("without a prior", _join(begin, "--strategy tv", [*reading, *smaller], extra)))
+    return {
+        "kind": "measurement",
+        "text": f"a measurement by operator {operator.name}",
+        "y": {"items": len(found.y), "shape": list(first.shape[1:]), "dtype": str(first.dtype)[6:], "axes": found.axes},
+        "image": {
+            "items": len(found.y),
+            "shape": list(found.crop(torch.empty(shape)).shape),
+            "unit": found.unit,
+            "complex": operator.complex_image,
+        },
+        "operator": {"name": operator.name, **_numbers(operator.parameters_given or {})},
+        "noise": noise,
+        "truth": found.truth is not None,
+        "notes": found.notes,
+        "missing": missing,
+        "commands": commands,
+    }
+
+
+def _images(path: Path, found: Images, reading: list[str]) -> dict[str, Any]:
+    first = found.x[0:1]
+    shape = list(first.shape[1:])
+    name = shlex.quote(str(path))
+    span = float((first.real if first.is_complex() else first).std()) or 1.0
+    square = len(shape) == 3 and shape[0] == 1 and shape[1] == shape[2]
+    how = "--operator ct --set angles=60" if square else "--operator blur --set sigma=1.5"
+    # A ray crosses the whole image; a pixel is measured alone.
+    sigma = 0.01 * span * (shape[-1] if square else 1)
+    begin = f"invsolve simulate {name} -o {_beside(path, '_scan.h5')}"
+    commands = [_command("measure them", _join(begin, how, reading, ["--noise", f"gaussian:{sigma:.3g}"]))]
+    return {
+        "kind": "images",
+        "text": "images",
+        "image": {
+            "items": len(found.x),
+            "shape": shape,
+            "dtype": str(first.dtype)[6:],
+            "axes": found.axes,
+            "unit": found.unit,
+            "spacing": None if found.spacing is None else list(found.spacing),
+            "spacing_unit": found.spacing_unit,
+            "range_of_first": [float(first.real.min()), float(first.real.max())],
+        },
+        "notes": found.notes,
+        "missing": found.missing,
+        "commands": commands,
+    }
+
+
+def _hdf5(path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """HDF5 that no layout recognises: images of our own, or what the array layout could make of each dataset."""
+    with open_readonly(path) as file:
+        there = {n: file[n] for n in datasets(file)}
+        shapes = {n: (d.shape, d.dtype.kind) for n, d in there.items()}
+    if "x" in shapes:
+        x = hdf5.read_images(path)
+        return {"layout": "invsolve", **_images(path, Images(x, source=str(path)), [])}
+    hints = [h for name, (shape, kind) in shapes.items() for h in _guesses(path, name, shape, kind)]
+    if any(shape[1:] in ((362, 362), (1000, 513)) for shape, _ in shapes.values()) and "data" in shapes:
+        command = f"invsolve inspect {shlex.quote(str(path))} --layout lodopab"
+        hints.insert(0, _command("if it is of the LoDoPaB-CT collection", command))
+    return {
+        "kind": "unknown",
+        "text": "HDF5 of no known layout",
+        "notes": [],
+        "missing": [
+            "which dataset holds what, and the names of its axes: --layout array --read dataset=... --read axes=..."
+        ],
+        "commands": hints[:_LISTED],
+    }
+
+
+def _array_guesses(path: Path, cls: type, options: dict[str, Any]) -> list[dict[str, str]]:
+    if "axes" not in {p.name for p in parameters(cls)} or "axes" in options:
+        return []
+    try:
+        source = open_array(path, options.get("dataset"))
+    except UserError:
+        return []
+    return _guesses(path, options.get("dataset"), source.shape, source.dtype.kind)
+
+
+def _guesses(path: Path, name: str | None, shape: tuple[int, ...], kind: str) -> list[dict[str, str]]:
+    """What the axes of an array could be, each with the command to look at it so."""
+    if kind not in "fiuc" or len(shape) not in (2, 3, 4) or min(shape[-2:]) < 4:
+        return []
+    axes = {
+        2: "row,column",
+        3: "item,row,column" if kind != "c" else "coil,row,column",
+        4: "item,channel,row,column" if kind != "c" else "slice,coil,row,column",
+    }[len(shape)]
+    what = f"{name} {shape}" if name else f"the array {shape}"
+    begin = f"invsolve inspect {shlex.quote(str(path))}"
+    if name:
+        begin += f" --layout array --read {shlex.quote(f'dataset={name}')}"
+    hints = [_command(f"if the axes of {what} are {axes}", f"{begin} --read axes={axes}")]
+    if kind != "c" and len(shape) == 3:
+        command = f"{begin} --read axes=row,angle,detector --read angles={shape[1]} --read values=integrals"
+        hints.append(_command(f"if it holds sinograms of {shape[1]} angles on [0, 180) degrees", command))
+    return hints
+
+
+def _noise_level(y: torch.Tensor) -> float:
+    """Standard deviation of noise from second differences along the last axis, where structure matters least."""
+    values = (torch.view_as_real(y).movedim(-1, 0) if y.is_complex() else y).double()
+    if values.shape[-1] < 3:
+        return 0.01
+    second = values[..., 2:] - 2 * values[..., 1:-1] + values[..., :-2]
+    level = float(second.abs().median()) / 0.6745 / math.sqrt(6)
+    return level or 1e-3 * float(values.std()) or 1e-3
+
+
+def _smaller(shape: tuple[int, ...], cls: type, options: dict[str, Any]) -> tuple[list[str], str]:
+    """Options that make a large image smaller, where the layout has them, and a line that says so."""
+    if max(shape[1:]) <= _LARGE or "bin" in options:
+        return [], ""
+    if "bin" not in {p.name for p in parameters(cls)}:
+        return [], ""
+    factor = math.ceil(max(shape[1:]) / _LARGE)
+    return ["--read", f"bin={factor}"], (
+        f"size: {shape[-2]} x {shape[-1]} pixels take a prior long; the command with a prior averages {factor} detector "
+        "pixels, leave --read bin out for all"
+    )
+
+
+def _reading(layout: str | None, options: Mapping[str, Any]) -> list[str]:
+    parts = [] if layout is None else ["--layout", layout]
+    for key, value in options.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        parts += ["--read", f"{key}={text}"]
+    return parts
+
+
+def _join(begin: str, chosen: str, *parts: list[str]) -> str:
+    return " ".join([begin, chosen, *(shlex.quote(p) for part in parts for p in part)])
+
+
+def _command(does: str, command: str) -> dict[str, str]:
+    return {"does": does, "command": command}
+
+
+def _beside(path: Path, ending: str) -> str:
+    """An output name in the working directory."""
+    stem = path.name.split(".")[0] or "scan"
+    return shlex.quote(f"{stem}{ending}")
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as JSON: numbers as they are, arrays as their shape and range."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        array = value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+        if isinstance(value, str | int | float | bool) or value is None:
+            found[key] = value
+        elif array.size == 1:
+            found[key] = array.ravel()[0].item()
+        elif array.dtype.kind == "b":
+            found[key] = f"{' x '.join(map(str, array.shape))}, {array.mean():.1%} measured"
+        elif array.dtype.kind in "fiu":
+            found[key] = f"{' x '.join(map(str, array.shape))}, {array.min():.4g} to {array.max():.4g}"
+        else:
+            found[key] = f"{' x '.join(map(str, array.shape))} {array.dtype}"
+    return found

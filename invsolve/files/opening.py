@@ -1,0 +1,84 @@
+"""Opening measurements and images with the layout that recognises them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from invsolve import registry
+from invsolve.api.loading import operator
+from invsolve.contracts.layout import Layout
+from invsolve.contracts.measurement import Images, Measurement
+from invsolve.datasets import hdf5
+from invsolve.datasets.hdf5 import fingerprint, open_readonly
+from invsolve.errors import UserError
+from invsolve.registry.parameters import build
+
+
+def find_layout(path: Path) -> list[str]:
+    """Names of the registered layouts that recognise a file, or a folder.
+
+    Raises:
+        UserError: nothing recognises what is no HDF5, or the file cannot be opened.
+    """
+    known, path = registry.available("layout"), Path(path)
+    if path.exists():
+        by_name = [name for name, cls in known.items() if cls.opens(path)]  # type: ignore[attr-defined]
+        if by_name:
+            return by_name
+    with open_readonly(path) as file:
+        return [name for name, cls in known.items() if cls.recognises(file)]  # type: ignore[attr-defined]
+
+
+def open_measurement(path: Path, layout: str | None = None, options: Mapping[str, Any] | None = None) -> Measurement:
+    """Open a measurement file with the layout that recognises it.
+
+    Args:
+        path: the file.
+        layout: name of a registered layout; None asks each whether it recognises the file.
+        options: the layout's parameters, such as {"thin": 4} for dxchange.
+
+    Raises:
+        UserError: unreadable, recognised by none, or wrong options.
+    """
+    if layout is None:
+        fitting = find_layout(path)
+        if not fitting:
+            raise UserError(_unknown(path))
+        layout = fitting[0]
+    reader: Layout = build(registry.find("layout", layout), "layout", layout, dict(options or {}))
+    return reader.open(Path(path), operator)
+
+
+def open_images(path: Path, layout: str | None = None, options: Mapping[str, Any] | None = None) -> Images:
+    """Open images to simulate from, to train on or to compare with.
+
+    Args:
+        path: invsolve's own files (dataset x), or what a layout reads as images.
+        layout: name of a registered layout; None asks each, and takes files that none knows as invsolve's own.
+        options: the layout's parameters.
+
+    Raises:
+        UserError: unreadable, no images, or wrong options.
+    """
+    if layout is None:
+        layout = next((n for n in find_layout(path) if registry.find("layout", n).images is not Layout.images), None)  # type: ignore[attr-defined]
+    if layout is None:
+        if options:
+            raise UserError(f"{path}: --read needs --layout here, as no layout recognises the file; {_layouts()}")
+        x = hdf5.read_images(path)
+        labels = hdf5.read_volumes(path, len(x))
+        return Images(x, hdf5.images_unit(path), source=str(path), fingerprint=fingerprint(path), volumes=labels)
+    reader: Layout = build(registry.find("layout", layout), "layout", layout, dict(options or {}))
+    return reader.images(Path(path))
+
+
+def _unknown(path: Path) -> str:
+    with open_readonly(path) as file:
+        inside = ", ".join(sorted(file)) or "nothing"
+    return f"{path}: no known layout; the file holds {inside}. 'invsolve inspect {path}' says what it could be; {_layouts()}"
+
+
+def _layouts() -> str:
+    return f"--layout names one of {', '.join(registry.available('layout'))}"

@@ -1,0 +1,74 @@
+"""Opening a scan and putting its run together, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from invsolve import api, engine
+from invsolve.contracts.noise import noise_from_text
+from invsolve.contracts.prior import Prior
+from invsolve.contracts.scale import Scale
+from invsolve.engine import slabs
+from invsolve.errors import UserError
+from invsolve.files.opening import open_measurement
+from invsolve.jobs.request import Request, read_scale, read_slices
+from invsolve.training import parallel
+
+
+def prepare(
+    request: Request, say: Callable[[str], None] = lambda line: None, team: parallel.Team | None = None
+) -> engine.Run:
+    """Open the scan and put the run together, checked; nothing is written.
+
+    Args:
+        request, say: as for `reconstruct_file`.
+        team: the processes that share each volume; None is this one alone.
+
+    Raises:
+        UserError: the parts do not fit, or a part of a coupled volume is asked for.
+    """
+    prior: Prior | None = api.load_prior(request.prior) if request.prior else None
+    measurement = open_measurement(request.scan, request.layout, request.read)
+    if request.noise is not None:
+        measurement.noise = noise_from_text(request.noise)
+    for note in measurement.notes:
+        say(note)
+    given = request.scale
+    run = api.plan(
+        measurement,
+        prior,
+        request.strategy,
+        request.samples,
+        request.seed,
+        request.batch_size,
+        request.device if team is None else team.device,
+        scale=given if isinstance(given, Scale) else read_scale(given),
+        parameters_=request.parameters,
+        noise_correlation=request.noise_correlation,
+        planes=request.planes,
+        precision=request.precision,
+    )
+    run.only = read_slices(request.slices, len(measurement.y), request.scan)
+    run.linear_too = True
+    if run.couples_items:
+        _refuse_parts(run, request)
+    if team is not None:
+        slabs.share_volumes(run)
+    low, high = run.scale.range
+    unit = f" {measurement.unit}" if measurement.unit else ""
+    if run.scale.origin == "estimated" and prior is not None:
+        say(f"scale estimated from the data: prior's range is {low:.4g} .. {high:.4g}{unit}; --scale LOW:HIGH fixes it")
+    if run.strategy.draws and request.samples == 1:
+        say("one sample: the standard deviation is 0 by construction; --samples 8 gives an uncertainty")
+    return run
+
+
+def _refuse_parts(run: engine.Run, request: Request) -> None:
+    asked = {"--slices": request.slices, "--workers": request.workers, "--scheduler": request.scheduler}
+    for option, value in asked.items():
+        if value is not None:
+            name = run.strategy.name or type(run.strategy).__name__
+            raise UserError(
+                f"{option} cuts a scan into parts, but strategy {name!r} couples all slices of a volume: leave {option} "
+                "out, or take a strategy that reconstructs items one by one, such as dds"
+            )

@@ -1,0 +1,1 @@
+"""Any network as a denoiser: coordinates, schedules, the network prior and its self-test."""

@@ -1,0 +1,1 @@
+"""Tensors only: linear algebra, Krylov solvers, random numbers, schedules, ODE solvers."""

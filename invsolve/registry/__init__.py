@@ -1,0 +1,16 @@
+"""The one door by which plugins enter, built-in and foreign alike: hooks, finding, parameters, checks, scaffolds."""
+
+from invsolve.contracts.plugin import BrokenPluginWarning
+from invsolve.registry.finding import KINDS, available, find, import_file, load_file, manager, register, unload_files
+
+__all__ = [
+    "KINDS",
+    "BrokenPluginWarning",
+    "available",
+    "find",
+    "import_file",
+    "load_file",
+    "manager",
+    "register",
+    "unload_files",
+]

@@ -1,0 +1,91 @@
+"""Finding the plugin that `invsolve plugins check` is pointed at, making instances of it, and running the kit."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+from invsolve import registry
+from invsolve.contracts.operator import Operator
+from invsolve.contracts.prior import Prior
+from invsolve.contracts.strategy import Strategy
+from invsolve.errors import UserError, suggestion
+from invsolve.registry.parameters import build, parameters
+from invsolve.testing import Report, check_operator, check_prior, check_strategy
+
+_KINDS: dict[type, str] = {Operator: "operator", Strategy: "strategy", Prior: "prior"}
+
+
+def check_target(target: str, device: str = "cpu") -> list[Report]:
+    """Run the conformance kit on a class, once for each of its `examples`.
+
+    Args:
+        target: "file.py:Class", "package.module:Class", "file.py" when it holds one plugin class, or a registered name.
+        device: where to run.
+
+    Raises:
+        UserError: nothing of that name, or required parameters without an example.
+    """
+    cls = _find(target)
+    kind = next((name for base, name in _KINDS.items() if issubclass(cls, base)), None)
+    if kind is None:
+        raise UserError(f"{target!r} is no Operator, Strategy or Prior")
+    name = getattr(cls, "name", "") or cls.__name__
+    return [_check(instance, device) for instance in instances(cls, kind, name)]
+
+
+def instances(cls: type, kind: str, name: str) -> list[Any]:
+    """Make an instance for each entry of the class's `examples`, by default one without arguments."""
+    examples: tuple[dict[str, Any], ...] = getattr(cls, "examples", ({},))
+    required = [p.name for p in parameters(cls) if p.required]
+    if examples == ({},) and required:
+        raise UserError(
+            f"{kind} {name!r} needs {', '.join(required)}: give the class an attribute "
+            f"examples = ({{{', '.join(f'{r!r}: ...' for r in required)}}},) with small values to check it with"
+        )
+    return [build(cls, kind, name, dict(example)) for example in examples]
+
+
+def _check(instance: Any, device: str) -> Report:
+    if isinstance(instance, Operator):
+        return check_operator(instance, device=device)
+    if isinstance(instance, Strategy):
+        return check_strategy(instance, device=device)
+    return check_prior(instance, device=device)
+
+
+def _find(target: str) -> type:
+    place, colon, name = target.rpartition(":")
+    if not colon:
+        place, name = target, ""
+    if place.endswith(".py"):
+        file = Path(place).resolve()
+        if not file.is_file():
+            raise UserError(f"plugin file {place!r} does not exist")
+        module: Any = registry.import_file(file, f"invsolve_checked_{file.stem}")
+    elif not colon:
+        known = {n: cls for kind in ("operator", "strategy", "prior") for n, cls in registry.available(kind).items()}
+        if target not in known:
+            raise UserError(f"no plugin is called {target!r}.{suggestion(target, known)} Or write FILE.py:CLASS")
+        return known[target]
+    else:
+        try:
+            module = importlib.import_module(place)
+        except ImportError as error:
+            raise UserError(f"module {place!r} cannot be imported: {error}") from None
+    here = {
+        n: cls
+        for n, cls in vars(module).items()
+        if inspect.isclass(cls) and cls.__module__ == module.__name__ and issubclass(cls, tuple(_KINDS))
+    }
+    if not name and len(here) == 1:
+        return next(iter(here.values()))
+    if name not in here:
+        raise UserError(
+            f"{place} has no plugin class {name!r}.{suggestion(name, here)}"
+            if name
+            else f"{place} holds {', '.join(here) or 'no plugin class'}: write {place}:CLASS"
+        )
+    return here[name]

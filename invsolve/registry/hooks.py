@@ -1,0 +1,29 @@
+"""The four hooks by which operators, strategies, priors and layouts enter, built-in and foreign alike."""
+
+from collections.abc import Mapping
+
+import pluggy
+
+from invsolve.contracts.plugin import PROJECT
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+
+
+@hookspec
+def invsolve_operators() -> Mapping[str, type]:  # type: ignore[empty-body]
+    """Return name -> subclass of `invsolve.Operator`."""
+
+
+@hookspec
+def invsolve_strategies() -> Mapping[str, type]:  # type: ignore[empty-body]
+    """Return name -> subclass of `invsolve.Strategy`."""
+
+
+@hookspec
+def invsolve_priors() -> Mapping[str, type]:  # type: ignore[empty-body]
+    """Return name -> subclass of `invsolve.Prior`."""
+
+
+@hookspec
+def invsolve_layouts() -> Mapping[str, type]:  # type: ignore[empty-body]
+    """Return name -> subclass of `invsolve.contracts.layout.Layout`."""

@@ -1,0 +1,1 @@
+"""Priors in closed form, exact at every noise level."""

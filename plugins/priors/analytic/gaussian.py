@@ -1,0 +1,82 @@
+"""Gaussian random field: an analytic prior, exact at every noise level, against which strategies are proved."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from invsolve.contracts.operator import matching
+from invsolve.contracts.prior import Prior, per_row
+from invsolve.errors import UserError
+from invsolve.numerics.random import ChainRandom
+
+
+class GaussianField(Prior):
+    """A stationary Gaussian field on the periodic N x N grid, with D(x, sigma) = mean + F^-1 [S / (S + sigma^2) F (x - mean)].
+
+    Args:
+        size: N, rows and columns.
+        std: standard deviation of a pixel.
+        length: correlation length in pixels, of the power spectrum S(k) ~ (1 + (2 pi k length / N)^2)^(-decay).
+        decay: exponent of that spectrum; 1.5 gives exponential correlations.
+        mean: of every pixel.
+        spectrum: instead of std and length, any power spectrum (N, N), frequency zero first (as torch.fft.fft2 orders
+            them), >= 0, whose mean is the pixel variance.
+
+    Raises:
+        UserError: a spectrum of the wrong shape or with negative values.
+    """
+
+    name = "gaussian"
+
+    spectrum: Tensor
+    examples = ({"size": 12, "std": 0.4}, {"size": 11, "mean": 0.3, "length": 1.0})
+
+    def __init__(
+        self,
+        size: int = 64,
+        std: float = 0.3,
+        length: float = 3.0,
+        decay: float = 1.5,
+        mean: float = 0.0,
+        spectrum: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if spectrum is None:
+            k = torch.fft.fftfreq(size, dtype=torch.float64) * 2 * torch.pi * length
+            shape = (1 + k[:, None] ** 2 + k[None] ** 2) ** -decay
+            spectrum = std**2 * shape / shape.mean()
+        if spectrum.ndim != 2 or spectrum.shape[0] != spectrum.shape[1] or bool((spectrum < 0).any()):
+            raise UserError(f"prior 'gaussian': spectrum must be (N, N) and >= 0, got {tuple(spectrum.shape)}")
+        self.spectrum = spectrum.double()
+        self.sigma_min = min(self.sigma_min, float(self.spectrum.mean().sqrt()) / 50)
+        self.mean = mean
+        self.event_shape = (1, *spectrum.shape)
+        self.source = "analytic Gaussian field"
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        spectrum = matching(self.spectrum, x)
+        gain = spectrum / (spectrum + per_row(sigma, x) ** 2)
+        return self.mean + torch.fft.ifft2(gain * torch.fft.fft2(x - self.mean)).real
+
+    def error(self, sigma: float) -> float:
+        return float((self.spectrum * sigma**2 / (self.spectrum + sigma**2)).mean())
+
+    def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """log density, up to a constant, of x = x0 + sigma n, (B,)."""
+        power = torch.fft.fft2(x - self.mean, norm="ortho").abs() ** 2
+        variance = matching(self.spectrum, x) + per_row(sigma, x) ** 2
+        return -(power / variance).flatten(1).sum(1) / 2
+
+    def sample(self, rng: ChainRandom, like: Tensor) -> Tensor:
+        """Draw images (B, 1, N, N) of the dtype and device of `like`."""
+        white = rng.normal(like.new_zeros(len(rng.chains), 1, *self.spectrum.shape))
+        root = matching(self.spectrum, white).sqrt()
+        return self.mean + torch.fft.ifft2(root * torch.fft.fft2(white)).real
+
+    def covariance(self) -> Tensor:
+        """Dense covariance (N^2, N^2), float64."""
+        size = self.spectrum.shape[0]
+        identity = torch.eye(size * size, dtype=torch.float64).view(-1, size, size)
+        columns = torch.fft.ifft2(self.spectrum.cpu() * torch.fft.fft2(identity)).real
+        return columns.reshape(size * size, size * size).T

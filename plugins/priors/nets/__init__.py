@@ -1,0 +1,1 @@
+"""The networks of the checkpoint families, built from their weights."""

@@ -1,0 +1,99 @@
+"""The likelihood near an image as a linear measurement with Gaussian noise: what `moment` solves with, whatever the physics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from invsolve.contracts.noise import Gaussian
+from invsolve.contracts.operator import LinearOperator
+from invsolve.contracts.problem import Problem
+from invsolve.numerics.krylov import conjugate_gradients
+from invsolve.numerics.linalg import rows
+
+
+@dataclass(frozen=True)
+class Local:
+    """y - A(x) = residual(x) + noise with covariance diag(variance), A replaced by its tangent.
+
+    Attributes:
+        residual: image (B, C, *spatial) -> y - A(point) - A'(point) (image - point), like y.
+        forward: direction of the image -> direction of y, the tangent's.
+        adjoint: its transpose.
+        white: r, v -> v A' (diag(variance) + v A A')^-1 r, roughly: the image's mean given y = r, were its covariance v I;
+            v is a number.
+        direction: r, v -> p and A'p, where p = (diag(variance) + v A A')^-1 r up to a factor, roughly.
+        variance: of the noise, broadcasts against y.
+    """
+
+    residual: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor], Tensor]
+    adjoint: Callable[[Tensor], Tensor]
+    white: Callable[[Tensor, float], Tensor]
+    direction: Callable[[Tensor, float], tuple[Tensor, Tensor]]
+    variance: Tensor
+
+
+def local(problem: Problem, point: Tensor) -> Local:
+    """The likelihood near `point` (B, C, *spatial); exact, and the same everywhere, for linear operator and Gaussian noise."""
+    if isinstance(problem.operator, LinearOperator) and isinstance(problem.noise, Gaussian):
+        return _given(problem, problem.operator)
+    return _tangent(problem, point)
+
+
+def _given(problem: Problem, operator: LinearOperator) -> Local:
+    def white(r: Tensor, v: float) -> Tensor:
+        return problem.tikhonov(r, v, tolerance=1e-2, iterations=30)
+
+    def direction(r: Tensor, v: float) -> tuple[Tensor, Tensor]:
+        rho = problem.rho(v)
+        closed = problem.closed_tikhonov(r, rho)
+        if closed is None:
+            p = r - operator(white(r, v))
+            return p, operator.adjoint(p)
+        # (A'A + rho) closed = A'r, which spares an adjoint.
+        return r - operator(closed), rho * closed
+
+    variance = torch.as_tensor(problem.sigma, device=problem.y.device, dtype=problem.y.real.dtype) ** 2
+    return Local(problem.residual, operator, operator.adjoint, white, direction, variance)
+
+
+def _tangent(problem: Problem, point: Tensor) -> Local:
+    with torch.enable_grad():
+        point = point.detach().requires_grad_()
+        value = problem.operator(point)
+        # The transpose is linear in `probe`, so its transpose in turn is the tangent: forward products by two backward passes.
+        probe = torch.zeros_like(value, requires_grad=True)
+        (pulled,) = torch.autograd.grad(value, point, probe, create_graph=True)
+    predicted, here = value.detach(), point.detach()
+
+    def forward(direction: Tensor) -> Tensor:
+        (product,) = torch.autograd.grad(pulled, probe, direction, retain_graph=True)
+        return product
+
+    def adjoint(v: Tensor) -> Tensor:
+        (product,) = torch.autograd.grad(value, point, v, retain_graph=True)
+        return product
+
+    std = problem.noise.std(predicted).expand(predicted.shape)
+    # A bin that expects nothing would otherwise count as exact, as would noise-free data.
+    least = 0.05 * std.flatten(1).mean(1) + 1e-5 * problem.misfit(problem.y) / problem.dof() ** 0.5
+    variance = std.maximum(rows(least, std)) ** 2
+
+    def white(r: Tensor, v: float) -> Tensor:
+        def normal(x: Tensor) -> Tensor:
+            return adjoint(forward(x) / variance) + x / v
+
+        return conjugate_gradients(normal, adjoint(r / variance), None, 1e-2, 30)
+
+    def direction(r: Tensor, v: float) -> tuple[Tensor, Tensor]:
+        p = (r - forward(white(r, v))) / variance
+        return p, adjoint(p)
+
+    def residual(x: Tensor) -> Tensor:
+        return problem.y - predicted - forward(x - here)
+
+    return Local(residual, forward, adjoint, white, direction, variance)

@@ -1,0 +1,66 @@
+"""DDS: a few conjugate-gradient steps from each denoised image, then DDIM (Chung 2024)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from invsolve.contracts.problem import Problem
+from invsolve.contracts.strategy import State, Strategy
+from invsolve.numerics import schedules
+from invsolve.numerics.krylov import conjugate_gradients
+from invsolve.numerics.random import ChainRandom
+from invsolve.plugins.strategies._proximal import renoise
+
+
+@dataclass(frozen=True)
+class DDS(Strategy):
+    """`solves` conjugate-gradient steps from D on (1 + gamma A'A) x = D + gamma A'y; DDIM with the noise that z had.
+
+    Chung, Lee, Ye, ICLR 2024, Algorithm 1, for images; the paper's volumes add a total variation between slices. By
+    default gamma = v(sigma) / sigma_y^2, with v the prior's measured mean squared error (the paper: one number). No
+    gradient through the network, a fixed number of operator passes a step. Known bias: the noise that z had is kept while
+    the image under it moves to the data, so samples are too narrow, the more so the more steps.
+
+    Args:
+        steps: network calls, forward only.
+        solves: conjugate-gradient steps, M.
+        gamma: weight of the data, in units where the operator's norm is 1; "measured" for v(sigma) / sigma_y^2.
+        eta: part of the next level's standard deviation that is fresh noise.
+        start: noise level to start from, network units; at most the prior's largest.
+    """
+
+    name = "dds"
+
+    steps: int = 100
+    solves: int = 5
+    gamma: float | Literal["measured"] = "measured"
+    eta: float = 0.85
+    start: float = 20.0
+
+    needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
+    mean_error: ClassVar[float] = 0.35
+    std_ratio: ClassVar[tuple[float, float]] = (0.75, 1.0)
+
+    def schedule(self, problem: Problem) -> Tensor:
+        return schedules.edm(self.steps, problem.prior.sigma_min, min(self.start, problem.prior.sigma_max))
+
+    def init(self, problem: Problem, rng: ChainRandom) -> State:
+        return {"x": self.schedule(problem)[0].item() * rng.normal(problem.zeros())}
+
+    def step(self, problem: Problem, state: State, sigma: float, sigma_next: float, rng: ChainRandom) -> State:
+        x, operator = state["x"], problem.linear
+        estimate = problem.denoise(x, sigma)
+        residual = problem.residual(estimate)
+        if isinstance(self.gamma, str):
+            rho = problem.rho(problem.prior.error(sigma))
+        else:
+            rho = problem.operator_norm() ** 2 / self.gamma
+        # Steps for the correction from zero are those for the image from D, and cost one operator pass less.
+        shift = conjugate_gradients(
+            lambda v: operator.normal(v) + rho * v, operator.adjoint(residual), None, 1e-6, self.solves
+        )
+        x = renoise(estimate + shift, (x - estimate) / sigma, rng.normal(x), sigma_next, self.eta)
+        return {"x": x, "residual": problem.misfit(residual)}

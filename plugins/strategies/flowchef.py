@@ -1,0 +1,63 @@
+"""FlowChef: the straight step of a rectified flow, pulled by the data's gradient at D without the network's Jacobian."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from invsolve.contracts.problem import Problem
+from invsolve.contracts.strategy import State, Strategy
+from invsolve.numerics.random import ChainRandom
+
+
+@dataclass(frozen=True)
+class FlowChef(Strategy):
+    """Euler's step of the flow, then a gradient step on |y - A(D)|^2 taken at D and applied to x ("gradient skipping").
+
+    Patel et al., 2024, Algorithm 1, in variance-exploding coordinates: x' = D + (sigma'/sigma)(x - D) - s grad. Their s is
+    set by hand for each task. Here D moves by steps of strength / (|A|^2 + sigma_y^2 / V), V the prior's measured error at
+    this level, down |y - A(D')|^2 + (sigma_y^2 / V) |D' - D|^2: the longest that fit the operator, held back where the noise
+    outweighs what the prior leaves unknown. Any differentiable operator; one that is not linear counts as of norm 1.
+
+    Known bias: few gradient steps leave weakly seen parts of the image to the prior, and hidden parts are too wide.
+
+    Args:
+        steps: network calls, forward only, equally spaced in the flow's time t = sigma / (1 + sigma).
+        inner: gradient steps a level, D moved along; each costs calls of the operator only.
+        strength: of the gradient step; above 2 it oscillates. 1.5 gives a better mean and too narrow samples.
+    """
+
+    name = "flowchef"
+
+    steps: int = 100
+    inner: int = 5
+    strength: float = 1.0
+
+    needs: ClassVar[tuple[str, ...]] = ("prior", "operator-gradient")
+    mean_error: ClassVar[float] = 0.8
+    std_ratio: ClassVar[tuple[float, float]] = (0.9, 1.55)
+
+    def schedule(self, problem: Problem) -> Tensor:
+        prior = problem.prior
+        high, low = (s / (1 + s) for s in (prior.sigma_max, prior.sigma_min))
+        time = torch.linspace(high, low, self.steps, dtype=torch.float64)
+        return torch.cat([time / (1 - time), time.new_zeros(1)])
+
+    def init(self, problem: Problem, rng: ChainRandom) -> State:
+        return {"x": self.schedule(problem)[0].item() * rng.normal(problem.zeros())}
+
+    def step(self, problem: Problem, state: State, sigma: float, sigma_next: float, rng: ChainRandom) -> State:
+        x = state["x"]
+        estimate = problem.denoise(x, sigma)
+        noise = problem.rho(problem.prior.error(sigma)) if problem.noise.name == "gaussian" else 0.0
+        length = self.strength / (problem.operator_norm() ** 2 + noise)
+        moved, residuals = estimate, []
+        for _ in range(self.inner):
+            gradient, residual = problem.data_gradient(moved)
+            moved = moved - length * (gradient + noise * (moved - estimate))
+            residuals.append(residual)
+        x = moved + sigma_next / sigma * (x - moved)
+        return {"x": x, "residual": problem.misfit(residuals[0])}

@@ -1,0 +1,1 @@
+"""Everything registered holds what its kind promises."""

@@ -1,0 +1,1 @@
+"""Files: layouts, broken files, results, and what is told of them."""

@@ -1,0 +1,183 @@
+"""`invsolve inspect`: what a file is, what is missing, and commands that run as they are printed."""
+
+import json
+import shlex
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from tests.support.ct_files import write_dxchange, write_nxtomo
+from tests.support.mri_files import ismrmrd_lines, write_fastmri, write_lines
+
+
+@pytest.fixture
+def look(cli, tmp_path: Path, monkeypatch):
+    """Inspect a file from an empty working folder: what it found."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+    def call(*arguments: object) -> dict:
+        code, out, err = cli("inspect", *arguments, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    return call
+
+
+def run(cli, command: str, *more: str) -> Path:
+    """Run a printed command; returns what it wrote."""
+    words = shlex.split(command)
+    assert words[0] == "invsolve"
+    code, _, err = cli(*words[1:], *more)
+    assert code == 0, err
+    return Path(words[words.index("-o") + 1])
+
+
+def with_prior(found: dict) -> str:
+    (command,) = [c["command"] for c in found["commands"] if c["does"] == "with a prior"]
+    return command
+
+
+def quick(found: dict) -> str:
+    return found["commands"][0]["command"]
+
+
+def test_dxchange(tmp_path: Path, look, cli) -> None:
+    twin = write_dxchange(tmp_path / "twin.h5")
+    found = look(twin)
+    assert (found["kind"], found["layout"]) == ("measurement", "dxchange")
+    assert found["y"] == {"items": 2, "shape": [36, 40], "dtype": "float32", "axes": "row angle detector"}
+    assert found["operator"]["name"] == "ct"
+    assert found["operator"]["angles"] == "36, 0 to 175"
+    assert found["image"]["unit"] == "1/pixel"
+    assert found["noise"]["sigma"] > 0
+    text = " | ".join(found["missing"])
+    assert "rotation centre: searched" in text
+    assert "pixel size: the image is in 1/pixel" in text
+    assert found["datasets"]["exchange/data"] == "(36, 2, 40) uint16"
+    with h5py.File(run(cli, quick(found))) as file:
+        assert file["mean"].shape == (2, 1, 40, 40)
+    assert "--prior ct-128" in with_prior(found)
+    code, out, _ = cli("inspect", twin)
+    assert code == 0
+    for part in ("measured", "operator", "images", "noise", "missing:", "a quick look:", quick(found)):
+        assert part in out
+
+
+def test_nxtomo_with_options(tmp_path: Path, look, cli) -> None:
+    found = look(write_nxtomo(tmp_path / "scan.nxs"), "--read", "thin=2", "--read", "centre=18.4")
+    assert found["layout"] == "nxtomo"
+    assert found["y"]["shape"] == [18, 40]
+    assert quick(found).endswith("--strategy linear --read thin=2 --read centre=18.4")
+    run(cli, quick(found))
+
+
+@pytest.mark.parametrize("layout", ["fastmri", "ismrmrd"])
+def test_mri(layout: str, tmp_path: Path, look, cli) -> None:
+    path = tmp_path / "a scan.h5"
+    write_fastmri(path) if layout == "fastmri" else write_lines(path, ismrmrd_lines())
+    found = look(path)
+    assert found["layout"] == layout
+    assert found["image"]["shape"] == [1, 32, 30]
+    assert found["image"]["complex"] is True
+    assert any(line.startswith("coil maps: calibrated") for line in found["missing"])
+    assert any(line.startswith("noise level") for line in found["missing"]) == (layout == "fastmri")
+    with h5py.File(run(cli, quick(found))) as file:
+        assert file["mean"].shape == (2, 2, 32, 30)
+    if layout == "fastmri":
+        recon = run(cli, with_prior(found).replace("steps=100", "steps=2"))
+        with h5py.File(recon) as file:
+            assert file["mean"].shape == file["linear"].shape == (2, 2, 32, 30)
+        assert found["truth"]
+        for name in (recon, "a scan_pinv.h5"):
+            code, out, err = cli("evaluate", name)
+            assert code == 0, err
+            assert "PSNR" in out
+
+
+def test_arrays_are_guessed_and_then_read(tmp_path: Path, look, cli) -> None:
+    path = tmp_path / "volume.npy"
+    np.save(path, np.random.default_rng(0).random((3, 12, 12), np.float32))
+    found = look(path)
+    assert "no names for its axes" in found["problem"]
+    named = look(*shlex.split(found["commands"][0]["command"])[2:])
+    assert (named["kind"], named["image"]["shape"]) == ("images", [1, 12, 12])
+    scan = run(cli, quick(named))
+    assert look(scan)["layout"] == "invsolve"
+    run(cli, quick(look(scan)))
+    sinograms = look(*shlex.split(found["commands"][1]["command"])[2:], "--read", "centre=5.5")
+    assert sinograms["noise"] is None
+    assert "--noise gaussian:" in quick(sinograms)
+    run(cli, quick(sinograms))
+
+
+def test_unknown_hdf5_lists_what_it_holds(tmp_path: Path, look) -> None:
+    path = tmp_path / "lab.h5"
+    with h5py.File(path, "w") as file:
+        file["run 1/counts"] = np.ones((5, 9, 8))
+        file["data"] = np.ones((2, 362, 362), np.float32)
+        file["names"] = ["a", "b"]
+    found = look(path)
+    assert found["kind"] == "unknown"
+    assert found["datasets"]["run 1/counts"] == "(5, 9, 8) float64"
+    commands = [c["command"] for c in found["commands"]]
+    assert commands[0].endswith("--layout lodopab")
+    ours = [c for c in commands if "'dataset=run 1/counts'" in c]
+    assert len(ours) == 2
+    for command in (commands[0], *ours):
+        look(*shlex.split(command)[2:], *(["--read", "centre=3.5"] if "angles" in command else []))
+
+
+def test_own_files(images: Path, tmp_path: Path, look, cli) -> None:
+    found = look(images)
+    assert (found["kind"], found["image"]["items"]) == ("images", 5)
+    scan = run(cli, quick(found))
+    measured = look(scan)
+    assert (measured["layout"], measured["truth"]) == ("invsolve", True)
+    recon = run(cli, quick(measured))
+    result = look(recon)
+    assert (result["kind"], result["strategy"], result["prior"]) == ("result", "linear", None)
+    assert [c["command"].split()[1] for c in result["commands"]] == ["report", "evaluate"]
+    run(cli, result["commands"][0]["command"])
+    from invsolve import registry
+
+    bundled = Path(registry.__file__).parents[2] / "plugins" / "priors" / "weights"
+    for file in bundled.glob("*.safetensors"):
+        prior = look(file)
+        assert prior["kind"] == "prior"
+        assert cli(*shlex.split(prior["commands"][0]["command"])[1:])[0] == 0
+
+
+def test_a_file_that_cannot_be_read_as_it_stands(tmp_path: Path, look) -> None:
+    twin = write_dxchange(tmp_path / "twin.h5")
+    with h5py.File(twin, "a") as file:
+        del file["exchange/theta"]
+    found = look(twin)
+    assert found["layout"] == "dxchange"
+    assert "angles are never invented" in found["problem"]
+    assert found["commands"] == []
+
+
+def test_mistakes_are_one_line(tmp_path: Path, cli) -> None:
+    (tmp_path / "empty.h5").write_bytes(b"")
+    for arguments, expected in [
+        ((tmp_path / "empty.h5",), "is empty"),
+        ((tmp_path / "missing.h5",), "no such file"),
+        ((tmp_path,), "is a folder"),
+        ((tmp_path / "empty.h5", "--layout", "fastmir"), "unknown layout 'fastmir'. Did you mean 'fastmri'?"),
+        ((tmp_path / "empty.h5", "--layout", "dxchange", "--read", "thn=2"), "no parameter 'thn'"),
+    ]:
+        code, out, err = cli("inspect", *arguments)
+        assert (code, out) == (2, "")
+        assert expected in err
+        assert err.count("\n") == 1
+
+
+def test_inspect_in_a_process_of_its_own(tmp_path: Path, cli_process) -> None:
+    """Nothing else has been imported there: a layout must still come by its operators."""
+    process = cli_process("inspect", write_dxchange(tmp_path / "twin.h5"))
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "invsolve reconstruct" in out

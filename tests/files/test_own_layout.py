@@ -1,0 +1,182 @@
+"""invsolve's own scan and image files: what is written comes back, and what is wrong gets one line."""
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import invsolve
+from invsolve.contracts.layout import Layout
+from invsolve.contracts.noise import Gaussian, Poisson
+from invsolve.datasets.hdf5 import read_images, write_images, write_scan
+from invsolve.datasets.layouts.own import OwnLayout
+from invsolve.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def registry_door(monkeypatch):
+    monkeypatch.setattr(Layout, "make_operator", staticmethod(lambda name, given: invsolve.operator(name, **given)))
+
+
+def one_line(caught) -> str:
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def scans():
+    generator = torch.Generator().manual_seed(0)
+    ct = invsolve.operator("ct", image_size=16, angles=[0, 30, 60.5, 140], centre=11.3)
+    image = torch.rand(3, 1, 16, 16, generator=generator)
+    yield "ct", ct, ct(image), image, Gaussian(0.02)
+    mask = torch.rand(16, 16, generator=generator) > 0.5
+    paint = invsolve.operator("inpainting", mask=mask)
+    yield "inpainting", paint, paint(image), image, Poisson(1000.0)
+    maps = torch.randn(2, 16, 16, dtype=torch.complex64, generator=generator)
+    mri = invsolve.operator("mri", mask=mask.float(), coil_maps=maps)
+    yield "mri", mri, mri(image.to(torch.complex64)), image, None
+
+
+@pytest.mark.parametrize("case", list(scans()), ids=lambda case: case[0])
+def test_round_trip(tmp_path, case):
+    name, operator, y, image, noise = case
+    path = tmp_path / "scan.h5"
+    write_scan(path, y, operator, noise, truth=image, unit="1/cm", extra_attrs={"patient": "none"})
+    with h5py.File(path) as file:
+        assert OwnLayout.recognises(file)
+        assert file.attrs["patient"] == "none"
+        assert file["truth"].attrs["axes"] == "item channel row column"
+    scan = OwnLayout().open(path, invsolve.operator)
+    assert scan.operator.name == name
+    assert scan.noise == noise
+    assert scan.unit == "1/cm"
+    assert scan.source == str(path)
+    assert torch.equal(scan.y[0:3], y)
+    assert torch.equal(scan.truth[1:3], image[1:3])
+    x = image.to(torch.complex64) if operator.complex_image else image
+    assert torch.equal(scan.operator(x), operator(x))
+    given = scan.operator.parameters_given
+    assert given.keys() == operator.parameters_given.keys()
+    assert [p.name for p in tmp_path.iterdir()] == ["scan.h5"]
+
+
+def test_per_item_sigma(tmp_path):
+    operator = invsolve.operator("inpainting", fraction=0.5, image_size=8)
+    sigma = torch.tensor([0.1, 0.2]).reshape(2, 1, 1, 1)
+    write_scan(tmp_path / "a.h5", torch.zeros(2, 1, 8, 8), operator, Gaussian(sigma))
+    assert torch.equal(OwnLayout().open(tmp_path / "a.h5", invsolve.operator).noise.sigma, sigma)
+
+
+def test_an_operator_made_directly_is_refused_with_the_remedy(tmp_path):
+    class Mine(invsolve.LinearOperator):
+        def forward(self, x):
+            return 2 * x
+
+    with pytest.raises(UserError, match=r"Mine was made directly.*invsolve\.operator") as caught:
+        write_scan(tmp_path / "a.h5", torch.zeros(1, 1, 4, 4), Mine(), None)
+    one_line(caught)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    operator = invsolve.operator("inpainting", fraction=0.5, image_size=8)
+    path = tmp_path / "a.h5"
+    write_scan(path, torch.ones(1, 1, 8, 8), operator, None)
+
+    class Breaks:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, rows):
+            if rows.start == 2:
+                raise RuntimeError("lost")
+            return torch.zeros(1, 1, 8, 8)
+
+    with pytest.raises(RuntimeError, match="lost"):
+        write_scan(path, Breaks(), operator, None)
+    assert torch.equal(OwnLayout().open(path, invsolve.operator).y[:], torch.ones(1, 1, 8, 8))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
+
+
+@pytest.fixture
+def scan(tmp_path):
+    path = tmp_path / "scan.h5"
+    operator = invsolve.operator("inpainting", fraction=0.5, image_size=8)
+    write_scan(path, torch.ones(2, 1, 8, 8), operator, Gaussian(0.1), truth=torch.ones(2, 1, 8, 8))
+    return path
+
+
+def _rename(file, old, new):
+    file.move(old, new)
+
+
+@pytest.mark.parametrize(
+    ("harm", "expected"),
+    [
+        (lambda f: f["operator"].attrs.__setitem__("name", "inpaintng"), "Did you mean 'inpainting'"),
+        (lambda f: f["operator"].attrs.__setitem__("fracton", 0.5), "no parameter 'fracton'"),
+        (lambda f: f["operator"].attrs.__delitem__("name"), "no group 'operator' with an attribute 'name'"),
+        (lambda f: _rename(f, "y", "Y"), "no dataset 'y'"),
+        (lambda f: f["noise"].attrs.__setitem__("name", "gausian"), "Did you mean 'gaussian'"),
+        (lambda f: f["noise"].attrs.__setitem__("sigma", -1.0), "sigma must be >= 0"),
+        (lambda f: f["noise"].attrs.__setitem__("sigma", "loud"), "group 'noise'"),
+        (lambda f: f["noise"].attrs.__delitem__("sigma"), "expected the attribute sigma"),
+        (
+            lambda f: (f.__delitem__("truth"), f.__setitem__("truth", np.ones((3, 1, 8, 8)))),
+            "dataset 'truth' (3, 1, 8, 8)",
+        ),
+        (lambda f: (f.__delitem__("y"), f.__setitem__("y", np.ones(4))), "expected (items, *measurement)"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(scan, harm, expected):
+    with h5py.File(scan, "a") as file:
+        harm(file)
+    with pytest.raises(UserError) as caught:
+        OwnLayout().open(scan, invsolve.operator)
+    text = one_line(caught)
+    assert text.startswith(str(scan))
+    assert expected in text
+
+
+def test_noise_may_be_missing(scan):
+    with h5py.File(scan, "a") as file:
+        del file["noise"]
+    assert OwnLayout().open(scan, invsolve.operator).noise is None
+
+
+def test_without_the_engine_the_door_is_shut(scan, monkeypatch):
+    monkeypatch.setattr(Layout, "make_operator", None)
+    with pytest.raises(RuntimeError, match="make_operator is not set"):
+        OwnLayout().open(scan, invsolve.operator)
+
+
+def test_images(scan, tmp_path):
+    assert read_images(scan, "truth").shape == (2, 1, 8, 8)
+    with pytest.raises(UserError, match="no dataset 'x'; it has"):
+        read_images(scan)
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.arange(16, dtype=np.uint8).reshape(1, 1, 4, 4)
+    assert read_images(path)[0:1].dtype == torch.float32
+
+
+def test_images_round_trip(tmp_path):
+    path = tmp_path / "x.h5"
+    images = torch.rand(3, 2, 5, 4)
+    write_images(path, images, unit="HU")
+    assert torch.equal(read_images(path)[:], images)
+    with h5py.File(path) as file:
+        assert file["x"].attrs["axes"] == "item channel row column"
+        assert file.attrs["unit"] == "HU"
+    with pytest.raises(UserError, match="give --overwrite"):
+        write_images(path, images)
+    write_images(path, images[:1].numpy(), overwrite=True)
+    assert read_images(path).shape == (1, 2, 5, 4)
+    with pytest.raises(UserError, match=r"expected \(items, channels"):
+        write_images(tmp_path / "flat.h5", images[0])
+
+
+def test_the_layout_is_registered():
+    from invsolve import registry
+
+    assert registry.find("layout", "invsolve") is OwnLayout

@@ -1,0 +1,120 @@
+"""The reference data through every layout: real instruments' files, and what is known about them."""
+
+import json
+import shlex
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from invsolve.files.opening import open_images, open_measurement
+
+pytestmark = pytest.mark.shared
+
+
+@pytest.fixture(scope="module")
+def brain(shared: Path):
+    return open_measurement(shared / "fixtures" / "fastmri_like_multicoil.h5")
+
+
+def test_the_tooth_is_the_same_as_dxchange_and_as_nxtomo(shared: Path, tmp_path: Path) -> None:
+    # The NXtomo fixture holds whole counts, the original floating-point ones: round those for a comparison to 1e-6.
+    with h5py.File(shared / "ct_tooth" / "tooth.h5") as old, h5py.File(tmp_path / "whole.h5", "w") as new:
+        for name in ("data", "data_white", "data_dark"):
+            new[f"exchange/{name}"] = np.round(old[f"exchange/{name}"][:])
+        old.copy("exchange/theta", new["exchange"])
+    options = {"centre": 295.75, "thin": 4, "bin": 5}
+    nxtomo = open_measurement(shared / "fixtures" / "nxtomo_tooth.nxs", None, options)
+    whole = open_measurement(tmp_path / "whole.h5", None, options)
+    original = open_measurement(shared / "ct_tooth" / "tooth.h5", None, options)
+    assert float((nxtomo.y[0:2] - whole.y[0:2]).abs().max()) < 1e-6
+    assert nxtomo.operator.geometry == whole.operator.geometry == original.operator.geometry
+    assert nxtomo.noise.sigma == pytest.approx(whole.noise.sigma, rel=1e-6)
+    # Rounding moves a line integral by half a count in several thousand.
+    assert float((nxtomo.y[0:2] - original.y[0:2]).abs().max()) < 2e-4
+
+
+def test_the_nxtomo_tooths_centre_is_found_near_the_stored_one(shared: Path) -> None:
+    scan = open_measurement(shared / "fixtures" / "nxtomo_tooth.nxs", None, {"thin": 6, "bin": 5})
+    assert 295.5 <= (scan.operator.geometry.centre + 0.5) * 5 - 0.5 <= 296.0
+    assert "the file says 295.5" in " ".join(scan.notes)
+
+
+def test_the_brain_is_the_same_as_fastmri_and_as_ismrmrd(shared: Path, brain) -> None:
+    raw = open_measurement(shared / "fixtures" / "ismrmrd_cartesian.h5")
+    y, same = brain.y[0:1], raw.y[0:1]
+    assert torch.equal(y, same)
+    with h5py.File(shared / "fixtures" / "fastmri_like_multicoil.h5") as file:
+        stored = torch.from_numpy(file["reconstruction_rss"][:])
+    images = torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(same, (-2, -1)), norm="ortho"), (-2, -1))
+    assert torch.allclose(images.norm(dim=1), stored, rtol=1e-4, atol=1e-3)
+    assert torch.allclose(raw.operator.baseline(same), brain.operator.baseline(y), atol=1e-4)
+
+
+def test_coil_maps_of_the_brain_explain_its_coils(brain, shared: Path) -> None:
+    maps, truth = brain.operator.coil_maps, brain.truth[0:1]
+    head = truth[0, 0] > 0.1 * truth.max()
+    assert torch.allclose((maps.abs() ** 2).sum(0)[head], torch.ones(1), atol=1e-3)
+    y = brain.y[0:1]
+    image = brain.operator.baseline(y)
+    coils = torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(y, (-2, -1)), norm="ortho"), (-2, -1))
+    left = (coils - maps * image)[0][:, head]
+    # Seven of eight coil images are predicted; what they leave is noise.
+    sigma = float((left.abs() ** 2).mean() / 2) ** 0.5
+    assert 0.6 * brain.noise.sigma < sigma < 1.1 * brain.noise.sigma
+    # The noise of a coil, as its two parts together, is 1.5 to 2.2.
+    assert 1.5 < brain.noise.sigma * 2**0.5 < 2.2
+    assert float((image[0, 0].abs() - truth[0, 0])[head].norm() / truth[0, 0][head].norm()) < 0.03
+    # The smooth part of the phase went into the maps; without that, less than half of the image would be real.
+    assert float(image[0, 0].real[head].norm() / image[0, 0][head].norm()) > 0.98
+
+
+def test_the_masked_brain(shared: Path, brain) -> None:
+    path = shared / "fixtures" / "fastmri_like_multicoil_test.h5"
+    scan = open_measurement(path)
+    with h5py.File(path) as file:
+        mask = torch.from_numpy(file["mask"][:] != 0)
+    assert torch.equal(scan.operator.mask, mask.expand(230, 180))
+    assert torch.equal(scan.y[0:1], brain.y[0:1] * mask)
+    assert scan.truth is None
+    truth = brain.truth[0:1]
+    head = truth[0, 0] > 0.1 * truth.max()
+    # Fourteen columns calibrate nearly as well as all of them.
+    agreement = (scan.operator.coil_maps.conj() * brain.operator.coil_maps).sum(0).abs()[head]
+    assert float(agreement.quantile(0.05)) > 0.98
+
+
+def test_lodopab_ground_truth(shared: Path) -> None:
+    found = open_images(shared / "fixtures" / "lodopab_like_ground_truth.hdf5", "lodopab")
+    images = found.x[0:8]
+    assert images.shape == (8, 1, 362, 362)
+    assert 0 <= float(images.min()) < float(images.max()) <= 1
+    # Soft tissue attenuates by about 20 / m.
+    assert 15 < float(images[images > 0.1].median()) * 81.35858 < 25
+    assert found.spacing == pytest.approx((0.718, 0.718), abs=1e-3)
+
+
+FILES = {
+    "ct_tooth/tooth.h5": ("--read", "bin=8", "--read", "thin=4"),
+    "fixtures/nxtomo_tooth.nxs": ("--read", "bin=8", "--read", "thin=4"),
+    "fixtures/fastmri_like_multicoil.h5": (),
+    "fixtures/fastmri_like_multicoil_test.h5": (),
+    "fixtures/ismrmrd_cartesian.h5": (),
+    "mri_brain8/cartesian_ksp.npy": ("--read", "axes=coil,row,column"),
+    "fixtures/lodopab_like_ground_truth.hdf5": ("--layout", "lodopab"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_the_suggested_command_runs_as_printed(name: str, shared: Path, tmp_path: Path, monkeypatch, cli) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli("inspect", shared / name, *FILES[name], "--json")
+    assert code == 0, err
+    command = shlex.split(json.loads(out)["commands"][0]["command"])
+    code, _, err = cli(*command[1:])
+    assert code == 0, err
+    with h5py.File(command[command.index("-o") + 1]) as file:
+        assert np.isfinite(file["mean" if command[1] == "reconstruct" else "y"][:]).all()

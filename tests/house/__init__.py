@@ -1,0 +1,1 @@
+"""The house keeps its shape: floors, the one door, the pages."""

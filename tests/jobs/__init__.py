@@ -1,0 +1,1 @@
+"""Jobs that write files, in one process and in many."""

@@ -1,0 +1,1 @@
+"""Numerics against dense algebra and measured orders."""

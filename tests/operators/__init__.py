@@ -1,0 +1,1 @@
+"""Operators against independent implementations and closed forms."""

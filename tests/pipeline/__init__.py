@@ -1,0 +1,1 @@
+"""Pipelines: caches, sweeps, messages, and what is around them."""

@@ -1,0 +1,1 @@
+"""Priors: formats, the self-test, closed forms; nothing loaded runs code."""

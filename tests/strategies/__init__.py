@@ -1,0 +1,1 @@
+"""Strategies against transcriptions, closed forms and the exact posterior."""

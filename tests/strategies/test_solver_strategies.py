@@ -1,0 +1,135 @@
+"""Strategies built on the solvers, against transcriptions of their papers and dense matrices."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+import invsolve
+from invsolve.contracts.problem import Problem
+from invsolve.engine.batch import run_batch
+from invsolve.numerics.random import ChainRandom
+from invsolve.testing.operators import dense
+from invsolve.testing.strategies import compare, exact_posterior
+
+CHAINS = [(0, 0), (0, 1), (1, 0)]
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return exact_posterior(samples=3, size=8, dtype=torch.float64).problem
+
+
+def denoise(problem: Problem, x: Tensor, sigma: float) -> Tensor:
+    return problem.prior.denoise(x, torch.tensor(sigma, dtype=x.dtype))
+
+
+def test_steered_is_ancestral_sampling_with_corrected_pixels(problem: Problem) -> None:
+    strategy = invsolve.strategy("steered", steps=15, solver="ancestral")
+    levels = strategy.schedule(problem).tolist()
+    mask = problem.operator.measured()
+    rng = ChainRandom(3, CHAINS)
+    x = levels[0] * rng.at(0).normal(problem.zeros())
+    for k, (sigma, sigma_next) in enumerate(pairwise(levels), start=1):
+        estimate = denoise(problem, x, sigma)
+        unknown = problem.prior.error(sigma)
+        # What is measured weighs in by its precision; in the noise-free limit it replaces the pixel.
+        mean = (problem.y / 0.05**2 + estimate / unknown) / (1 / 0.05**2 + 1 / unknown)
+        estimate = torch.where(mask, mean, estimate)
+        x = estimate + (sigma_next / sigma) ** 2 * (x - estimate)
+        x = x + sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2) * rng.at(k).normal(x)
+    ours = run_batch(problem, strategy, ChainRandom(3, CHAINS)).images
+    torch.testing.assert_close(ours, x, atol=1e-8, rtol=0)
+
+
+def test_flowchef_is_the_papers_update_in_flow_coordinates(problem: Problem) -> None:
+    strategy = invsolve.strategy("flowchef", steps=15, inner=1, strength=0.7)
+    levels = strategy.schedule(problem).tolist()
+    times = [s / (1 + s) for s in levels]
+    assert (torch.tensor(times[:-1]).diff() + (times[0] - times[-2]) / 14).abs().max() < 1e-6
+    noise = ChainRandom(3, CHAINS).at(0).normal(problem.zeros())
+    x = times[0] * noise  # x_t = (1 - t) x0 + t n
+    for t, after in pairwise(times):
+        estimate = denoise(problem, x / (1 - t), t / (1 - t))
+        velocity = (x - estimate) / t
+        gradient = problem.linear.adjoint(problem.operator(estimate) - problem.y)
+        length = 0.7 / (1 + 0.05**2 / problem.prior.error(t / (1 - t)))
+        sigma, sigma_next = t / (1 - t), after / (1 - after)
+        x = x + (after - t) * velocity - (1 - after) * (1 - sigma_next / sigma) * length * gradient
+    ours = run_batch(problem, strategy, ChainRandom(3, CHAINS)).images
+    # The power iteration finds the operator's norm, 1, to 1e-4.
+    torch.testing.assert_close(ours, x, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 1.0, 10.0])
+def test_splits_guidance_is_the_score_of_a_gaussian_likelihood(problem: Problem, sigma: float) -> None:
+    matrix, _ = dense(problem.linear, (1, 8, 8))
+    matrix = matrix.double()
+    variance = problem.prior.error(sigma)
+    covariance = variance * matrix @ matrix.T + 0.05**2 * torch.eye(len(matrix), dtype=torch.float64)
+    x = (sigma * ChainRandom(0, CHAINS).normal(problem.zeros())).requires_grad_()
+    residual = (problem.y - problem.operator(denoise(problem, x, sigma))).flatten(1)
+    log = -(residual * torch.linalg.solve(covariance, residual.T).T).sum() / 2
+    (score,) = torch.autograd.grad(log, x)
+    wanted = sigma**2 * score
+    # The point along it at which |y - A(D + a shift)| is least; beyond that it does not go.
+    seen = wanted.flatten(1) @ matrix.T
+    best = (residual.detach() * seen).sum(1) / (seen * seen).sum(1)
+    wanted = wanted * best.clamp(0, 1).view(-1, 1, 1, 1)
+    with torch.no_grad():
+        got, left = invsolve.strategy("split").guidance(problem, x.detach(), sigma)
+    torch.testing.assert_close(left.flatten(1), residual.detach())
+    torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("splitting", ["lie", "strang"])
+def test_splits_history_holds_the_prior_alone(problem: Problem, splitting: str) -> None:
+    strategy = invsolve.strategy("split", splitting=splitting)
+    x = 2.0 * ChainRandom(0, CHAINS).normal(problem.zeros())
+    with torch.no_grad():
+        shift, _ = strategy.guidance(problem, x, 2.0)
+        state = strategy.step(problem, {"x": x}, 2.0, 1.0, ChainRandom(0, CHAINS))
+    share = 0.5 if splitting == "lie" else 1 - 0.5**0.5
+    torch.testing.assert_close(state["past"][:, 0], denoise(problem, x + share * shift, 2.0))
+    assert float(shift.abs().max()) > 0.01
+
+
+def test_projection_replaces_noise_free_pixels_at_the_level_reached() -> None:
+    sharp = exact_posterior(samples=3, size=16, sigma=1e-6, dtype=torch.float64).problem
+    strategy = invsolve.strategy("score-sde")
+    mask = sharp.operator.measured()
+    x = ChainRandom(1, CHAINS).normal(sharp.zeros())
+    with torch.no_grad():
+        moved = strategy.project(sharp, x, 0.7, 0.1, ChainRandom(0, CHAINS))
+    noise = 0.7 * ChainRandom(0, CHAINS).normal(x)
+    torch.testing.assert_close(moved, torch.where(mask, sharp.y + noise, x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [40, 120])
+def test_score_sde_counts_the_data_once_however_many_steps(steps: int) -> None:
+    # Weighed against sigma^2 in every step, the seen pixels' width was 0.7 of the posterior's.
+    found = compare(invsolve.strategy("score-sde", steps=steps), exact_posterior(samples=64))
+    assert 0.83 < found["std_observed"] < 1.1
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("steered", {}), ("steered", {"solver": "heun"}), ("split", {}), ("split", {"splitting": "strang", "solver": "pndm"}),
+     ("score-sde", {}), ("score-sde", {"corrections": 2}), ("flowchef", {})],
+)  # fmt: skip
+def test_cost_is_what_was_asked_for(problem: Problem, name: str, settings: dict) -> None:
+    strategy = invsolve.strategy(name, **settings).at_cost(60)
+    # A copy counts its calls from zero.
+    facts = run_batch(replace(problem), strategy, ChainRandom(0, CHAINS)).facts
+    assert 50 <= facts["network_calls"] + facts["vjp_calls"] <= 60
+
+
+@pytest.mark.parametrize("name", ["steered", "split"])
+def test_an_unknown_solver_is_refused_when_the_strategy_is_made(name: str) -> None:
+    with pytest.raises(invsolve.UserError, match=r"unknown solver 'unipc'.*unipc-2"):
+        invsolve.strategy(name, solver="unipc")

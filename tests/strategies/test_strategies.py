@@ -1,0 +1,206 @@
+"""Strategies against independent transcriptions and closed forms."""
+
+import math
+
+import pytest
+import torch
+
+import invsolve
+from invsolve.contracts.problem import Problem, make_problem
+from invsolve.contracts.scale import Scale
+from invsolve.engine.batch import run_batch
+from invsolve.numerics import schedules
+from invsolve.numerics.random import ChainRandom
+from invsolve.testing.strategies import exact_posterior
+
+CHAINS = [(0, 0), (0, 1), (1, 0)]
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return exact_posterior(samples=3, dtype=torch.float64).problem
+
+
+def alpha_bar(sigma: float) -> float:
+    return 1 / (1 + sigma**2)
+
+
+def test_dps_is_the_papers_algorithm_in_vp_coordinates(problem: Problem) -> None:
+    steps, zeta = 20, 0.7
+    strategy = invsolve.strategy("dps", steps=steps, length="paper", zeta=zeta)
+    levels = strategy.schedule(problem).tolist()
+    rng = ChainRandom(3, CHAINS)
+    x = rng.at(0).normal(problem.zeros()) * levels[0] * math.sqrt(alpha_bar(levels[0]))
+    for k in range(steps):
+        bar, bar_next = alpha_bar(levels[k]), alpha_bar(levels[k + 1])
+        x = x.detach().requires_grad_()
+        denoised = problem.prior.denoise(x / math.sqrt(bar), torch.tensor(levels[k], dtype=x.dtype))
+        eps = (x - math.sqrt(bar) * denoised) / math.sqrt(1 - bar)
+        x0 = (x - math.sqrt(1 - bar) * eps) / math.sqrt(bar)
+        norm = (problem.y - problem.operator(x0)).flatten(1).norm(dim=1)
+        (gradient,) = torch.autograd.grad(norm.sum(), x)
+        alpha = bar / bar_next  # one step of the chain thinned to these times
+        mean = math.sqrt(bar_next) * (1 - alpha) / (1 - bar) * x0 + math.sqrt(alpha) * (1 - bar_next) / (1 - bar) * x
+        variance = (1 - alpha) * (1 - bar_next) / (1 - bar)
+        x = mean + math.sqrt(variance) * rng.at(k + 1).normal(problem.zeros()) - zeta * gradient
+    ours = run_batch(problem, strategy, ChainRandom(3, CHAINS)).images
+    torch.testing.assert_close(ours, x.detach(), atol=1e-6, rtol=0)
+
+
+def test_fitted_dps_is_exact_for_one_measured_number() -> None:
+    class Line(invsolve.LinearOperator):
+        """The sum of the first row of pixels: one number, so that one gradient reaches all that it tells."""
+
+        image_shape = (1, 16, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, 0, 0].sum(-1, keepdim=True)
+
+    problem = exact_posterior(Line(), samples=3, dtype=torch.float64).problem
+    sigma = 0.3
+    z = sigma * ChainRandom(5, CHAINS).normal(problem.zeros())
+    covariance = problem.prior.covariance()  # type: ignore[operator]
+    row = torch.zeros(1, 256, dtype=torch.float64)
+    row[0, :16] = 1
+    # Two measurements of x0: z itself with noise sigma, and y.
+    data = torch.cat([torch.eye(256, dtype=torch.float64), row])
+    noise = torch.diag(torch.tensor([sigma**2] * 256 + [problem.largest_sigma() ** 2], dtype=torch.float64))
+    gain = covariance @ data.T @ torch.linalg.inv(data @ covariance @ data.T + noise)
+    wanted = torch.cat([z.flatten(1), problem.y], 1) @ gain.T
+    found = invsolve.strategy("dps").step(problem, {"x": z}, sigma, 0.0, ChainRandom(3, CHAINS).at(1))["x"]
+    torch.testing.assert_close(found.flatten(1), wanted, atol=1e-9, rtol=0)
+
+
+def test_red_diff_is_the_reference_update_in_vp_notation(problem: Problem) -> None:
+    steps, lam, lr = 20, 0.25, 0.1
+    strategy = invsolve.strategy("red-diff", steps=steps, weight=lam, learning_rate=lr)
+    levels = strategy.schedule(problem).tolist()
+    rng = ChainRandom(3, CHAINS)
+    mu = problem.linear.baseline(problem.y, problem.sigma).detach().requires_grad_()
+    optimiser = torch.optim.Adam([mu], lr=lr, betas=(0.9, 0.99))
+    for k in range(steps):
+        bar = alpha_bar(levels[k])
+        noise = rng.at(k + 1).normal(problem.zeros())
+        x_t = math.sqrt(bar) * mu.detach() + math.sqrt(1 - bar) * noise
+        denoised = problem.prior.denoise(x_t / math.sqrt(bar), torch.tensor(levels[k], dtype=mu.dtype))
+        eps = (x_t - math.sqrt(bar) * denoised) / math.sqrt(1 - bar)
+        snr_inverse = math.sqrt((1 - bar) / bar)
+        residual = (problem.y - problem.operator(mu)).flatten(1)
+        loss = 0.5 * (residual**2).sum(1) / problem.dof()
+        loss = loss + lam * snr_inverse * ((eps - noise) * mu).flatten(1).mean(1)
+        optimiser.zero_grad()
+        loss.sum().backward()
+        optimiser.step()
+    ours = run_batch(problem, strategy, ChainRandom(3, CHAINS)).images
+    torch.testing.assert_close(ours, mu.detach(), atol=1e-6, rtol=0)
+
+
+def identity_problem(y: torch.Tensor, sigma: float) -> Problem:
+    everything = invsolve.operator("inpainting", mask=torch.ones(y.shape[-2:]))
+    return make_problem(None, everything, invsolve.Gaussian(sigma), y, tuple(y.shape[1:]), Scale())
+
+
+def test_total_variation_of_a_step_has_a_closed_form() -> None:
+    y = torch.zeros(1, 1, 6, 10, dtype=torch.float64)
+    y[..., 4:] = 1.0
+    sigma, weight = 0.5, 0.6
+    strategy = invsolve.strategy("tv", weight=weight, steps=3000)
+    x = run_batch(identity_problem(y, sigma), strategy, ChainRandom(0, [(0, 0)])).images
+    # Each plateau moves towards the other by weight sigma^2 over its width.
+    wanted = torch.where(y > 0, 1 - weight * sigma**2 / 6, weight * sigma**2 / 4).double()
+    torch.testing.assert_close(x, wanted, atol=2e-4, rtol=0)
+
+
+def test_total_variation_meets_the_discrepancy() -> None:
+    y = torch.randn(2, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y[1] += torch.linspace(0, 3, 12, dtype=torch.float64)
+    problem = identity_problem(y, 0.4)
+    x = run_batch(problem, invsolve.strategy("tv", steps=3000), ChainRandom(0, [(0, 0), (1, 0)])).images
+    misfit = problem.misfit(problem.residual(x))
+    torch.testing.assert_close(misfit, problem.expected_misfit(), atol=1e-3, rtol=0)
+
+
+def test_schedules_descend_to_zero_within_the_priors_range() -> None:
+    for levels in (schedules.edm(9, 0.02, 30.0), schedules.ddpm_linear(9, 0.02, 30.0)):
+        assert levels.shape == (10,)
+        assert bool((levels.diff() < 0).all())
+        assert float(levels[-1]) == 0
+        assert 0.02 <= float(levels[-2]) <= float(levels[0]) <= 30.0 + 1e-9
+    full = schedules.ddpm_linear(1000)
+    assert abs(float(full[0]) - 157.41) < 0.05
+    assert abs(float(full[-2]) - 0.0100) < 1e-4
+
+
+class TestADS:
+    def run(self, **settings: object) -> tuple[invsolve.Reconstruction, invsolve.Operator]:
+        operator = invsolve.operator("mri", image_size=16)
+        prior = invsolve.load_prior("gaussian", size=16, std=0.3)
+        truth = prior.sample(ChainRandom(3, [(i, 0) for i in range(2)]), torch.zeros(1))
+        y = invsolve.simulate(truth, operator, invsolve.Gaussian(0.01))
+        strategy = invsolve.strategy("ads", **{"steps": 120, "budget": 6, **settings})
+        rec = invsolve.reconstruct(y, operator, prior, noise=invsolve.Gaussian(0.01), strategy=strategy, samples=6)
+        return rec, operator
+
+    @pytest.mark.parametrize(
+        "settings",
+        [{}, {"budget": 16}, {"budget": 1}, {"initial": (7, 8, 9)}, {"window": (0.1, 0.3)}, {"entropy": "variance"}],
+    )
+    def test_the_budget_is_met_exactly_and_no_group_twice(self, settings: dict) -> None:
+        rec, _ = self.run(**settings)
+        order = rec.diagnostics["acquired_at"]
+        budget = settings.get("budget", 6)
+        assert order.shape == (2, 6, 16)
+        assert ((order >= 0).sum(-1) == budget).all()
+        for group in settings.get("initial", ()):
+            assert (order[..., group] == 0).all()
+
+    def test_particles_share_a_mask_and_items_do_not_have_to(self) -> None:
+        rec, _ = self.run()
+        order = rec.diagnostics["acquired_at"]
+        assert (order == order[:, :1]).all()
+        assert not (order[0] == order[1]).all()
+
+    def test_it_uses_only_what_it_acquired(self) -> None:
+        # What is never acquired may be anything, even wrong by orders of magnitude.
+        operator = invsolve.operator("mri", image_size=16)
+        prior = invsolve.load_prior("gaussian", size=16, std=0.3)
+        truth = prior.sample(ChainRandom(3, [(0, 0)]), torch.zeros(1))
+        y = invsolve.simulate(truth, operator, invsolve.Gaussian(0.01))
+        strategy = invsolve.strategy("ads", steps=100, budget=3, initial=(7, 8, 9))
+        spoiled = y.clone()
+        spoiled[..., [0, 1, 15]] = 1e4
+        runs = [
+            invsolve.reconstruct(
+                v, operator, prior, noise=invsolve.Gaussian(0.01), strategy=strategy, samples=2
+            ).samples
+            for v in (y, spoiled)
+        ]
+        assert torch.equal(*runs)
+
+    def test_the_first_choice_is_where_the_prior_is_most_uncertain(self) -> None:
+        # k-space columns of a stationary field are independent: their variance is the spectrum, largest at the centre.
+        rec, _ = self.run(budget=1, window=(0.6, 0.7))
+        chosen = rec.diagnostics["acquired_at"][:, 0].argmax(-1)
+        assert ((chosen - 8).abs() <= 1).all()
+
+    def test_more_measurements_leave_less_uncertainty(self) -> None:
+        spread = [float(self.run(budget=b, window=(0.0, 0.4))[0].std.mean()) for b in (2, 6, 14)]
+        assert spread[0] > spread[1] > spread[2]
+
+    @pytest.mark.parametrize(
+        ("settings", "text"),
+        [
+            ({"budget": 17}, "budget 17"),
+            ({"initial": (99,)}, "initial"),
+            ({"budget": 1, "initial": (1, 2)}, "budget 1"),
+        ],
+    )
+    def test_impossible_budgets_are_refused(self, settings: dict, text: str) -> None:
+        with pytest.raises(invsolve.UserError, match=text):
+            self.run(**settings)
+
+    def test_one_particle_is_refused(self) -> None:
+        operator = invsolve.operator("inpainting", fraction=0.5, image_size=8)
+        prior = invsolve.load_prior("gaussian", size=8)
+        with pytest.raises(invsolve.UserError, match="samples"):
+            invsolve.reconstruct(torch.zeros(1, 1, 8, 8), operator, prior, noise=invsolve.Gaussian(0.1), strategy="ads")
