@@ -42,7 +42,7 @@ class MRI(MaskableOperator):
     """y_c = mask * F(coil_map_c * x), F the centred orthonormal Fourier transform.
 
     x (B, 1, rows, columns) complex; y (B, coils, rows, columns) complex, zero where nothing is measured; without coil maps
-    one coil of linear_norm 1. Groups for active acquisition are the k-space columns (single points for a 2-D mask).
+    one coil of sensitivity 1. Groups for active acquisition are the k-space columns (single points for a 2-D mask).
 
     Args:
         mask: (columns,) or (rows, columns), centred, non-zero where measured; default everything.

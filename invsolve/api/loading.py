@@ -18,7 +18,7 @@ from invsolve.networks.network_prior import NetworkPrior
 from invsolve.registry.parameters import build, parameters
 
 
-def operator(name: str, **parameters_: Any) -> Operator:
+def operator(name: str, /, **parameters_: Any) -> Operator:
     """Make a registered operator, such as `operator("ct", image_size=128, angles=60)`.
 
     Raises:
@@ -27,7 +27,7 @@ def operator(name: str, **parameters_: Any) -> Operator:
     return build(registry.find("operator", name), "operator", name, parameters_)
 
 
-def strategy(name: str, **parameters_: Any) -> Strategy:
+def strategy(name: str, /, **parameters_: Any) -> Strategy:
     """Make a registered strategy, such as `strategy("dps", steps=200)`.
 
     Raises:

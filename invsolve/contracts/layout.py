@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from invsolve.contracts.measurement import Images, Measurement
 from invsolve.contracts.operator import Operator
 from invsolve.errors import UserError
 
-#: Makes a registered operator from its name and parameters, as `invsolve.operator` does.
-Make = Callable[..., Operator]
+class Make(Protocol):
+    """Makes a registered operator from its name and parameters, as `invsolve.operator` does."""
+
+    def __call__(self, name: str, /, **parameters: Any) -> Operator: ...
 
 
 def make_for(where: str | Path, make: Make) -> Make:
     """The same maker, whose errors begin with the file (and the place in it) that asked for the operator."""
 
-    def made(name: str, **parameters: Any) -> Operator:
+    def made(name: str, /, **parameters: Any) -> Operator:
         try:
             return make(name, **parameters)
         except UserError as error:

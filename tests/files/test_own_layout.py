@@ -6,16 +6,10 @@ import pytest
 import torch
 
 import invsolve
-from invsolve.contracts.layout import Layout
 from invsolve.contracts.noise import Gaussian, Poisson
 from invsolve.datasets.hdf5 import read_images, write_images, write_scan
 from invsolve.datasets.layouts.own import OwnLayout
 from invsolve.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def registry_door(monkeypatch):
-    monkeypatch.setattr(Layout, "make_operator", staticmethod(lambda name, given: invsolve.operator(name, **given)))
 
 
 def one_line(caught) -> str:
@@ -142,12 +136,6 @@ def test_noise_may_be_missing(scan):
     with h5py.File(scan, "a") as file:
         del file["noise"]
     assert OwnLayout().open(scan, invsolve.operator).noise is None
-
-
-def test_without_the_engine_the_door_is_shut(scan, monkeypatch):
-    monkeypatch.setattr(Layout, "make_operator", None)
-    with pytest.raises(RuntimeError, match="make_operator is not set"):
-        OwnLayout().open(scan, invsolve.operator)
 
 
 def test_images(scan, tmp_path):

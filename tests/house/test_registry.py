@@ -62,14 +62,14 @@ def fresh(monkeypatch: pytest.MonkeyPatch):
     """Let a test say which entry points exist."""
 
     def use(*entries: FakeEntry) -> None:
-        monkeypatch.setattr(registry.importlib.metadata, "entry_points", lambda group: list(entries))
+        monkeypatch.setattr(registry.finding.importlib.metadata, "entry_points", lambda group: list(entries))
         registry.manager.cache_clear()
-        registry._mapping.cache_clear()
+        registry.finding._mapping.cache_clear()
 
     yield use
     monkeypatch.undo()
     registry.manager.cache_clear()
-    registry._mapping.cache_clear()
+    registry.finding._mapping.cache_clear()
 
 
 @pytest.mark.parametrize(

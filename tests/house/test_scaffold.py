@@ -25,7 +25,7 @@ def _clean_registry() -> Iterator[None]:
     yield
     for module in plugins.get_plugins() - before:
         plugins.unregister(module)
-    registry._mapping.cache_clear()
+    registry.finding._mapping.cache_clear()
 
 
 @pytest.mark.parametrize("kind", KINDS)
