@@ -216,8 +216,8 @@ def test_fingerprint(good, tmp_path, monkeypatch):
     data[-3] ^= 1
     copy.write_bytes(data)
     assert fingerprint(copy) != first
-    monkeypatch.setattr("invsolve.datasets._hdf5._WHOLE", 10)
-    monkeypatch.setattr("invsolve.datasets._hdf5._PIECE", 4)
+    monkeypatch.setattr("invsolve.datasets.hdf5.reading._WHOLE", 10)
+    monkeypatch.setattr("invsolve.datasets.hdf5.reading._PIECE", 4)
     assert fingerprint(good).startswith("sampled:")
     assert fingerprint(good) != fingerprint(copy)
     copy.write_bytes(good.read_bytes() + b"\0")

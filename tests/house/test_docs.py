@@ -28,7 +28,7 @@ def blocks(text: str) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, match.start(1)), match.group(1)) for match in found]
 
 
-PAGES = ["docs/extending.md", "docs/files.md", "docs/pipelines.md", "docs/priors.md", "docs/volumes.md", "README.md"]
+PAGES = [*sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")), "README.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)
