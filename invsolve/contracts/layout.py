@@ -9,6 +9,7 @@ from invsolve.contracts.measurement import Images, Measurement
 from invsolve.contracts.operator import Operator
 from invsolve.errors import UserError
 
+
 class Make(Protocol):
     """Makes a registered operator from its name and parameters, as `invsolve.operator` does."""
 

@@ -13,6 +13,7 @@ import torch
 
 from invsolve import registry
 from invsolve.api import fit
+from invsolve.api.loading import operator
 from invsolve.contracts.layout import Layout
 from invsolve.contracts.measurement import Images, Measurement
 from invsolve.datasets import hdf5
@@ -123,7 +124,7 @@ def _by_layout(path: Path, name: str, options: dict[str, Any], given: bool) -> d
         if getattr(cls, method) is getattr(Layout, method):
             continue
         try:
-            opened = getattr(reader, method)(path)
+            opened = reader.open(path, operator) if method == "open" else reader.images(path)
             break
         except UserError as error:
             problems.append(" ".join(str(error).split()))

@@ -98,11 +98,11 @@ def test_kspace(tmp_path: Path) -> None:
     assert np.array_equal(scan.operator.mask.numpy(), mask)
     assert np.allclose(scan.y[1:2].numpy()[0], kspace[1] * mask, atol=1e-6)
     assert not torch.equal(scan.operator_for(0).coil_maps, scan.operator_for(1).coil_maps)
-    one = Array(axes="coil,row,column").open(_saved(tmp_path / "one.npy", kspace[0][:, :, ::2]))
+    one = Array(axes="coil,row,column").open(_saved(tmp_path / "one.npy", kspace[0][:, :, ::2]), invsolve.operator)
     assert one.y[0:1].shape == (1, 4, 64, 18)
     columns = kspace[0] * (np.arange(36) % 2 == 0)
     columns[:, :, 10:26] = kspace[0][:, :, 10:26]
-    by_columns = Array(axes="coil,row,column").open(_saved(tmp_path / "columns.npy", columns))
+    by_columns = Array(axes="coil,row,column").open(_saved(tmp_path / "columns.npy", columns), invsolve.operator)
     assert int(by_columns.operator.mask[0].sum()) == 26
 
 

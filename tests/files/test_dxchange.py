@@ -100,7 +100,7 @@ def test_centre_is_found(tmp_path, degrees):
 def test_thin_bin_rows_and_units(path):
     fine = DXchange(centre=CENTRE).open(path, invsolve.operator)
     scan = DXchange(thin=3, bin=2, centre=CENTRE, rows=[1, 3], image_size=40, pixel_size=0.5, length_unit="mm").open(
-        path
+        path, invsolve.operator
     )
     g = scan.operator.geometry
     assert len(scan.y) == 2

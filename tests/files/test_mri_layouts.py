@@ -74,7 +74,7 @@ def test_the_mask_of_a_test_file_is_kept(tmp_path: Path) -> None:
     mask = np.zeros(PHASE, bool)
     mask[::3] = True
     mask[14:26] = True
-    scan = FastMRI().open(write_fastmri(tmp_path / "test.h5", mask))
+    scan = FastMRI().open(write_fastmri(tmp_path / "test.h5", mask), invsolve.operator)
     inside = mask.copy()
     inside[:2] = inside[2 + LARGEST + 1 :] = False
     assert np.array_equal(scan.operator.mask[0].numpy(), inside)
@@ -159,22 +159,23 @@ def test_calibration_lines_serve_the_maps_alone(tmp_path: Path) -> None:
     _, kspace = scene()
     lines = [line(kspace[0][:, :, 2 + s], s) for s in range(0, LARGEST + 1, 3)]
     lines += [line(kspace[0][:, :, 2 + s], s, flags=1 << 19) for s in range(8, 28)]
-    scan = ISMRMRD().open(write_lines(tmp_path / "raw.h5", lines))
+    scan = ISMRMRD().open(write_lines(tmp_path / "raw.h5", lines), invsolve.operator)
     assert int(scan.operator.mask[0].sum()) == 12
     full = ISMRMRD().open(
-        write_lines(tmp_path / "full.h5", [line(kspace[0][:, :, 2 + s], s) for s in range(LARGEST + 1)])
+        write_lines(tmp_path / "full.h5", [line(kspace[0][:, :, 2 + s], s) for s in range(LARGEST + 1)]),
+        invsolve.operator,
     )
     inside = scene()[0][0][16 : 16 + ROWS] > 0.3
     difference = (scan.operator.coil_maps - full.operator.coil_maps)[:, inside]
     assert float(difference.norm() / full.operator.coil_maps[:, inside].norm()) < 0.1
     with pytest.raises(UserError, match="too few to calibrate coil maps"):
-        ISMRMRD().open(write_lines(tmp_path / "few.h5", lines[:12]))
+        ISMRMRD().open(write_lines(tmp_path / "few.h5", lines[:12]), invsolve.operator)
 
 
 def test_partial_echoes_are_masked(tmp_path: Path) -> None:
     _, kspace = scene()
     lines = [line(kspace[0][:, 12:, 2 + s], s, centre=READOUT // 2 - 12) for s in range(LARGEST + 1)]
-    scan = ISMRMRD().open(write_lines(tmp_path / "raw.h5", lines))
+    scan = ISMRMRD().open(write_lines(tmp_path / "raw.h5", lines), invsolve.operator)
     assert scan.operator.mask[:12].sum() == 0
     assert bool(scan.operator.mask[12:, 2 : 2 + LARGEST + 1].all())
     assert torch.allclose(scan.y[0:1][0, :, 12:], torch.from_numpy(kspace[0][:, 12:]), atol=1e-5)

@@ -109,7 +109,7 @@ def test_reading(path):
     view = read_result(path)
     assert view.mean.shape == (ITEMS, 1, 24, 24)
     assert torch.equal(view.samples[4:5][0], content(4)[0]["samples"])
-    assert torch.equal(view.pinv[4:5][0], content(4)[0]["linear"])
+    assert torch.equal(view.linear[4:5][0], content(4)[0]["linear"])
     assert torch.equal(view.truth[:], torch.ones(ITEMS, 1, 24, 24))
     assert view.diagnostics["residual"].shape == (ITEMS, SAMPLES, 7)
     assert view.diagnostics["seconds"].tolist() == [i + 0.5 for i in range(ITEMS)]
