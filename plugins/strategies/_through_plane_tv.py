@@ -15,7 +15,7 @@ _TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
-class AcrossTV:
+class ThroughPlaneTV:
     """min_x |Ax - y|^2 / 2 + keep |x - near|^2 / 2 + weight |Dz x|_1, by ADMM with the split d = Dz x.
 
     A is divided by its norm here, so that weights mean the same for every operator. Dz are the differences to the next

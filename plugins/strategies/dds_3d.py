@@ -13,7 +13,7 @@ from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
 from invsolve.numerics.random import ChainRandom
 from invsolve.plugins.strategies._proximal import renoise
-from invsolve.plugins.strategies._through_plane_tv import AcrossTV
+from invsolve.plugins.strategies._through_plane_tv import ThroughPlaneTV
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class DDS3D(Strategy):
             keep = problem.rho(problem.prior.error(sigma)) / problem.operator_norm() ** 2
         else:
             keep = 1 / self.gamma
-        tv = AcrossTV(self.weight, self.penalty, self.sweeps, self.solves)
+        tv = ThroughPlaneTV(self.weight, self.penalty, self.sweeps, self.solves)
         fitted, jumps, dual = tv.improve(problem, estimate, residual, state["jumps"], state["dual"], keep)
         x = renoise(fitted, (x - estimate) / sigma, rng.normal(x), sigma_next, self.eta)
         return {"x": x, "jumps": jumps, "dual": dual, "residual": problem.misfit(residual)}

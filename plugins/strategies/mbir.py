@@ -13,7 +13,7 @@ from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics.linalg import norm, rows
 from invsolve.numerics.random import ChainRandom
-from invsolve.plugins.strategies._through_plane_tv import AcrossTV
+from invsolve.plugins.strategies._through_plane_tv import ThroughPlaneTV
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,6 @@ class DiffusionMBIR(Strategy):
                 score = (problem.denoise(x, sigma_next) - x) / sigma_next**2
                 length = rows(2 * (self.snr * norm(noise) / norm(score)) ** 2, x)
                 x = x + length * score + (2 * length).sqrt() * noise
-        tv = AcrossTV(self.weight, self.penalty, self.sweeps, self.solves)
+        tv = ThroughPlaneTV(self.weight, self.penalty, self.sweeps, self.solves)
         x, jumps, dual = tv.improve(problem, x, problem.residual(x), state["jumps"], state["dual"])
         return {"x": x, "jumps": jumps, "dual": dual, "residual": problem.misfit(problem.residual(estimate))}

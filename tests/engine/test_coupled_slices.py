@@ -24,7 +24,7 @@ from invsolve.contracts.scale import Scale
 from invsolve.contracts.through_plane import AlongAxis, AlongRows, ThroughPlane
 from invsolve.engine.batch import run_batch
 from invsolve.numerics.random import ChainRandom
-from invsolve.plugins.strategies._through_plane_tv import AcrossTV
+from invsolve.plugins.strategies._through_plane_tv import ThroughPlaneTV
 from invsolve.testing.operators import dense
 
 SIGMA = 0.05
@@ -59,11 +59,11 @@ def run(y: Tensor, operator: invsolve.Operator, prior: invsolve.Prior, name: str
 
 
 class TestAcross:
-    @pytest.mark.parametrize(("across", "shape"), [(AlongRows(), (5, 1, 2, 3)), (AlongAxis(2), (2, 1, 4, 2, 3))])
-    def test_transpose_is_the_transpose(self, across: ThroughPlane, shape: tuple[int, ...]) -> None:
+    @pytest.mark.parametrize(("through_plane", "shape"), [(AlongRows(), (5, 1, 2, 3)), (AlongAxis(2), (2, 1, 4, 2, 3))])
+    def test_transpose_is_the_transpose(self, through_plane: ThroughPlane, shape: tuple[int, ...]) -> None:
         unit = torch.eye(int(np.prod(shape)), dtype=torch.float64)
-        forward = torch.stack([across.difference(e.view(shape)).flatten() for e in unit], 1)
-        back = torch.stack([across.transpose(e.view(shape)).flatten() for e in unit], 1)
+        forward = torch.stack([through_plane.difference(e.view(shape)).flatten() for e in unit], 1)
+        back = torch.stack([through_plane.transpose(e.view(shape)).flatten() for e in unit], 1)
         torch.testing.assert_close(back, forward.T, atol=0, rtol=0)
         assert float(torch.linalg.matrix_norm(forward, 2)) <= 2
 
@@ -104,12 +104,14 @@ def test_admm_finds_what_the_dual_box_problem_gives(keep: float) -> None:
     found = scipy.optimize.lsq_linear(half @ jump.T, half @ b, (-weight, weight), tol=1e-12)
     wanted = torch.from_numpy(np.linalg.solve(hessian, b - jump.T @ found.x)).view(near.shape)
 
-    tv = AcrossTV(weight, penalty, sweeps=800, solves=60)
+    tv = ThroughPlaneTV(weight, penalty, sweeps=800, solves=60)
     x, jumps, dual = tv.improve(problem, near, problem.residual(near), near * 0, near * 0, keep)
     torch.testing.assert_close(x, wanted, atol=1e-5, rtol=0)
     assert float((x - near).abs().max()) > 0.1
     # Persistent: one more sweep stays there, although each call begins anew at `near`; 1e-6 is CG's own limit, over keep.
-    again, _, _ = AcrossTV(weight, penalty, 1, 60).improve(problem, near, problem.residual(near), jumps, dual, keep)
+    again, _, _ = ThroughPlaneTV(weight, penalty, 1, 60).improve(
+        problem, near, problem.residual(near), jumps, dual, keep
+    )
     torch.testing.assert_close(again, wanted, atol=1e-6 * float(wanted.norm()) / keep, rtol=0)
 
 
@@ -117,13 +119,17 @@ def test_one_sweep_at_a_time_with_kept_duals_is_many_sweeps() -> None:
     problem, near = tiny()
     jumps, dual = near * 0, near * 0
     for _ in range(40):
-        x, jumps, dual = AcrossTV(0.3, 0.5, 1, 60).improve(problem, near, problem.residual(near), jumps, dual, 1.0)
-    whole, _, _ = AcrossTV(0.3, 0.5, 40, 60).improve(problem, near, problem.residual(near), near * 0, near * 0, 1.0)
+        x, jumps, dual = ThroughPlaneTV(0.3, 0.5, 1, 60).improve(
+            problem, near, problem.residual(near), jumps, dual, 1.0
+        )
+    whole, _, _ = ThroughPlaneTV(0.3, 0.5, 40, 60).improve(
+        problem, near, problem.residual(near), near * 0, near * 0, 1.0
+    )
     torch.testing.assert_close(x, whole, atol=1e-6 * float(whole.norm()), rtol=0)  # CG's own limit
 
 
 @pytest.mark.parametrize(
-    ("name", "without"), [("mbir", {"weight": 0.0}), ("dds-3d", {"weight": 0.0}), ("tv-3d", {"across": 0.0})]
+    ("name", "without"), [("mbir", {"weight": 0.0}), ("dds-3d", {"weight": 0.0}), ("tv-3d", {"through_plane": 0.0})]
 )
 def test_without_coupling_every_slice_is_alone(
     name: str, without: dict, y: Tensor, ct: invsolve.Operator, prior: invsolve.Prior
@@ -258,7 +264,7 @@ def test_a_2d_prior_serves_a_3d_operator(prior: invsolve.Prior) -> None:
 
 def test_rows_and_image_axis_are_the_same_coupling() -> None:
     problem, near = tiny()
-    tv = AcrossTV(0.3, 0.5, 20, 40)
+    tv = ThroughPlaneTV(0.3, 0.5, 20, 40)
     rows, _, _ = tv.improve(problem, near, problem.residual(near), near * 0, near * 0, 1.0)
 
     class AsVolume(invsolve.LinearOperator):
@@ -271,7 +277,7 @@ def test_rows_and_image_axis_are_the_same_coupling() -> None:
             return problem.operator_norm()
 
     deep = make_problem(None, AsVolume(), invsolve.Gaussian(0.1), problem.y[None], (1, 4, 4, 4), Scale())
-    deep.across = AlongAxis()
+    deep.through_plane = AlongAxis()
     near = near.movedim(0, 1)[None]
     axis, _, _ = tv.improve(deep, near, deep.residual(near), near * 0, near * 0, 1.0)
     torch.testing.assert_close(axis[0].movedim(1, 0), rows, atol=1e-9, rtol=0)

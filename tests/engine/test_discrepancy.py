@@ -175,7 +175,7 @@ def test_command_tells(images, tmp_path, cli) -> None:
     plugin = tmp_path / "small.py"
     plugin.write_text(
         '"""A prior of the right size."""\n'
-        "from invsolve import hookimpl\nfrom invsolve.plugins.gaussian import GaussianField\n\n\n"
+        "from invsolve import hookimpl\nfrom invsolve.plugins.priors.analytic.gaussian import GaussianField\n\n\n"
         "class Small(GaussianField):\n"
         '    """A Gaussian field of 16 pixels."""\n'
         "    def __init__(self) -> None:\n        super().__init__(size=16, std=0.5)\n\n\n"

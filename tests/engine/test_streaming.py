@@ -241,7 +241,8 @@ import resource, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from invsolve import jobs, registry, streaming
+from invsolve import jobs, registry
+from invsolve.engine import streaming
 registry.load_file(sys.argv[2])
 # So that small volumes show what large ones would.
 streaming.AHEAD = 2**22
