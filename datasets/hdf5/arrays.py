@@ -80,7 +80,7 @@ def open_array(path: Path, name: str | None) -> Source:
 
 class _Npy:
     axes = ""
-    chunks = None
+    chunks: tuple[int, ...] | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -115,11 +115,12 @@ def find(name: str, file: h5py.File, variable: str = _SOURCE, what: str = "") ->
         # One file a block: each is looked for by its own name where the dataset is read.
         name = _BLOCK.sub(lambda m: "0".zfill(int(m[1] or 1)), name)
     given = Path(name)
-    prefixes = [p.replace("${ORIGIN}", str(here.parent)) for p in os.environ.get(variable, "").split(":") if p]
+    prefixes: list[str | Path] = [p.replace("${ORIGIN}", str(here.parent)) for p in os.environ.get(variable, "").split(":") if p]
     relative = given.name if given.is_absolute() else name
     tries = [given] if given.is_absolute() else []
-    tries += [Path(folder) / relative for folder in (*prefixes, here.parent, ".", here.resolve().parent)]
-    allowed = [Path(folder).resolve() for folder in (*prefixes, here.parent, here.resolve().parent)]
+    own: list[str | Path] = [here.parent, here.resolve().parent]
+    tries += [Path(folder) / relative for folder in (*prefixes, own[0], ".", own[1])]
+    allowed = [Path(folder).resolve() for folder in prefixes + own]
     for place in tries:
         try:
             there = place.exists()

@@ -74,7 +74,7 @@ class Frames:
                 return (values if row == 0 else values.T)[np.asarray(rows) - low][:, None]
             index = np.arange(found.shape[frame]) if self.frames is None else np.asarray(self.frames)
             index = index if picked is None else index[list(picked)]
-            return gather(part, found.shape, _chunks(found), self.order, rows, index, found.dtype.itemsize)
+            return gather(part, found.shape, _chunks(found), self.order, rows, index.tolist(), found.dtype.itemsize)
 
     def cache(self, rows: tuple[int, int], picked: Sequence[int]) -> RowCache:
         """Reads slabs of detector rows start..stop of the picked frames in few passes."""
