@@ -22,6 +22,7 @@ from invsolve.datasets.hdf5.result_view import Picked, ResultView, read_result
 from invsolve.datasets.hdf5.resume import changed, continue_partial, differences, stored_config
 from invsolve.datasets.hdf5.rows import LazyRows, OneByOne, WithChannel
 from invsolve.datasets.hdf5.scan import read_noise, read_parameters, write_scan
+from invsolve.datasets.hdf5.sources import check_regular, shown, source_files
 from invsolve.datasets.hdf5.writing import atomic, check_target, image_axes, replace, sync, to_numpy
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "WithChannel",
     "atomic",
     "changed",
+    "check_regular",
     "check_stored",
     "check_target",
     "continue_partial",
@@ -58,6 +60,8 @@ __all__ = [
     "read_result",
     "read_volumes",
     "replace",
+    "shown",
+    "source_files",
     "stored_config",
     "sync",
     "text",

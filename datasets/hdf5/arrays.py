@@ -17,11 +17,15 @@ _SUFFIXES = (".tif", ".tiff")
 
 
 class Source(Protocol):
-    """An array that is read in parts; `axes` are the names that the file gives them, or empty."""
+    """An array that is read in parts; `axes` are the names that the file gives them, or empty.
+
+    `chunks` is the shape of what is read at once at the least, such as a page; None where it lies in one piece.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     axes: str
+    chunks: tuple[int, ...] | None
 
     def read(self, selection: tuple[Any, ...]) -> np.ndarray:
         """Part of it; integers drop their axis, as in NumPy."""
@@ -51,7 +55,7 @@ def tiff_folder(path: Path) -> list[Path]:
     """The TIFF files of a folder, in the order of the numbers in their names; none when it is no folder."""
     if not path.is_dir():
         return []
-    found = [p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".")]
+    found = [p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".") and p.is_file()]
     return sorted(found, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)])
 
 
@@ -76,6 +80,7 @@ def open_array(path: Path, name: str | None) -> Source:
 
 class _Npy:
     axes = ""
+    chunks: tuple[int, ...] | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -103,7 +108,7 @@ class _Hdf5:
                     raise UserError(f"{path}: say which dataset: dataset=NAME; it has {listed}")
                 name = next(iter(there))
             found = dataset(file, name)
-            self.name, self.shape = name, tuple(found.shape)
+            self.name, self.shape, self.chunks = name, tuple(found.shape), found.chunks
             self.axes = text(found.attrs.get("axes", ""))
             self.dtype = np.dtype(np.complex64) if found.dtype.names else found.dtype
 
@@ -132,6 +137,7 @@ class _Tiff:
         count = sum(self.pages)
         self.stacked = len(files) > 1 or count > 1
         self.shape = (count, *shape) if self.stacked else shape
+        self.chunks = (1, *shape) if self.stacked else None
         self.ends = np.cumsum(self.pages)
 
     def _look(self, file: Path) -> tuple[tuple[int, ...], np.dtype, int]:

@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invsolve.datasets.hdf5.sources import check_outside, check_regular, check_virtual, shown
 from invsolve.errors import UserError, suggestion
 
 _WHOLE = 64 * 2**20
 _PIECE = 2**20
+# No scan holds as many numbers: a size beyond it is damage, and counting to it would take for ever.
+_NUMBERS = 2**48
 _OTHER_KINDS = {
     b"PK\x03\x04": "a zip archive (.npz?)",
     b"\x93NUMPY": "a NumPy .npy file",
@@ -37,13 +40,30 @@ def open_readonly(path: str | Path) -> Iterator[h5py.File]:
     """Open a file read-only.
 
     Raises:
-        UserError: missing, a directory, empty, a git-LFS pointer, not HDF5, truncated, locked, or not closed.
+        UserError: missing, a directory, a pipe, empty, a git-LFS pointer, not HDF5, truncated, locked, not closed, or
+            leading out of its folder; also for damage that is met while the file is open.
     """
     file = _open(Path(path))
     try:
+        check_outside(file)
         yield file
+    except UserError:
+        raise
+    except (KeyError, OSError, RuntimeError, ValueError, OverflowError, MemoryError) as error:
+        if not _of_hdf5(error):
+            raise
+        reason = shown(" ".join(str(error).strip("'\"").split()))
+        raise UserError(f"{path}: is damaged or incomplete ({reason}); copy or write it again") from None
     finally:
         file.close()
+
+
+def _of_hdf5(error: BaseException) -> bool:
+    """Whether an error was raised by the HDF5 library, not by what reads from it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and "h5py" in trace.tb_frame.f_code.co_filename
 
 
 def _open(path: Path) -> h5py.File:
@@ -72,6 +92,7 @@ def _check_kind(path: Path) -> None:
             else ("" if folder.is_dir() else f" The folder {folder} does not exist either.")
         )
         raise UserError(f"{path}: no such file; check the path.{hint}")
+    check_regular(path)
     try:
         with path.open("rb") as stream:
             head = stream.read(64)
@@ -105,9 +126,9 @@ def datasets(file: h5py.File) -> dict[str, str]:
     """Path of each dataset in the file -> its shape and type, as text."""
     found: dict[str, str] = {}
 
-    def visit(name: str, thing: Any) -> None:
+    def visit(name: str | bytes, thing: Any) -> None:
         if isinstance(thing, h5py.Dataset):
-            found[name] = f"{thing.shape} {thing.dtype}"
+            found[shown(name)] = f"{thing.shape} {thing.dtype}"
 
     file.visititems(visit)
     return found
@@ -125,7 +146,7 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset:
     except (KeyError, OSError):
         _explain_missing(file, name)
     if not isinstance(found, h5py.Dataset):
-        inside = ", ".join(sorted(found)) or "nothing"
+        inside = ", ".join(sorted(shown(n) for n in found)) or "nothing"
         raise UserError(
             f"{file.filename}: {name!r} is a group (holding {inside}), expected a dataset; name one inside it"
         )
@@ -151,7 +172,7 @@ def _explain_missing(file: h5py.File, name: str) -> None:
                 f"{file.filename}: {prefix!r} is a link to {link.path!r}, which is not in the file; write it again"
             )
     there = datasets(file)
-    listed = ", ".join(f"{n!r} {text}" for n, text in list(there.items())[:8]) or "no datasets"
+    listed = ", ".join(f"'{n}' {text}" for n, text in list(there.items())[:8]) or "no datasets"
     more = f" and {len(there) - 8} more" if len(there) > 8 else ""
     near = suggestion(name.strip("/"), there)
     hint = near if "Did you mean" in near else ""
@@ -177,22 +198,26 @@ def check_stored(found: h5py.Dataset, where: str) -> None:
     properties = found.id.get_create_plist()
     for k in range(properties.get_nfilters()):
         code, *_, label = properties.get_filter(k)
-        if not h5py.h5z.filter_avail(code):
+        if not _filter_available(code):
             text = label.decode(errors="replace").strip("\0") or "unnamed"
             raise UserError(
-                f"{where}: is compressed with filter {code} ({text}), which is not installed here; install hdf5plugin "
-                "and set HDF5_PLUGIN_PATH to its plugins folder, or rewrite the file with gzip"
+                f"{where}: is compressed with filter {code} ({text}), which is neither in HDF5 nor in hdf5plugin; set "
+                "HDF5_PLUGIN_PATH to a folder that has it, or rewrite the file with gzip"
             )
+    if found.size is not None and found.size > _NUMBERS:
+        raise UserError(f"{where}: says that it holds {found.size} numbers, which no file does; write it again")
     if found.is_virtual:
-        folder = Path(found.file.filename).parent
-        for source in found.virtual_sources():
-            if source.file_name != "." and "%" not in source.file_name and not (folder / source.file_name).exists():
-                raise UserError(
-                    f"{where}: is assembled from {source.file_name!r}, which is missing; put it beside this file"
-                )
-    elif found.size and found.external is None and found.id.get_space_status() != h5py.h5d.SPACE_STATUS_ALLOCATED:
+        check_virtual(found, where, check_stored)
+    elif found.size and found.id.get_space_status() != h5py.h5d.SPACE_STATUS_ALLOCATED:
         # Such parts read as zeros without a word.
         raise UserError(f"{where}: was never completely written (unwritten parts would read as zeros); write it again")
+
+
+def _filter_available(code: int) -> bool:
+    if not h5py.h5z.filter_avail(code):
+        # Registers bitshuffle, LZ4, Zstandard, Blosc and others as it is imported; most files need none of them.
+        import hdf5plugin  # noqa: F401
+    return bool(h5py.h5z.filter_avail(code))
 
 
 def read(found: h5py.Dataset, selection: Any = ()) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +17,8 @@ from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
 from invsolve.datasets.tomography.centre import find_centre
 from invsolve.datasets.tomography.counts import FLOOR, kept
 from invsolve.datasets.tomography.projections import option_hash
+from invsolve.datasets.tomography.rings import suppress_rings
+from invsolve.datasets.tomography.row_cache import RowCache, gather
 from invsolve.errors import UserError
 
 _ITEM, _CHANNEL, _ANGLE, _COIL = "item", "channel", "angle", "coil"
@@ -51,6 +54,8 @@ class Array(Layout):
         coil_maps: of k-space: complex (coils, rows, columns); default calibrated from its centre.
         real: of k-space: put the image's phase into the coil maps, as priors of one channel want it.
         items: [start, stop) of the items; default all.
+        rings: of sinograms: suppress ring artefacts, as in layout "dxchange": width in detector pixels, such as 9; 0 for none.
+        angle_unit: of angles that are given one by one.
     """
 
     name = "array"
@@ -69,6 +74,8 @@ class Array(Layout):
         coil_maps: Tensor | None = None,
         real: bool = True,
         items: list[int] | None = None,
+        rings: int = 0,
+        angle_unit: Literal["degrees", "radians"] | None = None,
     ) -> None:
         if pixel_size is not None and not pixel_size > 0:
             raise UserError(f"layout 'array': pixel_size must be > 0, got {pixel_size}")
@@ -78,7 +85,11 @@ class Array(Layout):
             raise UserError(f"layout 'array': thin must be > 0, got {thin}")
         self.axes, self.dataset, self.unit, self.angles, self.values = axes, dataset, unit, angles, values
         self.centre, self.pixel_size, self.length_unit, self.thin = centre, pixel_size, length_unit, thin
-        self.coil_maps, self.real, self.items = coil_maps, real, items
+        if rings and (rings < 3 or rings % 2 == 0):
+            raise UserError(f"layout 'array': rings must be 0 or an odd width of 3 or more pixels, got {rings}")
+        if angle_unit not in (None, "degrees", "radians"):
+            raise UserError(f"layout 'array': angle_unit must be degrees or radians, got {angle_unit!r}")
+        self.coil_maps, self.real, self.items, self.rings, self.angle_unit = coil_maps, real, items, rings, angle_unit
 
     @classmethod
     def opens(cls, path: Path) -> bool:
@@ -127,11 +138,16 @@ class Array(Layout):
         order = (_ANGLE, _COLUMN)
         detectors = stack.length(_COLUMN)
 
+        stored = stack.by_rows(order)
+
         def read(item: int, every: int = self.thin) -> np.ndarray:
-            values = stack.item(item, order)[kept(count, every)].astype(np.float64)
+            values = stored(item)[kept(count, every)].astype(np.float64)
             if self.values == "transmissions":
                 values = -np.log(np.maximum(values, FLOOR))
-            return values
+            return suppress_rings(values, self.rings) if self.rings else values
+
+        if self.rings:
+            notes.append(f"rings suppressed: sorted projections, median over {self.rings} detector pixels")
 
         y = OneByOne(stack.count, (len(degrees[picked]), detectors), read)
         if self.centre is None:
@@ -177,6 +193,13 @@ class Array(Layout):
             degrees = np.arange(self.angles) * 180 / max(self.angles, 1)
         else:
             degrees = self.angles.double().flatten().numpy()
+            if self.angle_unit == "radians":
+                degrees = np.rad2deg(degrees)
+            elif self.angle_unit is None and len(degrees) >= 8 and 0 < np.ptp(degrees) < 6.5:
+                raise UserError(
+                    f"{path}: the angles span {np.ptp(degrees):.4g}, as radians do; say angle_unit=radians, or "
+                    "angle_unit=degrees if that is all that was turned"
+                )
         if len(degrees) != count or not np.isfinite(degrees).all():
             raise UserError(
                 f"{path}: {len(degrees)} angles are given for {count} projections; give one finite angle each"
@@ -224,6 +247,31 @@ class _Stack:
         left = [n for k, n in enumerate(self.axes) if k not in self.item_axes]
         values = values.transpose([left.index(n) for n in order if n in left])
         return values.reshape([self.length(n) for n in order])
+
+    def by_rows(self, order: tuple[str, ...]) -> Callable[[int], np.ndarray]:
+        """`item`, for an array of three axes that lies projection by projection: each is read once, not once an item."""
+        chunks = self.source.chunks
+        if len(self.axes) != 3 or len(self.item_axes) != 1 or chunks is None:
+            return lambda index: self.item(index, order)
+        axes = (self.axes.index(order[0]), self.item_axes[0], self.axes.index(order[1]))
+        shape, size = self.source.shape, self.source.dtype.itemsize
+
+        def load(rows: Sequence[int], frames: Sequence[int]) -> np.ndarray:
+            return gather(self.source.read, shape, chunks, axes, rows, frames, size)
+
+        frames = range(shape[axes[0]])
+        row_bytes = len(frames) * shape[axes[2]] * size
+        whole = chunks[axes[0]] >= len(frames)
+        cache = RowCache(
+            load,
+            (self.start, self.start + self.count),
+            frames,
+            chunks[axes[1]],
+            row_bytes,
+            whole,
+            [k // chunks[axes[0]] for k in frames],
+        )
+        return lambda index: cache.read(self.start + index, self.start + index + 1)[0]
 
     def fingerprint(self) -> str:
         files = tiff_folder(self.path) or [self.path]

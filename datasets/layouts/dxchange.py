@@ -8,8 +8,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from invsolve.datasets.hdf5 import dataset, text
+from invsolve.datasets.hdf5 import dataset, read, text
 from invsolve.datasets.tomography.counts import Frames
+from invsolve.datasets.tomography.frame_checks import Monitor
 from invsolve.datasets.tomography.projections import Projections, Scan, angles_in_degrees, check_fields, linked_files
 from invsolve.errors import UserError
 
@@ -34,8 +35,12 @@ class DXchange(Projections):
         data = _frames(file, path, f"{group}/data", None)
         shape = file[data.name].shape
         angles, height, width = (shape[axis] for axis in data.order)
-        degrees = _angles(file, path, f"{group}/theta", data.name, angles, notes)
+        degrees = _angles(file, path, f"{group}/theta", data.name, angles, notes, self.angle_unit)
         white, dark = (None, None) if self.normalised else _fields(file, path, group, data, (height, width))
+        monitor = None
+        if self.monitor not in ("auto", "off") and white is not None:
+            flats = file[white.name].shape[white.order[0]] if white.order[0] >= 0 else 1
+            monitor = _monitor(file, path, self.monitor, angles, flats)
         return Scan(
             data,
             white,
@@ -44,6 +49,7 @@ class DXchange(Projections):
             height,
             width,
             others=linked_files(file[data.name], path),
+            monitor=monitor,
             notes=notes,
         )
 
@@ -86,7 +92,7 @@ def _fields(file: h5py.File, path: Path, group: str, data: Frames, size: tuple[i
     return fields[0], fields[1]
 
 
-def _angles(file: h5py.File, path: Path, name: str, data: str, count: int, notes: list[str]) -> np.ndarray:
+def _angles(file: h5py.File, path: Path, name: str, data: str, count: int, notes: list[str], unit: str) -> np.ndarray:
     """Projection angles in degrees; never invented.
 
     Raises:
@@ -102,4 +108,22 @@ def _angles(file: h5py.File, path: Path, name: str, data: str, count: int, notes
             f"{path}: {name} has {found.size} angles, but {data} {file[data].shape} has {count} along its theta axis; if "
             "its axes are in another order, give it the attribute axes, such as 'y:theta:x'"
         )
-    return angles_in_degrees(found, path, name, "theta", notes)
+    return angles_in_degrees(found, path, name, "theta", notes, unit)
+
+
+def _monitor(file: h5py.File, path: Path, name: str, projections: int, flats: int) -> Monitor:
+    """The beam by a dataset of projections, or of flats and then projections; DXchange itself keeps none.
+
+    Raises:
+        UserError: of another length.
+    """
+    values = read(dataset(file, name)).astype(np.float64).ravel()
+    if len(values) == projections + flats:
+        return Monitor(name, values[flats:], values[:flats])
+    if len(values) != projections:
+        raise UserError(
+            f"{path}: {name} has {len(values)} values for {projections} projections and {flats} flats; expected one a "
+            "projection, or one a flat and then one a projection"
+        )
+    # Flats are taken just before the first projection, or so it is hoped; the note says which monitor was used.
+    return Monitor(name, values, np.full(flats, values[0]))

@@ -9,13 +9,28 @@ from typing import Any
 import h5py
 import numpy as np
 
-from invsolve.datasets.hdf5 import dataset, read, text
+from invsolve.datasets.hdf5 import dataset, read, shown, text
 from invsolve.datasets.tomography.counts import Frames
+from invsolve.datasets.tomography.frame_checks import Monitor
 from invsolve.datasets.tomography.projections import Projections, Scan, angles_in_degrees, linked_files
 from invsolve.errors import UserError
 
 _PROJECTION, _FLAT, _DARK = 0, 1, 2
-_IN_MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3, "microns": 1e-3, "nm": 1e-6}
+_PREFIXES = {"": 1e3, "centi": 10.0, "milli": 1.0, "micro": 1e-3, "nano": 1e-6}
+_IN_MM = {
+    "m": 1e3,
+    "cm": 10.0,
+    "mm": 1.0,
+    "um": 1e-3,
+    "µm": 1e-3,
+    "μm": 1e-3,
+    "micron": 1e-3,
+    "nm": 1e-6,
+    "angstrom": 1e-7,
+    **{f"{prefix}{name}": size for prefix, size in _PREFIXES.items() for name in ("meter", "metre")},
+    "inch": 25.4,
+    "in": 25.4,
+}
 # How deep below the root an entry, and below an entry a detector, is looked for.
 _DEPTH = 4
 
@@ -44,6 +59,9 @@ class NXtomo(Projections):
             raise UserError(f"{path}: {name} {data.shape}: expected (frames, rows, columns)")
         count, height, width = data.shape
         key = _image_key(file, path, f"{detector.name}/image_key", count)
+        key, moved = _without_alignment(file, detector, path, key)
+        if moved:
+            notes.append(f"{moved} alignment frames (image_key_control) are no projections, and are left out")
         frames = {kind: tuple(np.flatnonzero(key == kind).tolist()) for kind in (_PROJECTION, _FLAT, _DARK)}
         if not frames[_PROJECTION]:
             raise UserError(f"{path}: {detector.name}/image_key marks no frame as a projection (0); write it again")
@@ -58,9 +76,10 @@ class NXtomo(Projections):
                     "normalised=true if the data are transmissions already"
                 )
             fields.append(Frames(path, name, (0, 1, 2), frames[kind]))
-        if left_out := count - sum(len(f) for f in frames.values()):
+        if left_out := count - moved - sum(len(f) for f in frames.values()):
             notes.append(f"{left_out} of {count} frames are neither projection, flat nor dark, and are left out")
-        degrees = _angles(entry, path, name, count, frames[_PROJECTION], notes)
+        degrees = _angles(entry, path, name, count, frames[_PROJECTION], notes, self.angle_unit)
+        missing: list[str] = []
         return Scan(
             data=Frames(path, name, (0, 1, 2), frames[_PROJECTION]),
             white=fields[0],
@@ -69,10 +88,41 @@ class NXtomo(Projections):
             height=height,
             width=width,
             centre=_stored_centre(detector, width),
-            pixel=_pixel(detector),
+            pixel=_pixel(detector, missing if self.pixel_size is None else []),
             others=linked_files(data, path),
+            monitor=self._monitor(entry, path, count, frames, missing),
             notes=notes,
+            missing=missing,
         )
+
+    def _monitor(
+        self, entry: h5py.Group, path: Path, count: int, frames: dict[int, tuple[int, ...]], missing: list[str]
+    ) -> Monitor | None:
+        """The beam frame by frame: from the entry's control or another NXmonitor, or the dataset that is asked for.
+
+        Raises:
+            UserError: the one that is asked for does not fit the frames.
+        """
+        if self.monitor == "off" or self.normalised:
+            return None
+        asked = self.monitor != "auto"
+        if asked:
+            names = [self.monitor]
+        else:
+            groups = list(_of_class(entry, "NXmonitor"))
+            control = _member(entry, "control")
+            groups = [*([control] if isinstance(control, h5py.Group) else []), *groups]
+            names = [f"{g.name}/data" for g in groups if isinstance(_member(g, "data"), h5py.Dataset)][:1]
+        for name in names:
+            values = read(dataset(entry.file, name)).astype(np.float64).ravel()
+            if len(values) == count:
+                return Monitor(name, values[list(frames[_PROJECTION])], values[list(frames[_FLAT])])
+            line = f"{name} has {len(values)} values for {count} frames, flats and darks among them"
+            if asked:
+                raise UserError(f"{path}: {line}; expected one a frame")
+            if len(values) > 1:
+                missing.append(f"beam monitor: {line}, and is not used")
+        return None
 
     def _entry(self, file: h5py.File, path: Path) -> h5py.Group:
         found = [g for g in _of_class(file, "NXentry", "NXsubentry") if _definition(g) == "NXtomo"]
@@ -137,7 +187,7 @@ def _image_key(file: h5py.File, path: Path, name: str, count: int) -> np.ndarray
 
 
 def _angles(
-    entry: h5py.Group, path: Path, data: str, count: int, projections: tuple[int, ...], notes: list[str]
+    entry: h5py.Group, path: Path, data: str, count: int, projections: tuple[int, ...], notes: list[str], unit: str
 ) -> np.ndarray:
     """Angles of the projections, in degrees; those of flats and darks mean nothing."""
     found = [f"{g.name}/rotation_angle" for g in _of_class(entry, "NXsample") if "rotation_angle" in g]
@@ -153,8 +203,28 @@ def _angles(
             f"{path}: {found[0]} has {stored.size} angles, but {data} has {count} frames, {len(projections)} of them "
             "projections; write it again"
         )
-    degrees = angles_in_degrees(stored, path, found[0], "rotation_angle", notes)
-    return degrees[list(projections)] if len(degrees) == count else degrees
+    which = projections if stored.size == count else None
+    return angles_in_degrees(stored, path, found[0], "rotation_angle", notes, unit, which)
+
+
+def _member(group: h5py.Group, name: str) -> Any:
+    """What a group holds under a name; None where there is nothing, or a broken link."""
+    try:
+        return group.get(name)
+    except (KeyError, OSError, RuntimeError):
+        return None
+
+
+def _without_alignment(file: h5py.File, detector: h5py.Group, path: Path, key: np.ndarray) -> tuple[np.ndarray, int]:
+    """The image key without the frames that image_key_control marks as alignment (-1), and how many those are.
+
+    They were taken after the scan, to see whether the sample had moved: image_key calls them projections.
+    """
+    if _member(detector, "image_key_control") is None:
+        return key, 0
+    control = _image_key(file, path, f"{detector.name}/image_key_control", len(key))
+    moved = (control < 0) & (key == _PROJECTION)
+    return np.where(moved, -1, key), int(moved.sum())
 
 
 def _stored_centre(detector: h5py.Group, width: int) -> float | None:
@@ -166,11 +236,20 @@ def _stored_centre(detector: h5py.Group, width: int) -> float | None:
     return centre if 0 <= centre <= width - 1 else None
 
 
-def _pixel(detector: h5py.Group) -> tuple[float, str] | None:
-    found = detector.get("x_pixel_size")
+def _pixel(detector: h5py.Group, missing: list[str]) -> tuple[float, str] | None:
+    found = _member(detector, "x_pixel_size")
     if not isinstance(found, h5py.Dataset) or found.size != 1:
         return None
     # NeXus takes metres where nothing is said.
-    factor = _IN_MM.get(text(found.attrs.get("units", "m")).strip())
-    size = float(np.asarray(found[()]).ravel()[0])
-    return (size * factor, "mm") if factor and np.isfinite(size) and size > 0 else None
+    unit = text(found.attrs.get("units", "m")).strip()
+    factor = _IN_MM.get(unit) or _IN_MM.get(unit.lower().removesuffix("s"))
+    size = float(read(found).ravel()[0])
+    if not (np.isfinite(size) and size > 0):
+        missing.append(f"pixel size: x_pixel_size is {size:g}, which is none")
+        return None
+    if factor is None:
+        missing.append(
+            f"pixel size: x_pixel_size is {size:g} {shown(unit)!r}, which is no length unit that is known here"
+        )
+        return None
+    return size * factor, "mm"

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
+import torch
 from torch import Tensor
 
 from invsolve.datasets.hdf5 import dataset, open_readonly, read, to_tensor
+from invsolve.datasets.tomography.frame_checks import robust_mean
+from invsolve.datasets.tomography.pixel_checks import spikes, stuck_pixels, weak_pixels
 from invsolve.datasets.tomography.rings import suppress_rings
+from invsolve.datasets.tomography.row_cache import RowCache, gather
 from invsolve.errors import UserError
 
 #: Transmissions below this are set to it: their logarithm would be noise alone, or not a number.
@@ -32,27 +39,60 @@ class Frames:
     order: tuple[int, int, int]
     frames: tuple[int, ...] | None = None
 
-    def read(self, start: int, stop: int, every: int = 1) -> np.ndarray:
-        """Detector rows start..stop of the frames that `kept` picks: (rows, frames, columns), float64."""
+    def count(self) -> int:
+        """How many frames these are."""
+        if self.frames is not None:
+            return len(self.frames)
+        return self._stored()[0][self.order[0]] if self.order[0] >= 0 else 1
+
+    def width(self) -> int:
+        """Detector columns."""
+        return self._stored()[0][self.order[2]]
+
+    def _stored(self) -> tuple[tuple[int, ...], tuple[int, ...] | None, int]:
+        with open_readonly(self.path) as file:
+            found = dataset(file, self.name)
+            return tuple(found.shape), _chunks(found), found.dtype.itemsize
+
+    def load(self, rows: Sequence[int], picked: Sequence[int] | None = None) -> np.ndarray:
+        """Detector rows of some of these frames, each chunk read once: (rows, frames, columns), as stored.
+
+        Args:
+            rows: rising.
+            picked: positions among these frames, rising; default all.
+        """
         frame, row, _ = self.order
         with open_readonly(self.path) as file:
             found = dataset(file, self.name)
-            selection = [slice(None)] * found.ndim
-            selection[row] = slice(start, stop)
-            wanted: tuple[int, ...] | None = None
-            if frame >= 0 and self.frames is None:
-                selection[frame] = kept(found.shape[frame], every)
-            elif self.frames is not None:
-                # One stretch of frames and a choice in memory: HDF5 is slow at scattered selections.
-                wanted = self.frames[kept(len(self.frames), every)]
-                selection[frame] = slice(wanted[0], wanted[-1] + 1)
-            values = read(found, tuple(selection))
-        if wanted is not None:
-            values = values.take([w - wanted[0] for w in wanted], frame)
-        values = values.astype(np.float64)
-        if frame < 0:
-            return (values if row == 0 else values.T)[:, None]
-        return values.transpose(row, frame, self.order[2])
+
+            def part(selection: tuple[Any, ...]) -> np.ndarray:
+                return read(found, selection)
+
+            if frame < 0:
+                low, high = rows[0], rows[-1] + 1
+                values = part((slice(low, high), slice(None)) if row == 0 else (slice(None), slice(low, high)))
+                return (values if row == 0 else values.T)[np.asarray(rows) - low][:, None]
+            index = np.arange(found.shape[frame]) if self.frames is None else np.asarray(self.frames)
+            index = index if picked is None else index[list(picked)]
+            return gather(part, found.shape, _chunks(found), self.order, rows, index.tolist(), found.dtype.itemsize)
+
+    def cache(self, rows: tuple[int, int], picked: Sequence[int]) -> RowCache:
+        """Reads slabs of detector rows start..stop of the picked frames in few passes."""
+        shape, chunks, size = self._stored()
+        frame, row, column = self.order
+        row_bytes = len(picked) * shape[column] * size
+        if frame < 0 or chunks is None:
+            return RowCache(self.load, rows, picked, 1, row_bytes)
+        index = list(picked) if self.frames is None else [self.frames[k] for k in picked]
+        chunk_of = [k // chunks[frame] for k in index]
+        return RowCache(self.load, rows, picked, chunks[row], row_bytes, chunks[frame] >= shape[frame], chunk_of)
+
+
+def _chunks(found: h5py.Dataset) -> tuple[int, ...] | None:
+    """What is decompressed at once. The sources of a virtual dataset are most often files of one frame, or of a few."""
+    if found.is_virtual:
+        return (1, *found.shape[1:]) if found.ndim == 3 else None
+    return found.chunks
 
 
 def kept(count: int, thin: int) -> slice:
@@ -67,14 +107,17 @@ class Corrected:
     Attributes:
         signal: (rows, angles, detectors), floored.
         open: (rows, detectors), without the object.
-        floored: how many values of `signal` were raised.
-        dead: detector pixels that were filled from their neighbours, unbinned.
+        low: which values of `signal` were raised to the floor.
+        dead, stuck: detector pixels that were filled from their neighbours, unbinned: by the flats, and by the data.
+        spikes: single values that were filled, unbinned.
     """
 
     signal: np.ndarray
     open: np.ndarray
-    floored: int
+    low: np.ndarray
     dead: int
+    stuck: int
+    spikes: int
 
     def line_integrals(self) -> np.ndarray:
         """-log of the transmission, (rows, angles, detectors)."""
@@ -82,6 +125,38 @@ class Corrected:
 
 
 @dataclass(frozen=True)
+class Treatment:
+    """What is done to counts on their way to line integrals; every detector row by itself.
+
+    Args:
+        flats: "robust" leaves outliers out of the mean of flats and darks, "mean" takes all.
+        zingers: replace single values that no neighbouring projection shows.
+        dead_pixels: fill detector pixels that the flats or the data show to be weak or stuck; without it only those
+            that see no beam at all.
+        air: columns at both edges of the detector that see no object, to whose mean each projection is normalised.
+        angles: degrees, of all projections; neighbouring ones are compared.
+        gain: variance of a count a count; None when the frames do not tell.
+        beam: factor of each projection; None for ones.
+        beam_flats: factor of each flat; None for ones.
+    """
+
+    flats: str = "robust"
+    zingers: bool = True
+    dead_pixels: bool = True
+    air: int = 0
+    angles: tuple[float, ...] = ()
+    gain: float | None = None
+    beam: tuple[float, ...] | None = None
+    beam_flats: tuple[float, ...] | None = None
+
+    def moves(self, picked: Sequence[int], width: int) -> int:
+        """Detector pixels that a feature at the edge of the view moves from one picked angle to the next."""
+        if len(picked) < 2 or not self.angles:
+            return 10**6
+        step = np.median(np.diff(np.sort(np.asarray(self.angles)[list(picked)] % 360)))
+        return int(np.ceil(np.deg2rad(step) * width / 2))
+
+
 class LineIntegrals:
     """Rows (detector rows as items) of sinograms (angles, detectors), computed when sliced.
 
@@ -89,19 +164,30 @@ class LineIntegrals:
         data: projections.
         white, dark: flats and darks; None when the data are transmissions already.
         start, stop: detector rows.
-        thin: one angle of each group of so many, see `kept`.
+        picked: positions of the projections that count; default all.
         bin: detector pixels whose counts are averaged, as a wider pixel would.
         rings: width of the ring filter, see `suppress_rings`; 0 for none.
+        treatment: what is done to the counts.
     """
 
-    data: Frames
-    white: Frames | None
-    dark: Frames | None
-    start: int
-    stop: int
-    thin: int = 1
-    bin: int = 1
-    rings: int = 0
+    def __init__(
+        self,
+        data: Frames,
+        white: Frames | None,
+        dark: Frames | None,
+        start: int,
+        stop: int,
+        picked: Sequence[int] | None = None,
+        bin: int = 1,
+        rings: int = 0,
+        treatment: Treatment | None = None,
+    ) -> None:
+        self.data, self.white, self.dark, self.start, self.stop = data, white, dark, start, stop
+        self.picked = list(range(data.count())) if picked is None else list(picked)
+        self.bin, self.rings, self.treatment = bin, rings, treatment or Treatment()
+        self.width = data.width()
+        self.cached = data.cache((start, stop), self.picked)
+        self.fields = [None if f is None else f.cache((start, stop), range(f.count())) for f in (white, dark)]
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -111,39 +197,108 @@ class LineIntegrals:
         if step != 1:
             raise ValueError(f"line integrals are read in slices of step 1, got {step}")
         stop = max(start, stop)
-        integrals = self.corrected(self.start + start, self.start + stop).line_integrals()
+        if start == stop:
+            return torch.empty(0, len(self.picked), self.width // self.bin)
+        start, stop = self.start + start, self.start + stop
+        white, dark = (None if f is None else f.read(start, stop) for f in self.fields)
+        integrals = self.correct(self.cached.read(start, stop), white, dark, start).line_integrals()
         return to_tensor(suppress_rings(integrals, self.rings) if self.rings else integrals)
 
-    def corrected(self, start: int, stop: int) -> Corrected:
-        """Counts of detector rows start..stop of the file.
+    def field(self, frames: np.ndarray, scale: tuple[float, ...] | None = None) -> np.ndarray:
+        """What repeated exposures (rows, frames, columns) show together, (rows, columns)."""
+        values = frames.astype(np.float64)
+        if scale is not None:
+            values = values * np.asarray(scale)[:, None]
+        if self.treatment.flats == "mean":
+            return np.asarray(values.mean(1))
+        return robust_mean(values, frames.dtype.kind in "iu")
+
+    def correct(
+        self,
+        counts: np.ndarray,
+        white: np.ndarray | None,
+        dark: np.ndarray | None,
+        first: int | Sequence[int],
+        picked: Sequence[int] | None = None,
+        bin: int | None = None,
+    ) -> Corrected:
+        """Counts as they are stored -> above the dark field, mended and binned.
+
+        Args:
+            counts: (rows, angles, columns).
+            white, dark: of the same rows, (rows, frames, columns).
+            first: number of the first detector row, or of each, for messages.
+            picked: the projections in `counts`; default those of this object.
+            bin: default that of this object.
 
         Raises:
             UserError: a detector row in which no pixel sees the beam.
         """
-        signal = self.data.read(start, stop, self.thin)
+        how, picked = self.treatment, self.picked if picked is None else picked
+        numbers = [first + k for k in range(len(counts))] if isinstance(first, int) else list(first)
+        signal = counts.astype(np.float64)
         dead = np.zeros((len(signal), signal.shape[2]), bool)
         open_ = np.ones(dead.shape)
-        if self.white is not None and self.dark is not None:
-            black = self.dark.read(start, stop).mean(1)
-            open_ = self.white.read(start, stop).mean(1) - black
-            signal = signal - black[:, None]
+        if white is not None and dark is not None:
+            black = self.field(dark)
+            bright = white if how.beam_flats is None else white.astype(np.float64) - black[:, None]
+            open_ = self.field(bright, how.beam_flats) - (black if how.beam_flats is None else 0)
+            signal -= black[:, None]
             if not np.isfinite(open_).all():
-                bad = start + int(np.flatnonzero(~np.isfinite(open_).all(1))[0])
+                bad = numbers[int(np.flatnonzero(~np.isfinite(open_).all(1))[0])]
                 raise UserError(
                     f"{self.data.path}: flats or darks have NaN or infinite values in detector row {bad}; leave it out with "
                     "rows="
                 )
             dead = ~(open_ > 0)
-            for row in np.flatnonzero(dead.any(1)):
-                _fill(signal[row], open_[row], dead[row], f"{self.data.path}: detector row {start + row}")
-        signal, open_ = binned(signal, self.bin), binned(open_, self.bin)
-        low = FLOOR * open_[:, None]
-        floored = int((signal < low).sum())
-        return Corrected(np.where(signal < low, low, signal), open_, floored, int(dead.sum()))
+        if how.beam is not None:
+            signal *= np.asarray(how.beam)[list(picked)][:, None]
+        order = np.argsort(np.asarray(how.angles)[list(picked)] % 360, kind="stable") if how.angles else None
+        moves, stuck_count, spike_count = how.moves(picked, signal.shape[2]), 0, 0
+        for k, number in enumerate(numbers):
+            where = f"{self.data.path}: detector row {number}"
+            if how.dead_pixels and white is not None and not dead[k].all():
+                dead[k] |= weak_pixels(open_[k])
+            if dead[k].any():
+                _fill(signal[k], open_[k], dead[k], where)
+            if order is None or not np.isfinite(signal[k]).all():
+                continue
+            stuck = stuck_pixels(signal[k] / open_[k], order) if how.dead_pixels else None
+            if stuck is not None and stuck.any():
+                _fill(signal[k], open_[k], stuck, where)
+                stuck_count += int(stuck.sum())
+            if how.zingers:
+                gain = None if how.gain is None else how.gain / open_[k]
+                found = spikes(signal[k] / open_[k], order, moves, gain)
+                for angle in np.flatnonzero(found.any(1)):
+                    transmission = signal[k, angle] / open_[k]
+                    _fill(transmission, transmission, found[angle], where)
+                    signal[k, angle] = transmission * open_[k]
+                spike_count += int(found.sum())
+            if how.air:
+                edges = np.r_[: how.air, signal.shape[2] - how.air : signal.shape[2]]
+                level = (signal[k][:, edges] / open_[k, edges]).mean(1)
+                if not (level > 0).all():
+                    raise UserError(
+                        f"{where}: the {how.air} columns at both edges see no beam in some projections; lower air="
+                    )
+                signal[k] /= level[:, None]
+        width = self.bin if bin is None else bin
+        signal, open_ = binned(signal, width), binned(open_, width)
+        floor = FLOOR * open_[:, None]
+        low = signal < floor
+        return Corrected(np.where(low, floor, signal), open_, low, int(dead.sum()), stuck_count, spike_count)
 
 
 def _fill(signal: np.ndarray, open_: np.ndarray, dead: np.ndarray, where: str) -> None:
-    """Replace dead pixels, in place, by linear interpolation between their living neighbours."""
+    """Replace dead pixels, in place, by linear interpolation between their living neighbours.
+
+    Args:
+        signal: (angles, detectors), or (detectors,).
+        open_: (detectors,).
+        dead: (detectors,).
+        where: how a message begins.
+    """
     living, gone = np.flatnonzero(~dead), np.flatnonzero(dead)
     if not len(living):
         raise UserError(f"{where}: no pixel of it is brighter in the flats than in the darks; leave it out with rows=")
@@ -151,7 +306,7 @@ def _fill(signal: np.ndarray, open_: np.ndarray, dead: np.ndarray, where: str) -
     right = living[np.minimum(after, len(living) - 1)]
     left = living[np.maximum(after - 1, 0)]
     share = np.where(right > left, (gone - left) / np.maximum(right - left, 1), 0.0)
-    for values in (signal, open_):
+    for values in (signal,) if signal is open_ else (signal, open_):
         values[..., gone] = (1 - share) * values[..., left] + share * values[..., right]
 
 
@@ -161,18 +316,32 @@ def binned(values: np.ndarray, width: int) -> np.ndarray:
     return values[..., : count * width].reshape(*values.shape[:-1], count, width).mean(-1)
 
 
-def noise_sigma(rows: Corrected, white: np.ndarray, dark: np.ndarray, width: int) -> float | None:
-    """Root mean square, over rays, of the standard deviation of the line integrals; None when the frames cannot tell.
+@dataclass(frozen=True)
+class Scatter:
+    """How counts scatter, by repeated flats and darks: variance gain * signal + dark.
 
-    A count scatters with variance gain * signal + dark variance. Both are medians over pixels of what repeated
-    flats and darks show, so that dead and drifting pixels do not count. To first order var(-log(signal / open)) is
-    var(signal) / signal^2 + var(mean open) / open^2 + var(mean dark) (1 / signal - 1 / open)^2.
+    Attributes:
+        gain: variance of a count a count.
+        dark: variance without beam.
+        flats, darks: how many frames were averaged.
+    """
+
+    gain: float
+    dark: float
+    flats: int
+    darks: int
+
+
+def scatter(white: np.ndarray, dark: np.ndarray) -> Scatter | None:
+    """Medians over pixels of what repeated exposures show, so that dead and drifting pixels do not count.
 
     Args:
-        rows: binned counts of a representative choice of detector rows.
-        white, dark: (rows, frames, columns) of the same rows, unbinned.
-        width: pixels a bin.
+        white, dark: (rows, frames, columns), unbinned.
+
+    Returns:
+        None when the frames cannot tell.
     """
+    white, dark = white.astype(np.float64), dark.astype(np.float64)
     flats, darks = white.shape[1], dark.shape[1]
     if flats < 3:
         return None
@@ -181,14 +350,34 @@ def noise_sigma(rows: Corrected, white: np.ndarray, dark: np.ndarray, width: int
     open_ = white.mean(1) - dark.mean(1)
     dark_variance = _typical(dark.var(1, ddof=1), darks - 1) if darks >= 3 else 0.0
     alive = open_ > 0
-    gain = _typical((steady.var(1, ddof=1)[alive] - dark_variance) / open_[alive], flats - 1)
-    if not gain > 0:
+    if not alive.any():
         return None
+    gain = _typical((steady.var(1, ddof=1)[alive] - dark_variance) / open_[alive], flats - 1)
+    return Scatter(gain, dark_variance, flats, darks) if gain > 0 else None
+
+
+def noise_sigma(rows: Corrected, seen: Scatter, width: int) -> tuple[float, int]:
+    """Root mean square, over rays, of the standard deviation of the line integrals.
+
+    To first order var(-log(signal / open)) is var(signal) / signal^2 + var(mean open) / open^2 + var(mean dark)
+    (1 / signal - 1 / open)^2. Where no more than its own scatter is left of the beam that says nothing: such rays do not count.
+
+    Args:
+        rows: binned counts of a representative choice of detector rows.
+        seen: how single counts scatter.
+        width: pixels a bin.
+
+    Returns:
+        The standard deviation, and how many rays were left out of it.
+    """
     signal, bright = rows.signal, rows.open[:, None]
-    variance = (gain * signal + dark_variance) / signal**2
-    variance += (gain * bright + dark_variance) / flats / bright**2
-    variance += dark_variance / darks * (1 / signal - 1 / bright) ** 2
-    return float(np.sqrt(variance.mean() / width))
+    variance = (seen.gain * signal + seen.dark) / signal**2
+    variance += (seen.gain * bright + seen.dark) / seen.flats / bright**2
+    variance += seen.dark / seen.darks * (1 / signal - 1 / bright) ** 2
+    told = ~rows.low & (signal**2 * width > seen.gain * signal + seen.dark)
+    if not told.any():
+        told = np.ones_like(told)
+    return float(np.sqrt(variance[told].mean() / width)), int((~told).sum())
 
 
 def _typical(variances: np.ndarray, freedom: int) -> float:

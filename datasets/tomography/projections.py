@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -13,13 +14,18 @@ import numpy as np
 from invsolve.contracts.layout import Layout, Make, make_for
 from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.noise import Gaussian
-from invsolve.datasets.hdf5 import fingerprint, open_readonly, read, text
+from invsolve.datasets.hdf5 import fingerprint, open_readonly, read, shown, source_files, text
 from invsolve.datasets.tomography.centre import find_centre
-from invsolve.datasets.tomography.counts import FLOOR, Frames, LineIntegrals, kept, noise_sigma
+from invsolve.datasets.tomography.counts import Frames, LineIntegrals, Treatment
+from invsolve.datasets.tomography.frame_checks import Monitor
+from invsolve.datasets.tomography.looking import Looked, cut_off, picked_frames
 from invsolve.errors import UserError
 
-# Rows that are looked at for the centre and the noise, whatever the size of the volume.
-_LOOKED_AT = 16
+# Off-centre by this part of the detector, a full turn shows more than the detector is wide.
+_OFF_CENTRE = 0.1
+# A full turn in radians is 6.28; so few degrees, in more than a few angles, make no tomography.
+_SPAN_OF_RADIANS = 6.5
+_FEW_ANGLES = 8
 
 
 @dataclass
@@ -34,7 +40,9 @@ class Scan:
         centre: detector column (0-based) onto which the axis projects, if the file says.
         pixel: width of a detector pixel and its length unit, if the file says.
         others: further files that hold the data (external links).
-        notes: one line each.
+        monitor: what the beam was frame by frame, if the file says.
+        notes: one line each on what was done.
+        missing: one line each on what the file does not say.
     """
 
     data: Frames
@@ -46,7 +54,9 @@ class Scan:
     centre: float | None = None
     pixel: tuple[float, str] | None = None
     others: list[Path] = field(default_factory=list)
+    monitor: Monitor | None = None
     notes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
 class Projections(Layout):
@@ -64,6 +74,13 @@ class Projections(Layout):
         normalised: bool = False,
         rings: int = 0,
         entry: str | None = None,
+        flats: Literal["robust", "mean"] = "robust",
+        bad_frames: bool = True,
+        zingers: bool = True,
+        dead_pixels: bool = True,
+        monitor: str = "auto",
+        air: int = 0,
+        angle_unit: Literal["file", "degrees", "radians"] = "file",
     ) -> None:
         """Reading options.
 
@@ -80,6 +97,16 @@ class Projections(Layout):
             rings: suppress ring artefacts: width in (binned) detector pixels, such as 9, of the median filter over sorted
                 projections (Vo et al. 2018); 0 leaves the data as they are.
             entry: group of the scan, where a file holds several.
+            flats: "robust" leaves outliers (zingers, a frame without beam) out of the mean of flats and darks, "mean" takes
+                all.
+            bad_frames: leave out projections, flats and darks that have no beam, or one that they should not have.
+            zingers: replace single values that no neighbouring projection shows, too bright or too dark.
+            dead_pixels: fill detector pixels that flats or projections show to be weak, stuck or flickering; those without
+                any beam are always filled.
+            monitor: normalise by the beam's recorded intensity: "auto" takes the file's where the data agree, "off" none, or
+                the name of a dataset with one number a frame.
+            air: normalise each projection by so many columns at both edges of the detector, which see no object.
+            angle_unit: unit of the angles, where the file's is missing or wrong.
         """
         for name, value in (("thin", thin), ("bin", bin), ("image_size", image_size), ("pixel_size", pixel_size)):
             if value is not None and not value > 0:
@@ -95,6 +122,16 @@ class Projections(Layout):
         self.thin, self.bin, self.centre, self.rows = thin, bin, centre, rows
         self.image_size, self.pixel_size, self.length_unit = image_size, pixel_size, length_unit
         self.normalised, self.rings, self.entry = normalised, rings, entry
+        for name, given, known in (
+            ("flats", flats, ("robust", "mean")),
+            ("angle_unit", angle_unit, ("file", "degrees", "radians")),
+        ):
+            if given not in known:
+                raise UserError(f"layout {self.name!r}: {name} must be one of {', '.join(known)}, got {given!r}")
+        if air < 0:
+            raise UserError(f"layout {self.name!r}: air must be 0 or a number of detector columns, got {air}")
+        self.flats, self.bad_frames, self.zingers, self.dead_pixels = flats, bad_frames, zingers, dead_pixels
+        self.monitor, self.air, self.angle_unit = monitor, air, angle_unit
 
     def find(self, file: h5py.File, path: Path) -> Scan:
         """Say where the file keeps what; without flats and darks when `self.normalised`.
@@ -109,21 +146,41 @@ class Projections(Layout):
         make = make_for(path, make)
         with open_readonly(path) as file:
             scan = self.find(file, path)
-        notes, degrees, missing = scan.notes, scan.degrees, []
+        notes, degrees, missing = scan.notes, scan.degrees, scan.missing
         start, stop = self._rows(path, scan.height)
         if scan.width < 2 * self.bin:
             raise UserError(f"{path}: bin={self.bin} leaves fewer than 2 of {scan.width} detector pixels; lower it")
-        y = LineIntegrals(scan.data, scan.white, scan.dark, start, stop, self.thin, self.bin, self.rings)
-        left = degrees[kept(len(degrees), self.thin)]
+        if 2 * self.air >= scan.width:
+            raise UserError(
+                f"{path}: air={self.air} at both edges is all of the {scan.width} detector pixels; lower it"
+            )
+        looked = Looked(
+            scan.data,
+            scan.white,
+            scan.dark,
+            (start, stop),
+            degrees,
+            Treatment(self.flats, self.zingers, self.dead_pixels, self.air),
+            scan.monitor,
+            self.monitor not in ("auto", "off"),
+            self.bad_frames,
+        )
+        picked = picked_frames(len(degrees), self.thin, looked.good)
+        if not picked:
+            raise UserError(f"{path}: thin={self.thin} leaves no projection with beam; lower it")
+        y = LineIntegrals(
+            scan.data, looked.white, looked.dark, start, stop, picked, self.bin, self.rings, looked.treatment
+        )
+        left = degrees[picked]
         span = f"{left.min():.4g} to {left.max():.4g} degrees"
         notes.append(
             f"{len(left)} of {len(degrees)} angles kept ({span}), detector rows {start} to {stop - 1} as items"
         )
         if scan.width % self.bin:
             notes.append(f"bin={self.bin} drops the last {scan.width % self.bin} of {scan.width} detector pixels")
-        looked = _Looked(y)
-        notes += looked.notes()
+        looked.rows_of(y)
         sigma = looked.sigma()
+        notes += looked.notes
         notes.append(
             f"noise sigma {sigma:.4g}, from the scatter of the flats"
             if sigma
@@ -141,7 +198,7 @@ class Projections(Layout):
             notes.append(f"detector pixel {size:g} {unit}, from the file")
         count = scan.width // self.bin
         parameters = {
-            "image_size": self.image_size or count,
+            "image_size": self.image_size or self._image_size(looked, centre, scan.width, notes),
             "angles": left.tolist(),
             "detectors": count,
             "centre": (centre + 0.5) / self.bin - 0.5,
@@ -165,7 +222,7 @@ class Projections(Layout):
             raise UserError(f"{path}: rows={self.rows} must be [start, stop) within the {height} detector rows")
         return start, stop
 
-    def _centre(self, path: Path, looked: _Looked, scan: Scan, missing: list[str], make: Make) -> float:
+    def _centre(self, path: Path, looked: Looked, scan: Scan, missing: list[str], make: Make) -> float:
         if self.centre is not None:
             if not 0 <= self.centre <= scan.width - 1:
                 raise UserError(
@@ -176,7 +233,12 @@ class Projections(Layout):
             return self.centre
         says = "" if scan.centre is None else f"; the file says {scan.centre:g}"
         try:
-            found, how = find_centre(looked.sinogram(), scan.degrees, lambda given: make("ct", **given), str(path))
+            found, how = find_centre(
+                looked.sinogram(),
+                scan.degrees[looked.good],
+                lambda given: make("ct", **given),
+                str(path),
+            )
         except UserError:
             if scan.centre is None:
                 raise
@@ -187,57 +249,29 @@ class Projections(Layout):
             missing.append(f"rotation centre: searched, {found:.2f}; --read centre={found:.2f} fixes it")
         return found
 
+    def _image_size(self, looked: Looked, centre: float, width: int, notes: list[str]) -> int:
+        """As many pixels as detector pixels, or as the scan shows in all: a full turn around an axis near the edge shows more."""
+        count, reach = width // self.bin, max(centre, width - 1 - centre)
+        away = abs(centre - (width - 1) / 2) / width
+        if away > _OFF_CENTRE and full_turn(looked.degrees[looked.good]):
+            size = int(np.ceil((2 * reach + 1) / self.bin))
+            notes.append(
+                f"half acquisition: the axis lies {away:.0%} of the detector off its middle and the scan is a full turn; "
+                f"images of {size} pixels cover what it shows, image_size={count} the detector's width"
+            )
+            return size
+        if share := cut_off(looked.sinogram()):
+            notes.append(
+                f"the object reaches beyond the detector: its edges see {share:.0%} of the strongest ray. Back-projection "
+                "goes on with a disc there, values near the rim are unsure; image_size=N covers more than the detector"
+            )
+        return count
+
     def _fingerprint(self, path: Path, others: list[Path]) -> str:
         # Rows, thinning and binning change the items as much as another file would.
         options = hashlib.sha256(repr(sorted(vars(self).items())).encode()).hexdigest()
         linked = "".join(f"+{fingerprint(other)}" for other in others)
         return f"{fingerprint(path)}{linked}+options:{options[:16]}"
-
-
-class _Looked:
-    """Up to 16 detector rows spread over the selection: enough for the centre, the noise, and what is odd."""
-
-    def __init__(self, y: LineIntegrals) -> None:
-        self.y = y
-        self.rows = np.unique(np.linspace(y.start, y.stop - 1, min(len(y), _LOOKED_AT)).round().astype(int)).tolist()
-        parts = [y.corrected(row, row + 1) for row in self.rows]
-        for row, part in zip(self.rows, parts, strict=True):
-            if not np.isfinite(part.signal).all():
-                raise UserError(
-                    f"{y.data.path}: {y.data.name} has NaN or infinite values in detector row {row}; leave it out with "
-                    "rows="
-                )
-        self.parts = parts
-
-    def notes(self) -> list[str]:
-        y, seen = self.y, f"in the {len(self.rows)} detector rows looked at"
-        if y.white is None or y.dark is None:
-            lines = ["the data are taken as transmissions, without flat and dark field"]
-        else:
-            flats, darks = (len(f.read(self.rows[0], self.rows[0] + 1)[0]) for f in (y.white, y.dark))
-            lines = [f"flat field: mean of {flats} flats and {darks} darks"]
-        if dead := sum(part.dead for part in self.parts):
-            lines.append(f"{dead} dead detector pixels {seen}, filled from their neighbours")
-        if floored := sum(part.floored for part in self.parts):
-            total = sum(part.signal.size for part in self.parts)
-            lines.append(f"{floored} of {total} transmissions {seen} were below {FLOOR:g} and set to it")
-        if y.rings:
-            lines.append(f"rings suppressed: sorted projections, median over {y.rings} detector pixels")
-        return lines
-
-    def sigma(self) -> float | None:
-        if self.y.white is None or self.y.dark is None:
-            return None
-        white, dark = (np.concatenate([f.read(r, r + 1) for r in self.rows]) for f in (self.y.white, self.y.dark))
-        together = self.parts[0]
-        together.signal = np.concatenate([part.signal for part in self.parts])
-        together.open = np.concatenate([part.open for part in self.parts])
-        return noise_sigma(together, white, dark, self.y.bin)
-
-    def sinogram(self) -> np.ndarray:
-        """Mean over the rows, all angles and detector pixels."""
-        fine = LineIntegrals(self.y.data, self.y.white, self.y.dark, self.y.start, self.y.stop)
-        return np.mean([fine.corrected(row, row + 1).line_integrals()[0] for row in self.rows], axis=0)
 
 
 def check_fields(
@@ -252,46 +286,79 @@ def check_fields(
             )
 
 
-def angles_in_degrees(found: h5py.Dataset, path: Path, name: str, kind: str, notes: list[str]) -> np.ndarray:
+def full_turn(degrees: np.ndarray) -> bool:
+    """Whether the angles go all around, without a gap of more than a few steps."""
+    ordered = np.unique(np.mod(degrees, 360).round(6))
+    if len(ordered) < 4:
+        return False
+    gaps = np.diff(np.concatenate([ordered, ordered[:1] + 360]))
+    return bool(gaps.max() < min(max(5 * np.median(gaps), 4.0), 30.0))
+
+
+def angles_in_degrees(
+    found: h5py.Dataset,
+    path: Path,
+    name: str,
+    kind: str,
+    notes: list[str],
+    said: str = "file",
+    which: Sequence[int] | None = None,
+) -> np.ndarray:
     """Angles of a dataset, in degrees, from its units; never invented.
 
     Args:
         found: the dataset.
         path, name: for messages.
         kind: what the file calls them, for notes.
-        notes: told when the unit was taken from the range.
+        notes: told when the unit was taken from the range, or from the user.
+        said: the unit as the user gives it; "file" for the file's own.
+        which: positions that are projections, of which the unit is judged; default all.
 
     Raises:
-        UserError: not finite, constant, or in a unit that is unknown or cannot be told.
+        UserError: not finite, constant, or in a unit that is unknown, cannot be told, or contradicts the values.
     """
-    theta = read(found).astype(np.float64).ravel()
+    every = read(found).astype(np.float64).ravel()
+    theta = every if which is None else every[list(which)]
     if not np.isfinite(theta).all():
         raise UserError(f"{path}: {name} has NaN or infinite angles; write them again")
     if len(theta) > 1 and not np.ptp(theta) > 0:
         raise UserError(f"{path}: {name} is {theta[0]:g} for all {len(theta)} projections; write the angles again")
-    unit = text(found.attrs.get("units", found.attrs.get("unit", ""))).strip().lower()
+    span, unit = np.ptp(theta), text(found.attrs.get("units", found.attrs.get("unit", ""))).strip().lower()
+    if said != "file":
+        notes.append(f"{kind} is in {said}, as given{f' (the file says {shown(unit)})' if unit else ''}")
+        return theta if said == "degrees" else np.rad2deg(theta)
     if unit in ("degree", "degrees", "deg", "°"):
+        if len(theta) >= _FEW_ANGLES and span < _SPAN_OF_RADIANS:
+            raise UserError(
+                f"{path}: {name} has units={unit!r}, but spans {span:.4g} ({theta.min():.4g} to {theta.max():.4g}), as radians "
+                "do; say angle_unit=radians, or angle_unit=degrees if that is all the stage turned"
+            )
         return theta
     if unit in ("radian", "radians", "rad"):
+        if len(theta) >= _FEW_ANGLES and any(
+            abs(span + span / (len(theta) - 1) * k - t) < 1e-3 * t for k in (0, 1) for t in (180, 360)
+        ):
+            raise UserError(
+                f"{path}: {name} has units={unit!r}, but goes from {theta.min():.4g} to {theta.max():.4g}, as degrees do; say "
+                "angle_unit=degrees, or angle_unit=radians if the stage turned that far"
+            )
         return np.rad2deg(theta)
     if unit:
-        raise UserError(f"{path}: {name} has units={unit!r}; expected 'degrees' or 'radians'")
-    span = np.ptp(theta)
-    if not 6.5 < span <= 361:
         raise UserError(
-            f"{path}: {name} ({theta.min():.4g} to {theta.max():.4g}) has no units; add units='degrees' or 'radians'"
+            f"{path}: {name} has units={shown(unit)!r}; expected 'degrees' or 'radians', or say angle_unit=degrees"
+        )
+    if not _SPAN_OF_RADIANS < span <= 361:
+        raise UserError(
+            f"{path}: {name} ({theta.min():.4g} to {theta.max():.4g}) has no units; add units='degrees' or 'radians', or say "
+            "angle_unit=degrees"
         )
     notes.append(f"{kind} has no units; taken as degrees, as its range is {theta.min():.4g} to {theta.max():.4g}")
     return theta
 
 
 def linked_files(found: h5py.Dataset, path: Path) -> list[Path]:
-    """The other files in which a dataset's numbers lie, by an external link or as a virtual dataset."""
-    files = {Path(found.file.filename)}
-    if found.is_virtual:
-        folder = Path(found.file.filename).parent
-        files |= {folder / s.file_name for s in found.virtual_sources() if s.file_name != "."}
-    return sorted(f for f in files if f.exists() and f.resolve() != path.resolve())
+    """The other files in which a dataset's numbers lie, by an external link or as a virtual dataset, at any depth."""
+    return sorted(f for f in source_files(found) if f.resolve() != path.resolve())
 
 
 def option_hash(layout: Any) -> str:

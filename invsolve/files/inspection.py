@@ -17,7 +17,7 @@ from invsolve.api.loading import operator
 from invsolve.contracts.layout import Layout
 from invsolve.contracts.measurement import Images, Measurement
 from invsolve.datasets import hdf5
-from invsolve.datasets.hdf5 import datasets, open_array, open_readonly
+from invsolve.datasets.hdf5 import check_regular, datasets, open_array, open_readonly
 from invsolve.engine.reading import read_rows
 from invsolve.errors import UserError
 from invsolve.files.opening import find_layout
@@ -47,6 +47,7 @@ def inspect_file(path: Path, layout: str | None = None, read: Mapping[str, Any] 
         UserError: the file cannot be opened, or the options are wrong.
     """
     options = dict(read or {})
+    check_regular(path)
     if layout is None and path.exists() and (prior := _prior(path)) is not None:
         return _with_file(path, prior)
     named = [layout] if layout is not None else find_layout(path)
@@ -225,7 +226,8 @@ def _images(path: Path, found: Images, reading: list[str]) -> dict[str, Any]:
 def _hdf5(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     """HDF5 that no layout recognises: images of our own, or what the array layout could make of each dataset."""
     with open_readonly(path) as file:
-        there = {n: file[n] for n in datasets(file)}
+        # A name that is no UTF-8 is listed as it can be printed, and cannot be asked for.
+        there = {n: file[n] for n in datasets(file) if n in file}
         shapes = {n: (d.shape, d.dtype.kind) for n, d in there.items()}
     if "x" in shapes:
         x = hdf5.read_images(path)

@@ -11,7 +11,7 @@ from invsolve.api.loading import operator
 from invsolve.contracts.layout import Layout
 from invsolve.contracts.measurement import Images, Measurement
 from invsolve.datasets import hdf5
-from invsolve.datasets.hdf5 import fingerprint, open_readonly
+from invsolve.datasets.hdf5 import check_regular, fingerprint, open_readonly, shown
 from invsolve.errors import UserError
 from invsolve.registry.parameters import build
 
@@ -23,6 +23,7 @@ def find_layout(path: Path) -> list[str]:
         UserError: nothing recognises what is no HDF5, or the file cannot be opened.
     """
     known, path = registry.available("layout"), Path(path)
+    check_regular(path)
     if path.exists():
         by_name = [name for name, cls in known.items() if cls.opens(path)]  # type: ignore[attr-defined]
         if by_name:
@@ -76,7 +77,7 @@ def open_images(path: Path, layout: str | None = None, options: Mapping[str, Any
 
 def _unknown(path: Path) -> str:
     with open_readonly(path) as file:
-        inside = ", ".join(sorted(file)) or "nothing"
+        inside = ", ".join(sorted(shown(name) for name in file)) or "nothing"
     return f"{path}: no known layout; the file holds {inside}. 'invsolve inspect {path}' says what it could be; {_layouts()}"
 
 

@@ -14,6 +14,7 @@ from invsolve.contracts.maskable import MaskableOperator
 from invsolve.contracts.operator import matching
 from invsolve.errors import UserError
 from invsolve.numerics.autograd import linear_map
+from invsolve.operators.ct.edges import angle_weights, backproject, cut_off, extended, overlap, ray_weights
 from invsolve.operators.ct.geometry import ParallelBeam, fold, ramp_filter
 
 # Bytes of image copies that are multiplied at once on a CPU: beyond the caches it gets several times slower.
@@ -130,15 +131,34 @@ class CT(MaskableOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return linear_map(y, self._backproject, self._project)
 
-    def fbp(self, y: Tensor, window: Literal["ramp", "hann"] = "hann") -> Tensor:
-        """Filtered back-projection (Kak & Slaney, chapter 3); y (B, angles, detectors) -> (B, 1, N, N)."""
+    def fbp(self, y: Tensor, window: Literal["ramp", "hann"] = "hann", extend: bool = True) -> Tensor:
+        """Filtered back-projection (Kak & Slaney, chapter 3); y (B, angles, detectors) -> (B, 1, N, N).
+
+        On a full turn with the axis off the detector's middle (half acquisition) rays that are measured once count as much
+        as those measured twice. Projections that the detector cuts off go on beyond it, see `extended`.
+
+        Args:
+            y: line integrals.
+            window: of the ramp filter.
+            extend: whether projections that are cut off go on.
+        """
         g = self.geometry
-        response = torch.from_numpy(ramp_filter(g.detectors, g.detector_spacing, window)).to(y)
+        rays = ray_weights(g)
+        if rays is not None:
+            y = y * torch.from_numpy(rays).to(y)
+        # What lies between the short side of the detector and the picture's edge is seen from the other side only.
+        diagonal = math.ceil(g.image_size * g.pixel_size / g.detector_spacing)
+        wide = diagonal if rays is not None and g.image_size * g.pixel_size > 2 * overlap(g) else 0
+        pad = max(2 * g.detectors if extend and bool(cut_off(y).any()) else 0, wide)
+        response = torch.from_numpy(ramp_filter(g.detectors + 2 * pad, g.detector_spacing, window)).to(y)
         points = 2 * (len(response) - 1)
-        filtered = torch.fft.irfft(torch.fft.rfft(y, points) * response, points)[..., : g.detectors]
-        weights = torch.from_numpy(g.angle_weights()).to(y)[:, None]
+        long = extended(y, g, pad) if pad else y
+        weights = torch.from_numpy(angle_weights(g)).to(y)[:, None]
+        filtered = torch.fft.irfft(torch.fft.rfft(long, points) * response, points) * weights
+        if wide:
+            return backproject(filtered[..., : g.detectors + 2 * pad], g, -pad)
         # The transpose sums pixel_size^2 / detector_spacing of a constant over each angle's detector.
-        return self.adjoint(filtered * weights) * (g.detector_spacing / g.pixel_size**2)
+        return self.adjoint(filtered[..., pad : pad + g.detectors]) * (g.detector_spacing / g.pixel_size**2)
 
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """Filtered back-projection with a Hann window."""
