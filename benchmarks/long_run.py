@@ -30,6 +30,7 @@ from torch import Tensor
 import invsolve
 from invsolve.contracts.problem import Problem, make_problem
 from invsolve.contracts.scale import Scale
+from invsolve.numerics.krylov import CG
 from invsolve.numerics.random import ChainRandom
 from invsolve.testing.strategies import draws
 
@@ -127,14 +128,14 @@ def langevin(
 
     def smooth(g: Tensor) -> Tensor:
         """(A'A / sigma_y^2 + 1 / level^2)^-1 g."""
-        return problem.prox(level**2 * g, sigma**2 / level**2, blank, 1e-4, 50)
+        return problem.prox(level**2 * g, blank, sigma**2 / level**2, CG(1e-4, 50))
 
     def force(x: Tensor) -> Tensor:
         score = (prior.denoise(x, torch.tensor(level)) - x) / level**2
         return smooth(operator.adjoint(problem.y - operator(x)) / sigma**2 + score)
 
     total, squares, count = problem.zeros().double(), problem.zeros().double(), 0
-    x = problem.prox(problem.zeros(), sigma**2)
+    x = problem.prox(problem.zeros(), problem.y, sigma**2)
     v, push = problem.zeros(), force(x)
     for step in range(2 * burn_in + steps):
         rng = rng.at(step + 1)

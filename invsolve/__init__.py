@@ -64,6 +64,8 @@ HOME = {
     "MaskableOperator": "invsolve.contracts.maskable",
     "stack": "invsolve.contracts.operator",
     "matching": "invsolve.contracts.operator",
+    "CG": "invsolve.numerics.krylov",
+    "Solution": "invsolve.numerics.krylov",
     "State": "invsolve.contracts.strategy",
     "ChainRandom": "invsolve.numerics.random",
     "Layout": "invsolve.contracts.layout",

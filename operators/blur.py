@@ -12,6 +12,7 @@ from torch import Tensor
 
 from invsolve.contracts.operator import LinearOperator, matching
 from invsolve.errors import UserError
+from invsolve.numerics.krylov import CG
 from invsolve.numerics.spectrum import RELATIVE_CUT, SingularSystem, hartley, safe_reciprocal
 
 
@@ -63,26 +64,22 @@ class Blur(LinearOperator):
 
     def transfer(self, x: Tensor) -> Tensor:
         """Optical transfer function for images like x: the rfft2 of the kernel, its centre at the origin."""
-        cache: dict[tuple[object, ...], Tensor] = self.__dict__.setdefault("_transfer", {})
-        key = (*x.shape[-2:], x.dtype, x.device)
-        if key not in cache:
+
+        def transformed() -> Tensor:
             rows, columns = x.shape[-2:]
             kernel = matching(self.kernel, x)
             # A kernel wider than the image wraps around, as the periodic repetition says.
             padded = x.new_zeros(rows, columns)
             i = (torch.arange(kernel.shape[0], device=x.device) - kernel.shape[0] // 2) % rows
             j = (torch.arange(kernel.shape[1], device=x.device) - kernel.shape[1] // 2) % columns
-            padded.index_put_((i[:, None], j[None]), kernel, accumulate=True)
-            cache[key] = torch.fft.rfft2(padded)
-        return cache[key]
+            padded = padded.index_put((i[:, None], j[None]), kernel, accumulate=True)
+            return torch.fft.rfft2(padded)
+
+        return self.remembered(("transfer", *x.shape[-2:], x.dtype, x.device), transformed)
 
     def power(self, x: Tensor) -> Tensor:
         """Squared modulus of `transfer`."""
-        cache: dict[tuple[object, ...], Tensor] = self.__dict__.setdefault("_power", {})
-        key = (*x.shape[-2:], x.dtype, x.device)
-        if key not in cache:
-            cache[key] = self.transfer(x).abs() ** 2
-        return cache[key]
+        return self.remembered(("power", *x.shape[-2:], x.dtype, x.device), lambda: self.transfer(x).abs() ** 2)
 
     def _filter(self, x: Tensor, response: Tensor) -> Tensor:
         return torch.fft.irfft2(torch.fft.rfft2(x) * response, s=x.shape[-2:])
@@ -108,17 +105,9 @@ class Blur(LinearOperator):
             return self._filter(y, self.transfer(y).conj())
         return super().adjoint(y)
 
-    def prox(
-        self,
-        z: Tensor,
-        y: Tensor,
-        rho: float | Tensor,
-        start: Tensor | None = None,
-        tolerance: float = 1e-5,
-        iterations: int = 100,
-    ) -> Tensor:
+    def prox(self, z: Tensor, y: Tensor, rho: float | Tensor, solver: CG = CG()) -> Tensor:
         if self.boundary != "circular":
-            return super().prox(z, y, rho, start, tolerance, iterations)
+            return super().prox(z, y, rho, solver)
         both = self.transfer(z).conj() * torch.fft.rfft2(y) + rho * torch.fft.rfft2(z)
         return torch.fft.irfft2(both / (self.power(z) + rho), s=z.shape[-2:])
 
@@ -127,9 +116,9 @@ class Blur(LinearOperator):
             return None
         return self._filter(r, self.transfer(r).conj() / (self.power(r) + rho))
 
-    def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
+    def pinv(self, y: Tensor, solver: CG = CG(1e-6, 200)) -> Tensor:
         if self.boundary != "circular":
-            return super().pinv(y, tolerance, iterations)
+            return super().pinv(y, solver)
         transfer = self.transfer(y)
         kept = transfer.abs() > 1e-6 * transfer.abs().max()
         inverse = torch.where(kept, 1 / torch.where(kept, transfer, torch.ones_like(transfer)), 0)

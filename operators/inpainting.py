@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from invsolve.contracts.maskable import MaskableOperator
+from invsolve.contracts.maskable import MaskableOperator, numbered
 from invsolve.contracts.operator import matching
 from invsolve.errors import UserError
+from invsolve.numerics.krylov import CG
 from invsolve.numerics.spectrum import SingularSystem
 
 
@@ -80,9 +81,13 @@ class Inpainting(MaskableOperator):
     def _fix(self, mask: Tensor, channels: int) -> None:
         self.mask = mask
         self.image_shape = (channels, *mask.shape)
-        index = torch.full(mask.shape, -1, dtype=torch.long)
-        index[mask] = torch.arange(int(mask.sum()))
-        self.group_index = index[None]
+
+    @property
+    def group_index(self) -> Tensor:  # type: ignore[override]
+        """Each measured pixel is a group."""
+        if self.image_shape is None:
+            raise UserError("operator 'inpainting' has no groups before it has seen an image; give image_size=")
+        return self.remembered("groups", lambda: numbered(self.mask)[None])
 
     def forward(self, x: Tensor) -> Tensor:
         if self.image_shape is None:
@@ -93,15 +98,7 @@ class Inpainting(MaskableOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return self.forward(y)
 
-    def prox(
-        self,
-        z: Tensor,
-        y: Tensor,
-        rho: float | Tensor,
-        start: Tensor | None = None,
-        tolerance: float = 1e-5,
-        iterations: int = 100,
-    ) -> Tensor:
+    def prox(self, z: Tensor, y: Tensor, rho: float | Tensor, solver: CG = CG()) -> Tensor:
         mask = matching(self.mask, z)
         return (mask * y + rho * z) / (mask + rho)
 
@@ -109,7 +106,7 @@ class Inpainting(MaskableOperator):
         mask = matching(self.mask, r)
         return r * (mask / (mask + rho))
 
-    def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
+    def pinv(self, y: Tensor, solver: CG = CG(1e-6, 200)) -> Tensor:
         return self.adjoint(y)
 
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
@@ -121,7 +118,7 @@ class Inpainting(MaskableOperator):
         return SingularSystem(mask.view(1, 1, *mask.shape), lambda x: x, lambda c: c, lambda y: mask * y)
 
     def measured(self) -> Tensor | None:
-        return self.mask if self.image_shape is not None else None
+        return self.mask != 0 if self.image_shape is not None else None
 
     def norm(self, like: Tensor | None = None) -> float:
         return 1.0

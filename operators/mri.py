@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from invsolve.contracts.maskable import MaskableOperator
+from invsolve.contracts.maskable import MaskableOperator, numbered
 from invsolve.contracts.operator import matching
 from invsolve.errors import UserError
+from invsolve.numerics.krylov import CG
 from invsolve.numerics.spectrum import SingularSystem, hartley, safe_reciprocal
 
 _AXES = (-2, -1)
@@ -110,11 +111,21 @@ class MRI(MaskableOperator):
         self.image_shape = (1, *size)
         if coil_maps is not None:
             self.coil_maps = coil_maps
-        self.coils = len(coil_maps) if coil_maps is not None else 1
-        units = (mask != 0).clone()
-        index = torch.full(units.shape, -1, dtype=torch.long)
-        index[units] = torch.arange(int(units.sum()))
-        self.group_index = index.view(1, -1, size[1])
+
+    @property
+    def coils(self) -> int:
+        """Number of receive coils."""
+        return len(self.coil_maps) if "coil_maps" in self._buffers else 1
+
+    @property
+    def group_index(self) -> Tensor:  # type: ignore[override]
+        """Each measured column is a group; each point, where the mask is not the same in all rows."""
+
+        def index() -> Tensor:
+            columns = self.columns_only and bool((self.mask == self.mask[:1]).all())
+            return numbered(self.mask[:1] if columns else self.mask)[None]
+
+        return self.remembered("groups", index)
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_complex():
@@ -122,7 +133,7 @@ class MRI(MaskableOperator):
                 f"operator 'mri' takes complex images (B, 1, rows, columns), got {x.dtype}; "
                 "use torch.complex(real, imaginary)"
             )
-        if self.coils > 1 or "coil_maps" in self._buffers:
+        if "coil_maps" in self._buffers:
             x = x * matching(self.coil_maps, x)
         return centred_fft(x) * self.mask
 
@@ -132,24 +143,16 @@ class MRI(MaskableOperator):
             x = (x * matching(self.coil_maps, y).conj()).sum(1, keepdim=True)
         return x
 
-    def prox(
-        self,
-        z: Tensor,
-        y: Tensor,
-        rho: float | Tensor,
-        start: Tensor | None = None,
-        tolerance: float = 1e-5,
-        iterations: int = 100,
-    ) -> Tensor:
+    def prox(self, z: Tensor, y: Tensor, rho: float | Tensor, solver: CG = CG()) -> Tensor:
         if "coil_maps" in self._buffers:
-            return super().prox(z, y, rho, start, tolerance, iterations)
+            return super().prox(z, y, rho, solver)
         return centred_ifft((self.mask * y + rho * centred_fft(z)) / (self.mask + rho))
 
     def tikhonov(self, r: Tensor, rho: float | Tensor) -> Tensor | None:
         return None if "coil_maps" in self._buffers else centred_ifft(self.mask / (self.mask + rho) * r)
 
-    def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
-        return super().pinv(y, tolerance, iterations) if "coil_maps" in self._buffers else self.adjoint(y)
+    def pinv(self, y: Tensor, solver: CG = CG(1e-6, 200)) -> Tensor:
+        return super().pinv(y, solver) if "coil_maps" in self._buffers else self.adjoint(y)
 
     def svd(self, image_shape: Sequence[int], like: Tensor) -> SingularSystem | None:
         """For one coil: k-space; a singular value is 1 where measured, else 0."""
@@ -173,7 +176,7 @@ class MRI(MaskableOperator):
         if "coil_maps" not in self._buffers:
             return self.adjoint(y)
         rho = 1e-3 * self.norm() ** 2
-        return self.prox(torch.zeros_like(self.adjoint(y)), y, rho, tolerance=1e-4, iterations=50)
+        return self.prox(torch.zeros_like(self.adjoint(y)), y, rho, CG(1e-4, 50))
 
     def measured(self) -> Tensor | None:
-        return self.mask
+        return self.mask != 0

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from invsolve.contracts.measurement import Measurement
+from invsolve.contracts.module import placed
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.scale import Scale
@@ -104,7 +105,7 @@ def estimate_scale(
     for item in picked:
         y = read_rows(measurement, item, item + 1).to(device)
         y = y.to(dtype.to_complex() if y.is_complex() else dtype)
-        own = measurement.operator_for(item).to(device) if measurement.operators is not None else forward
+        own = placed(measurement.operator_for(item), device) if measurement.operators is not None else forward
         assert isinstance(own, LinearOperator)
         with torch.no_grad():
             image = own.baseline(y, 0.0)

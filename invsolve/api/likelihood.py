@@ -12,6 +12,7 @@ from torch import Tensor
 
 from invsolve import api
 from invsolve.api.sampling import physical
+from invsolve.contracts.module import placed
 from invsolve.contracts.prior import Prior
 from invsolve.errors import UserError
 from invsolve.numerics.linalg import inner
@@ -78,7 +79,7 @@ def log_likelihood(
     """
     place = api.resolve_device(device)
     loaded = prior if isinstance(prior, Prior) else api.load_prior(prior)
-    loaded.requires_grad_(False).eval().to(place)
+    loaded = placed(loaded, place, frozen=True)
     images = torch.as_tensor(x)
     if images.is_complex() or images.ndim < 3:
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from invsolve.api import choice, fit
 from invsolve.api.inputs import resolve_device
 from invsolve.api.loading import load_prior, strategy
 from invsolve.contracts.measurement import Measurement
+from invsolve.contracts.module import placed
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.sink import Sink
@@ -65,10 +67,12 @@ def plan(
     else:
         chosen = strategy_
     knowledge = load_prior(prior) if isinstance(prior, str | Path) else prior
-    forward = measurement.operator.to(place)
+    # The caller's objects stay where and as they are; what has to move or be frozen is copied.
+    forward = placed(measurement.operator, place)
+    measurement = replace(measurement, operator=forward)
     rows = batch_size or (16 if place.type == "cuda" else 8)
     if knowledge is not None:
-        knowledge.requires_grad_(False).eval().to(place)
+        knowledge = placed(knowledge, place, frozen=True)
         knowledge = volume.for_images(knowledge, forward, rows, place, planes)
     shape = fit.image_shape(measurement, knowledge)
     fit.check_measurement(measurement, shape)

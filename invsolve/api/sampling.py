@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from invsolve import api
+from invsolve.contracts.module import placed
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.scale import Scale
 from invsolve.errors import UserError
@@ -55,7 +56,7 @@ def sample(
         raise UserError(f"sample: seed must be at least 0, got {seed}")
     place = api.resolve_device(device)
     loaded = prior if isinstance(prior, Prior) else api.load_prior(prior)
-    loaded.requires_grad_(False).eval().to(place)
+    loaded = placed(loaded, place, frozen=True)
     parts = []
     for first in range(0, count, batch_size):
         items = min(batch_size, count - first)

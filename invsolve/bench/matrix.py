@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from invsolve.contracts.operator import LinearOperator, matching
+from invsolve.numerics.krylov import CG
 
 
 class Matrix(LinearOperator):
@@ -18,8 +19,6 @@ class Matrix(LinearOperator):
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
         self.matrix = matrix.double()
-        left, self.values, self.right = torch.linalg.svd(self.matrix, full_matrices=False)
-        self.left = left.T.contiguous()
         self.image_shape = (1, matrix.shape[1])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,16 +27,17 @@ class Matrix(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return (y @ matching(self.matrix, y))[:, None]
 
-    def prox(
-        self,
-        z: Tensor,
-        y: Tensor,
-        rho: float | Tensor,
-        start: Tensor | None = None,
-        tolerance: float = 1e-5,
-        iterations: int = 100,
-    ) -> Tensor:
-        values = matching(self.values, z)
+    def prox(self, z: Tensor, y: Tensor, rho: float | Tensor, solver: CG = CG()) -> Tensor:
+        left, values, right = (matching(factor, z) for factor in self.factors())
         weight = rho.flatten(1) if isinstance(rho, Tensor) and rho.ndim else rho
-        step = values / (values**2 + weight) * ((y - self.forward(z)) @ matching(self.left, z).T)
-        return z + (step @ matching(self.right, z))[:, None]
+        step = values / (values**2 + weight) * ((y - self.forward(z)) @ left.T)
+        return z + (step @ right)[:, None]
+
+    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """U' (rank, m), the singular values (rank,) and V' (rank, n), float64."""
+
+        def decomposed() -> tuple[Tensor, Tensor, Tensor]:
+            left, values, right = torch.linalg.svd(self.matrix.double(), full_matrices=False)
+            return left.T.contiguous(), values, right
+
+        return self.remembered("factors", decomposed)

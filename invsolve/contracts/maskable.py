@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
-from invsolve.contracts.operator import LinearOperator
+from invsolve.contracts.operator import Composition, LinearOperator, Scaled
+from invsolve.contracts.wrapped import HandedOn, WrappedLinear
 
 
 class MaskableOperator(LinearOperator):
     """A linear operator whose measurement splits into groups (pixels, k-space columns, view angles) acquired one by one.
 
     Set `group_index`: an integer tensor that broadcasts against one measurement (without the batch axis) and holds the
-    group of each entry, -1 for entries that cannot be acquired.
+    group of each entry, -1 for entries that cannot be acquired. What can be derived from a mask is better a property
+    (`numbered` of the mask, remembered), so that it follows a mask that is replaced.
     """
 
     group_index: Tensor
@@ -37,3 +37,35 @@ class MaskableOperator(LinearOperator):
         index = self.group_index.expand(values.shape[1:]).flatten()
         kept = torch.where(index >= 0, values.flatten(1), 0.0)
         return values.new_zeros(len(values), groups).index_add_(1, index.clamp_min(0), kept)
+
+    def __matmul__(self, other: LinearOperator) -> LinearOperator:
+        return MaskableComposition(self, other)
+
+    def __rmul__(self, factor: float) -> LinearOperator:
+        return MaskableScaled(factor, self)
+
+
+class MaskableView(WrappedLinear):
+    """The base of views whose measurement, and so its groups, are those of the maskable operator inside."""
+
+    group_index: Any = HandedOn()
+
+
+class MaskableScaled(Scaled, MaskableView, MaskableOperator):
+    """s A, with the groups of A."""
+
+
+class MaskableComposition(Composition, MaskableOperator):
+    """A @ B, with the groups of A."""
+
+    outer: MaskableOperator
+
+    @property
+    def group_index(self) -> Tensor:  # type: ignore[override]
+        return self.outer.group_index
+
+
+def numbered(mask: Tensor) -> Tensor:
+    """Number what a mask measures, row by row, and -1 elsewhere: a `group_index` of single entries; int64, shaped like it."""
+    measured = mask != 0
+    return torch.where(measured, measured.flatten().cumsum(0).view(measured.shape) - 1, -1)

@@ -73,6 +73,10 @@ class Prior(Module):
         # Below the measured levels the noise itself is what is left.
         return float(min(np.exp(np.interp(np.log(sigma), levels, errors)), sigma**2))
 
+    def state_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of what diffuses for images of shape (C, *spatial): the same here; another where that is a latent."""
+        return tuple(image_shape)
+
     def check_shape(self, image_shape: Sequence[int]) -> None:
         """Raise UserError unless images (C, *spatial) of this shape can be denoised."""
         wanted = self.event_shape

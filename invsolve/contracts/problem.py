@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from invsolve.contracts.data_step import DataStep
 from invsolve.contracts.maskable import MaskableOperator
 from invsolve.contracts.noise import Gaussian, Noise
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.through_plane import ThroughPlane
+from invsolve.contracts.views import InPhysicalUnits, real_view
 from invsolve.numerics.linalg import norm, size_of
-from invsolve.numerics.spectrum import SingularSystem, dense_system, small
 
 
 @dataclass
@@ -38,8 +39,8 @@ class Calls:
 
 
 @dataclass
-class Problem:
-    """p(x | y) in network units, for a batch of chains.
+class Problem(DataStep):
+    """p(x | y) in network units, for a batch of chains: what is known, what was measured, and what that costs.
 
     Attributes:
         known: the prior, or None for strategies that do without; strategies use the property `prior`.
@@ -68,11 +69,6 @@ class Problem:
     # Computed once a problem: in the step loop they would wait for the device. Not carried over by dataclasses.replace.
     _precision: Tensor | None = field(default=None, init=False)
     _dof: int | None = field(default=None, init=False)
-    _largest_sigma: float | None = field(default=None, init=False)
-    _operator_norm: float | None = field(default=None, init=False)
-    _svd: SingularSystem | None = field(default=None, init=False)
-    _short: bool | None = field(default=None, init=False)
-    _data_in_basis: Tensor | None = field(default=None, init=False)
 
     @property
     def prior(self) -> Prior:
@@ -85,46 +81,19 @@ class Problem:
         return len(self.y)
 
     @property
-    def linear(self) -> LinearOperator:
-        """The operator, for strategies that declared the need "linear"."""
-        assert isinstance(self.operator, LinearOperator)
-        return self.operator
-
-    @property
     def maskable(self) -> MaskableOperator:
         """The operator, for strategies that declared the need "maskable"."""
         assert isinstance(self.operator, MaskableOperator)
         return self.operator
 
     @property
-    def sigma(self) -> float | Tensor:
-        """Noise standard deviation, for strategies that declared the need "gaussian"; broadcasts against y."""
-        assert isinstance(self.noise, Gaussian)
-        return self.noise.sigma
-
-    def largest_sigma(self) -> float:
-        """The largest noise standard deviation among the rows, as a number."""
-        if self._largest_sigma is None:
-            self._largest_sigma = float(torch.as_tensor(self.sigma).max())
-        return self._largest_sigma
-
-    def rho(self, variance: float | Tensor) -> float | Tensor:
-        """sigma_y^2 / variance, as `prox` wants it: positive, and shaped to broadcast against images.
-
-        Args:
-            variance: of the image given what is known without the data; a number, or one a row (B,).
-        """
-        # A floor for noise-free data: a solve that is exact to single precision, where zero would divide by zero.
-        floor = 1e-7 * self.operator_norm() ** 2
-        ratio = self.sigma**2 / variance
-        if not isinstance(ratio, Tensor):
-            return max(ratio, floor)
-        ratio = ratio.clamp_min(floor).to(self.y.device, self.y.real.dtype)
-        return ratio.reshape(-1, *[1] * len(self.image_shape))
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of one row of what diffuses: the image's, unless the prior says otherwise (see `Prior.state_shape`)."""
+        return self.image_shape if self.known is None else self.known.state_shape(self.image_shape)
 
     def zeros(self) -> Tensor:
-        """Real zeros (B, C, *spatial) on the data's device."""
-        return torch.zeros(self.batch, *self.image_shape, dtype=self.y.real.dtype, device=self.y.device)
+        """Real zeros (B, *state_shape) on the data's device: a state to fill with noise."""
+        return torch.zeros(self.batch, *self.state_shape, dtype=self.y.real.dtype, device=self.y.device)
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         """D(x, sigma), counted; differentiable in x where gradients are enabled."""
@@ -173,51 +142,6 @@ class Problem:
         data, image = self.shift
         return self.linear.baseline(self.y + data, self.sigma) - image
 
-    def tikhonov(
-        self,
-        residual: Tensor,
-        variance: float | Tensor,
-        start: Tensor | None = None,
-        tolerance: float = 1e-5,
-        iterations: int = 100,
-    ) -> Tensor:
-        """(A'A + sigma_y^2 / variance)^-1 A' residual: what the data add to an estimate of that mean squared error.
-
-        Without iterations where `closed_tikhonov` has it, else conjugate gradients from `start`, see `LinearOperator.prox`.
-        """
-        rho = self.rho(variance)
-        closed = self.closed_tikhonov(residual, rho)
-        return self.linear.prox(self.zeros(), residual, rho, start, tolerance, iterations) if closed is None else closed
-
-    def closed_tikhonov(self, residual: Tensor, rho: float | Tensor) -> Tensor | None:
-        """(A'A + rho)^-1 A' residual, if that takes no iterations: the operator's closed form, or through a short system."""
-        system = self.short_system()
-        return self.linear.tikhonov(residual, rho) if system is None else system.tikhonov(residual, rho)
-
-    def prox(
-        self, z: Tensor, rho: float | Tensor, y: Tensor | None = None, tolerance: float = 1e-5, iterations: int = 100
-    ) -> Tensor:
-        """argmin_x |A x - y|^2 + rho |x - z|^2, y by default the data; conjugate gradients, where they are needed, from z."""
-        y, system = self.y if y is None else y, self.short_system()
-        if system is None:
-            return self.linear.prox(z, y, rho, None, tolerance, iterations)
-        return z + system.tikhonov(y - self.linear(z), rho)
-
-    def short_system(self) -> SingularSystem | None:
-        """The singular system where it spares iterations and costs little (closed form, or a small dense matrix); else None."""
-        if self._short is None:
-            iterates = self.linear.tikhonov(self.y[:1], 1.0) is None
-            cheap = self.linear.svd(self.image_shape, self.y) is not None or small(self.image_shape, self.y)
-            self._short = iterates and cheap
-        return self.svd() if self._short else None
-
-    def operator_norm(self) -> float:
-        """Largest singular value of a linear operator; 1 for others, whose users set strengths themselves."""
-        if self._operator_norm is None:
-            linear = isinstance(self.operator, LinearOperator)
-            self._operator_norm = self.linear.norm(self.y[:1]) if linear else 1.0
-        return self._operator_norm
-
     def linear_norm(self) -> float | Tensor:
         """Largest singular value of A or of its linear part, by which gradient steps are divided; 1 where there is none.
 
@@ -225,28 +149,9 @@ class Problem:
         """
         operator = self.operator
         if isinstance(operator, InPhysicalUnits) and isinstance(operator.inner, LinearOperator):
-            factor, _ = operator.scale.broadcast(self.zeros())
+            factor, _ = operator.scale.broadcast(self.blank())
             return factor * operator.inner.norm(self.y[:1])
         return self.operator_norm()
-
-    def svd(self) -> SingularSystem:
-        """Singular system of the linear operator: its closed form, else from its dense matrix.
-
-        Raises:
-            UserError: there is no closed form and the operator is too large for a dense one.
-        """
-        if self._svd is None:
-            operator = self.linear
-            keep = operator.inner if isinstance(operator, RealView) else operator
-            closed = operator.svd(self.image_shape, self.y)
-            self._svd = dense_system(operator, self.image_shape, self.y, keep) if closed is None else closed
-        return self._svd
-
-    def data_in_basis(self) -> Tensor:
-        """U'y, the data's coefficients in the singular basis, (B, *basis)."""
-        if self._data_in_basis is None:
-            self._data_in_basis = self.svd().measurement_to_basis(self.y)
-        return self._data_in_basis
 
     def data_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient of |y - A(x)|^2 / 2 with respect to x, (B, C, *spatial), and the residual y - A(x)."""
@@ -331,100 +236,3 @@ def make_problem(
     elif any(isinstance(v, Tensor) or v != same for v, same in ((scale.factor, 1.0), (scale.offset, 0.0))):
         operator = InPhysicalUnits(operator, scale)
     return Problem(prior, operator, noise, y, tuple(image_shape), samples_per_item, shift=shift)
-
-
-def real_view(operator: Operator, channels: int) -> Operator:
-    """See a complex-image operator as one on real images with `channels` 1 (real part) or 2 (real, imaginary)."""
-    if not isinstance(operator, LinearOperator):
-        return RealView(operator, channels)
-    return (MaskableRealView if isinstance(operator, MaskableOperator) else LinearRealView)(operator, channels)
-
-
-class RealView(Operator):
-    """A complex-image operator on real images: (B, 1, ...) is the real part, (B, 2, ...) real and imaginary part."""
-
-    def __init__(self, inner: Operator, channels: int) -> None:
-        super().__init__()
-        self.inner, self.channels = inner, channels
-        self.name, self.image_unit = inner.name, inner.image_unit
-        if inner.image_shape is not None:
-            self.image_shape = (channels, *inner.image_shape[1:])
-
-    def to_complex(self, x: Tensor) -> Tensor:
-        imaginary = x[:, 1:] if self.channels == 2 else torch.zeros_like(x)
-        return torch.complex(x[:, :1], imaginary)
-
-    def to_real(self, x: Tensor) -> Tensor:
-        return torch.cat([x.real, x.imag], 1) if self.channels == 2 else x.real
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(self.to_complex(x))
-
-    def measured(self) -> Tensor | None:
-        return self.inner.measured()
-
-
-class LinearRealView(RealView, LinearOperator):
-    """`RealView` of a linear operator; closed forms carry over where both parts are free."""
-
-    inner: LinearOperator
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self.to_real(self.inner.adjoint(y))
-
-    def prox(
-        self,
-        z: Tensor,
-        y: Tensor,
-        rho: float | Tensor,
-        start: Tensor | None = None,
-        tolerance: float = 1e-5,
-        iterations: int = 100,
-    ) -> Tensor:
-        if self.channels == 1:
-            return super().prox(z, y, rho, start, tolerance, iterations)
-        begin = None if start is None else self.to_complex(start)
-        return self.to_real(self.inner.prox(self.to_complex(z), y, rho, begin, tolerance, iterations))
-
-    def tikhonov(self, r: Tensor, rho: float | Tensor) -> Tensor | None:
-        found = None if self.channels == 1 else self.inner.tikhonov(r, rho)
-        return None if found is None else self.to_real(found)
-
-    def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
-        if self.channels == 1:
-            return super().pinv(y, tolerance, iterations)
-        return self.to_real(self.inner.pinv(y, tolerance, iterations))
-
-    def svd(self, image_shape: Sequence[int], like: Tensor) -> SingularSystem | None:
-        if self.channels == 1:
-            return self.inner.svd_on_real_images(like)
-        inner = self.inner.svd((1, *image_shape[1:]), like)
-        return None if inner is None else inner.on_real_parts(self.to_complex, self.to_real)
-
-    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
-        return self.to_real(self.inner.baseline(y, sigma))
-
-
-class MaskableRealView(LinearRealView, MaskableOperator):
-    """`RealView` of a maskable operator: the measurement, and so its groups, are the same."""
-
-    inner: MaskableOperator
-
-    @property
-    def group_index(self) -> Tensor:  # type: ignore[override]
-        return self.inner.group_index
-
-
-class InPhysicalUnits(Operator):
-    """A(factor x + offset): an operator that cannot be rescaled, fed from network units."""
-
-    def __init__(self, inner: Operator, scale: Scale) -> None:
-        super().__init__()
-        self.inner, self.scale = inner, scale
-        self.name, self.image_shape = inner.name, inner.image_shape
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(self.scale.to_physical(x))
-
-    def measured(self) -> Tensor | None:
-        return self.inner.measured()

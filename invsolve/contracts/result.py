@@ -18,7 +18,9 @@ class Reconstruction:
         samples: (N, S, C, *spatial).
         diagnostics: `residual` (N, S, steps), norm of y - A(D) per step in units of its expected value, NaN for steps at
             which the strategy did not compute it; `discrepancy` (N, S), norm of y - A(sample) in the same units, for exact
-            draws 1 +- 1 / sqrt(2 `discrepancy_dof`); `discrepancy_report`, a line that judges it; per-item lists
+            draws 1 +- 1 / sqrt(2 `discrepancy_dof`); `discrepancy_report`, a line that judges it;
+            `inner_unconverged` (N, S), how many solves inside a sample's steps ended at their last iteration instead of at their
+            tolerance; per-item lists
             `network_calls`, `vjp_calls`, `operator_calls` (each per sample) and `seconds`; and whatever the strategy recorded.
         provenance: versions, parameters, seed, scale, prior and its hash.
     """

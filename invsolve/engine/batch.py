@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -45,12 +46,13 @@ Callback = Callable[[StepInfo], object]
 
 @dataclass
 class Outcome:
-    """One batch, done: images in network units, the residual at each step, of the images, and what it cost a row."""
+    """One batch, done: images in network units, residuals, inner solves that did not converge, and what it cost a row."""
 
     images: Tensor
     residuals: Tensor
     discrepancy: Tensor
     dof: Tensor
+    unconverged: Tensor
     record: dict[str, Tensor]
     facts: dict[str, float]
     linear: dict[int, Tensor] = field(default_factory=dict)
@@ -63,6 +65,7 @@ class Outcome:
             processes.gather(self.residuals, rows),
             processes.gather(self.discrepancy, rows),
             processes.gather(self.dof, rows),
+            processes.gather(self.unconverged, rows),
             {name: processes.gather(value, rows) for name, value in self.record.items()},
             self.facts | {"seconds": self.facts["seconds"] * share},
         )
@@ -91,7 +94,7 @@ def run_batch(
         Interrupted: `should_stop` said so.
     """
     began = time.perf_counter()
-    with torch.no_grad(), metered(problem.operator, problem.calls):
+    with torch.no_grad(), _counting(problem):
         levels = strategy.schedule(problem).tolist()
         expected = problem.expected_misfit()
         expected = torch.where(expected > 0, expected, torch.ones_like(expected))
@@ -102,6 +105,7 @@ def run_batch(
             state, residuals = dict(resume.state), resume.residuals
             began -= resume.seconds
             problem.calls.add(resume.calls)
+            problem.count_unconverged(resume.unconverged)
         done = 0 if resume is None else resume.step
         watch = _Watch(problem, levels)
         for k, (sigma, sigma_next) in enumerate(pairwise(levels[done:]), start=done + 1):
@@ -118,7 +122,8 @@ def run_batch(
             stopping = should_stop is not None and should_stop()
             if keep is not None:
                 seconds = time.perf_counter() - began
-                keep(Snapshot(rng.chains, k, state, residuals, seconds, problem.calls.counts()), stopping)
+                missed = problem.unconverged()
+                keep(Snapshot(rng.chains, k, state, residuals, missed, seconds, problem.calls.counts()), stopping)
             if stopping:
                 raise Interrupted
         images = strategy.result(problem, state)
@@ -135,7 +140,18 @@ def run_batch(
         "operator_calls": (calls.forward + calls.adjoint) / rows,
         "seconds": (time.perf_counter() - began) / rows,
     }
-    return Outcome(images, residuals, discrepancy, numbers, record, facts)
+    return Outcome(images, residuals, discrepancy, numbers, problem.unconverged(), record, facts)
+
+
+@contextmanager
+def _counting(problem: Problem) -> Iterator[None]:
+    """Let the problem's operator count its calls; the operator itself does not know."""
+    operator = problem.operator
+    problem.operator = metered(operator, problem.calls)
+    try:
+        yield
+    finally:
+        problem.operator = operator
 
 
 def _late(strategy: Strategy, problem: Problem, state: State) -> Callable[[], Tensor]:

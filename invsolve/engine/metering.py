@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
+from collections.abc import Callable
+from typing import TypeVar
 
 from torch import Tensor
 
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.problem import Calls
+from invsolve.contracts.wrapped import Wrapped
+
+A = TypeVar("A", bound=Operator)
 
 
-@contextmanager
-def metered(operator: Operator, calls: Calls) -> Iterator[None]:
-    """Count the rows that pass through `forward` and `adjoint`; calls made inside one another count once."""
+def metered(operator: A, calls: Calls) -> A:
+    """An operator like this one that counts the rows through `forward` and `adjoint`; calls made inside one another count once.
+
+    It shares all tensors and everything remembered with the operator, which is left as it is: runs in several threads may
+    share one. Of a view the operator inside counts, so that solves which the view hands on count too.
+    """
+    counting = operator.twin()
+    if isinstance(operator, Wrapped):
+        counting._modules = operator._modules | {"inner": metered(operator.inner, calls)}
+        return counting
     inside = False
 
-    def counting(method: Callable[[Tensor], Tensor], counter: str) -> Callable[[Tensor], Tensor]:
-        @wraps(method)
-        def counted(value: Tensor) -> Tensor:
+    def counted(method: Callable[[Tensor], Tensor], counter: str) -> Callable[[Tensor], Tensor]:
+        def count(value: Tensor) -> Tensor:
             nonlocal inside
             if inside:
                 return method(value)
@@ -30,14 +38,9 @@ def metered(operator: Operator, calls: Calls) -> Iterator[None]:
             finally:
                 inside = False
 
-        return counted
+        return count
 
-    # Instance attributes shadow the class's methods, and are removed again.
-    names = ["forward", *(["adjoint"] if isinstance(operator, LinearOperator) else [])]
-    for name in names:
-        operator.__dict__[name] = counting(getattr(operator, name), name)
-    try:
-        yield
-    finally:
-        for name in names:
-            del operator.__dict__[name]
+    # Methods of the instance go before those of its class, and solvers in the class then call them.
+    for name in ("forward", "adjoint") if isinstance(operator, LinearOperator) else ("forward",):
+        counting.__dict__[name] = counted(getattr(counting, name), name)
+    return counting

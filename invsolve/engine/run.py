@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from invsolve.contracts.measurement import Measurement
+from invsolve.contracts.module import placed
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.problem import Problem, make_problem
 from invsolve.contracts.scale import Scale
@@ -239,7 +240,7 @@ class Run:
         noise = self.measurement.noise
         assert noise is not None
         coupled = self.samples if self.strategy.couples_samples else 1
-        operator, prior = self.measurement.operator_for(items[0]).to(self.device), self.prior
+        operator, prior = placed(self.measurement.operator_for(items[0]), self.device), self.prior
         if self.couples_items:
             operator = in_chunks(operator, self.batch_size, self.device, home)
             prior = None if prior is None else RowsOfAVolume(prior, self.batch_size, self.device, self.planes)
@@ -270,6 +271,7 @@ class Run:
             "residual": outcome.residuals.cpu(),
             "discrepancy": outcome.discrepancy.cpu(),
             "discrepancy_dof": outcome.dof.cpu(),
+            "inner_unconverged": outcome.unconverged.cpu(),
         }
         arrays |= {name: value.cpu() for name, value in outcome.record.items()}
         collector.add(chains, arrays, outcome.facts, outcome.linear)

@@ -22,6 +22,7 @@ class Snapshot:
         step: steps done.
         state: the strategy's, tensors with the batch first.
         residuals: (B, steps), so far.
+        unconverged: (B,), inner solves that did not converge so far.
         seconds: spent so far.
         calls: counters of the problem so far.
     """
@@ -30,6 +31,7 @@ class Snapshot:
     step: int
     state: Mapping[str, Tensor]
     residuals: Tensor
+    unconverged: Tensor
     seconds: float
     calls: Mapping[str, int]
 
@@ -37,7 +39,8 @@ class Snapshot:
         """The same for other rows: tensors by a function of them, `share` times the calls."""
         state = {name: function(value) for name, value in self.state.items()}
         calls = {name: round(count * share) for name, count in self.calls.items()}
-        return Snapshot(chains, self.step, state, function(self.residuals), self.seconds, calls)
+        residuals, unconverged = function(self.residuals), function(self.unconverged)
+        return Snapshot(chains, self.step, state, residuals, unconverged, self.seconds, calls)
 
 
 class Keeper(Protocol):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,10 @@ from torch import Tensor
 from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.prior import Prior
+from invsolve.contracts.wrapped import Wrapped, WrappedLinear
 from invsolve.errors import UserError
+from invsolve.numerics.krylov import CG, Solution
+from invsolve.numerics.spectrum import SingularSystem
 
 
 def volumes_of(measurement: Measurement) -> list[list[int]]:
@@ -31,7 +36,7 @@ def volumes_of(measurement: Measurement) -> list[list[int]]:
     return list(found.values())
 
 
-class InChunks(Operator):
+class InChunks(Wrapped, Operator):
     """An operator that takes so many rows at a time, on its own device, whatever device the rows live on.
 
     Args:
@@ -42,10 +47,8 @@ class InChunks(Operator):
     """
 
     def __init__(self, inner: Operator, rows: int, device: torch.device, home: torch.device) -> None:
-        super().__init__()
-        self.inner, self.rows, self.device, self.home = inner, rows, device, home
-        self.name, self.image_shape, self.image_unit = inner.name, inner.image_shape, inner.image_unit
-        self.complex_image, self.parameters_given = inner.complex_image, inner.parameters_given
+        super().__init__(inner)
+        self.rows, self.device, self.home = rows, device, home
 
     def _map(self, function: Callable[..., Tensor], *values: Tensor | float | None) -> Tensor:
         """Apply a function of tensors with the batch first to chunks of them; what has another length goes in whole."""
@@ -73,48 +76,68 @@ class InChunks(Operator):
         mask = self.inner.measured()
         return None if mask is None else mask.to(self.home)
 
-    def image_shape_for(self, measurement_shape: Sequence[int], channels: int = 1) -> tuple[int, ...] | None:
-        return self.inner.image_shape_for(measurement_shape, channels)
 
-    def measurement_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
-        return self.inner.measurement_shape(image_shape)
-
-
-class LinearInChunks(InChunks, LinearOperator):
+class LinearInChunks(InChunks, WrappedLinear, LinearOperator):
     """`InChunks` of a linear operator. Its solvers stop each row for itself, so chunks do not change what they find."""
-
-    inner: LinearOperator
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self._map(self.inner.adjoint, y)
 
-    def prox(
-        self,
-        z: Tensor,
-        y: Tensor,
-        rho: float | Tensor,
-        start: Tensor | None = None,
-        tolerance: float = 1e-5,
-        iterations: int = 100,
-    ) -> Tensor:
-        def solve(z: Tensor, y: Tensor, rho: float | Tensor, start: Tensor | None) -> Tensor:
-            return self.inner.prox(z, y, rho, start, tolerance, iterations)
+    def normal(self, x: Tensor) -> Tensor:
+        return self._map(self.inner.normal, x)
 
-        return self._map(solve, z, y, rho, start)
+    def prox(self, z: Tensor, y: Tensor, rho: float | Tensor, solver: CG = CG()) -> Tensor:
+        endings: list[list[Solution]] = []
+
+        def solve(z: Tensor, y: Tensor, rho: float | Tensor, start: Tensor | None) -> Tensor:
+            endings.append([])
+            return self.inner.prox(z, y, rho, replace(solver, start=start, told=endings[-1].append))
+
+        x = self._map(solve, z, y, rho, solver.start)
+        _tell(solver, endings, self.home)
+        return x
 
     def tikhonov(self, r: Tensor, rho: float | Tensor) -> Tensor | None:
-        found = [self.inner.tikhonov(*parts) for parts in self._chunks(r, rho)]
-        done = [part.to(r.device) for part in found if part is not None]
-        return torch.cat(done) if len(done) == len(found) else None
+        parts = [self.inner.tikhonov(*parts) for parts in self._chunks(r, rho)]
+        done = [part.to(r.device) for part in parts if part is not None]
+        return torch.cat(done) if len(done) == len(parts) else None
 
-    def pinv(self, y: Tensor, tolerance: float = 1e-6, iterations: int = 200) -> Tensor:
-        return self._map(lambda part: self.inner.pinv(part, tolerance, iterations), y)
+    def pinv(self, y: Tensor, solver: CG = CG(1e-6, 200)) -> Tensor:
+        endings: list[list[Solution]] = []
+
+        def solve(y: Tensor, start: Tensor | None) -> Tensor:
+            endings.append([])
+            return self.inner.pinv(y, replace(solver, start=start, told=endings[-1].append))
+
+        x = self._map(solve, y, solver.start)
+        _tell(solver, endings, self.home)
+        return x
+
+    def svd(self, image_shape: Sequence[int], like: Tensor) -> SingularSystem | None:
+        return self._at_home(super().svd(image_shape, like[:1].to(self.device)))
+
+    def svd_on_real_images(self, like: Tensor) -> SingularSystem | None:
+        return self._at_home(super().svd_on_real_images(like[:1].to(self.device)))
+
+    def _at_home(self, system: SingularSystem | None) -> SingularSystem | None:
+        """The system for tensors that live at home, a few rows at a time."""
+        if system is None:
+            return None
+        maps = (system.to_basis, system.from_basis, system.measurement_to_basis)
+        return SingularSystem(system.values.to(self.home), *(partial(self._map, each) for each in maps))
 
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         return self._map(self.inner.baseline, y, sigma)
 
     def norm(self, like: Tensor | None = None) -> float:
         return self.inner.norm(None if like is None else like.to(self.device))
+
+
+def _tell(solver: CG, endings: list[list[Solution]], home: torch.device) -> None:
+    """Tell how the solves of all chunks ended as if they had been one each."""
+    for parts in zip(*endings, strict=True) if solver.told is not None else ():
+        pieces = ((p.x, p.converged, p.iterations) for p in parts)
+        solver.told(Solution(*(torch.cat([t.to(home) for t in column]) for column in zip(*pieces, strict=True))))  # type: ignore[misc]
 
 
 def in_chunks(operator: Operator, rows: int, device: torch.device, home: torch.device) -> Operator:
@@ -147,6 +170,9 @@ class PriorInChunks(Prior):
             part = x[some].to(self.device, non_blocking=True)
             done.append(self.inner.denoise(part, level[some] if level.ndim else level).to(x.device))
         return done[0] if len(done) == 1 else torch.cat(done)
+
+    def state_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
+        return self.inner.state_shape(image_shape)
 
     def error(self, sigma: float) -> float:
         return self.inner.error(sigma)

@@ -1,4 +1,4 @@
-"""A linear map as an autograd function: its backward is its adjoint, and stores nothing."""
+"""Maps and autograd: a linear map whose backward is its adjoint and stores nothing; the tangent of any other."""
 
 from __future__ import annotations
 
@@ -38,3 +38,40 @@ class _Linear(torch.autograd.Function):
 def linear_map(x: Tensor, apply: Map, transpose: Map) -> Tensor:
     """Return `apply(x)`, differentiable in x by `transpose` (and that by `apply`), to any order."""
     return _Linear.apply(x, apply, transpose)
+
+
+class Tangent:
+    """The tangent of a differentiable map at a point: one pass through the map, then Jacobian products both ways.
+
+    Attributes:
+        at: the point, (B, ...), detached.
+        value: the map's value there, detached.
+        exists: False where autograd cannot follow the map; products then fail.
+
+    Args:
+        function: the map, every row for itself.
+        x: the point.
+    """
+
+    def __init__(self, function: Map, x: Tensor) -> None:
+        with torch.enable_grad():
+            self._point = x.detach().requires_grad_()
+            self._value = function(self._point)
+            self.exists = self._value.requires_grad
+            self.at, self.value = self._point.detach(), self._value.detach()
+            if not self.exists:
+                return
+            # The transpose is linear in `probe`, so its transpose in turn is the tangent: forward products by two backward
+            # passes, which every differentiable map has, where forward-mode rules are missing from many.
+            self._probe = torch.zeros_like(self._value, requires_grad=True)
+            (self._pulled,) = torch.autograd.grad(self._value, self._point, self._probe, create_graph=True)
+
+    def forward(self, direction: Tensor) -> Tensor:
+        """The Jacobian times a direction, shaped like the point."""
+        (product,) = torch.autograd.grad(self._pulled, self._probe, direction, retain_graph=True)
+        return product
+
+    def adjoint(self, v: Tensor) -> Tensor:
+        """The Jacobian's transpose times v, shaped like the value."""
+        (product,) = torch.autograd.grad(self._value, self._point, v, retain_graph=True)
+        return product

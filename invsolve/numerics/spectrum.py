@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from invsolve.errors import UserError
 from invsolve.numerics.linalg import size_of
+
+T = TypeVar("T")
 
 #: Largest side of the Gram matrix that is decomposed: a minute or two on one core, growing with its cube.
 DENSE_LIMIT = 6000
@@ -31,6 +33,10 @@ class LinearMap(Protocol):
     def __call__(self, x: Tensor) -> Tensor: ...
 
     def adjoint(self, y: Tensor) -> Tensor: ...
+
+    def remembered(self, key: Hashable, make: Callable[[], T]) -> T:
+        """`make()`, kept until the operator changes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -99,29 +105,26 @@ def safe_reciprocal(values: Tensor) -> Tensor:
     return torch.where(positive, 1 / torch.where(positive, values, torch.ones_like(values)), 0.0)
 
 
-def dense_system(operator: LinearMap, image_shape: Sequence[int], like: Tensor, keep: Any) -> SingularSystem:
+def dense_system(operator: LinearMap, image_shape: Sequence[int], like: Tensor) -> SingularSystem:
     """Decompose the dense matrix of a real-image operator, in double precision, through the smaller Gram matrix.
 
-    The matrix is asked of the operator in the precision of `like`: its author need not have thought of another.
+    The matrix is asked of the operator in the precision of `like`: its author need not have thought of another. The factors are
+    remembered by the operator until it changes.
 
     Args:
         operator: real images (B, C, *spatial) to real or complex y.
         image_shape: (C, *spatial).
         like: a measurement (B, *measurement): its shape, precision and device.
-        keep: the object on which the factors are kept for the next call.
 
     Raises:
         UserError: the operator is too large.
     """
     shape, measurement = tuple(image_shape), tuple(like.shape[1:])
-    cache: dict[Any, tuple[Any, tuple[Tensor, Tensor, Tensor]]] = keep.__dict__.setdefault("_dense_systems", {})
-    # An author may change a mask or a matrix in place.
-    state = tuple((buffer.data_ptr(), buffer._version) for buffer in keep.buffers())
-    key = (shape, measurement, like.dtype, like.device)
-    if cache.get(key, (None,))[0] != state:
-        left, values, right = (t.to(like.real.dtype) for t in _decompose(operator, shape, like))
-        cache[key] = state, (left, values, right)
-    left, values, right = cache[key][1]
+
+    def decomposed() -> tuple[Tensor, ...]:
+        return tuple(t.to(like.real.dtype) for t in _decompose(operator, shape, like))
+
+    left, values, right = operator.remembered(("dense", shape, measurement, like.dtype, like.device), decomposed)
     return SingularSystem(
         values,
         lambda x: x.flatten(1) @ right,

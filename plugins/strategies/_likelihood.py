@@ -40,7 +40,7 @@ def gaussian_draw(problem: Problem, centre: Tensor, variance: float, rng: ChainR
     noise = torch.as_tensor(problem.sigma).to(problem.y.device, problem.y.real.dtype)
     around = centre + math.sqrt(variance) * rng.normal(centre)
     data = problem.y + noise * rng.normal(problem.y)
-    return problem.prox(around, problem.rho(variance), data)
+    return problem.prox(around, data, problem.rho(variance))
 
 
 def langevin(

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from invsolve.contracts.noise import Gaussian
-from invsolve.contracts.operator import LinearOperator
+from invsolve.contracts.operator import Linearised, LinearOperator
 from invsolve.contracts.problem import Problem
-from invsolve.numerics.krylov import conjugate_gradients
+from invsolve.numerics.krylov import CG
 from invsolve.numerics.linalg import rows
+
+#: What is solved here only suggests directions, or stands for what a few products left over.
+COARSE = CG(1e-2, 30)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def local(problem: Problem, point: Tensor) -> Local:
 
 def _given(problem: Problem, operator: LinearOperator) -> Local:
     def white(r: Tensor, v: float) -> Tensor:
-        return problem.tikhonov(r, v, tolerance=1e-2, iterations=30)
+        return problem.tikhonov(r, v, COARSE)
 
     def direction(r: Tensor, v: float) -> tuple[Tensor, Tensor]:
         rho = problem.rho(v)
@@ -62,22 +65,8 @@ def _given(problem: Problem, operator: LinearOperator) -> Local:
 
 
 def _tangent(problem: Problem, point: Tensor) -> Local:
-    with torch.enable_grad():
-        point = point.detach().requires_grad_()
-        value = problem.operator(point)
-        # The transpose is linear in `probe`, so its transpose in turn is the tangent: forward products by two backward passes.
-        probe = torch.zeros_like(value, requires_grad=True)
-        (pulled,) = torch.autograd.grad(value, point, probe, create_graph=True)
-    predicted, here = value.detach(), point.detach()
-
-    def forward(direction: Tensor) -> Tensor:
-        (product,) = torch.autograd.grad(pulled, probe, direction, retain_graph=True)
-        return product
-
-    def adjoint(v: Tensor) -> Tensor:
-        (product,) = torch.autograd.grad(value, point, v, retain_graph=True)
-        return product
-
+    tangent, here = problem.operator.linearise(point), point.detach()
+    predicted = tangent.value if isinstance(tangent, Linearised) else tangent(here)
     std = problem.noise.std(predicted).expand(predicted.shape)
     # A bin that expects nothing would otherwise count as exact, as would noise-free data.
     least = 0.05 * std.flatten(1).mean(1) + 1e-5 * problem.misfit(problem.y) / problem.dof() ** 0.5
@@ -85,15 +74,15 @@ def _tangent(problem: Problem, point: Tensor) -> Local:
 
     def white(r: Tensor, v: float) -> Tensor:
         def normal(x: Tensor) -> Tensor:
-            return adjoint(forward(x) / variance) + x / v
+            return tangent.adjoint(tangent(x) / variance) + x / v
 
-        return conjugate_gradients(normal, adjoint(r / variance), None, 1e-2, 30)
+        return problem.watched(COARSE).solve(normal, tangent.adjoint(r / variance)).x
 
     def direction(r: Tensor, v: float) -> tuple[Tensor, Tensor]:
-        p = (r - forward(white(r, v))) / variance
-        return p, adjoint(p)
+        p = (r - tangent(white(r, v))) / variance
+        return p, tangent.adjoint(p)
 
     def residual(x: Tensor) -> Tensor:
-        return problem.y - predicted - forward(x - here)
+        return problem.y - predicted - tangent(x - here)
 
-    return Local(residual, forward, adjoint, white, direction, variance)
+    return Local(residual, tangent, tangent.adjoint, white, direction, variance)

@@ -38,7 +38,12 @@ def over_particles(
     flat, owner = x.flatten(0, 1), torch.arange(batch, device=x.device).repeat_interleave(count)
     # Fewer than 16 rows at once would leave a GPU idle.
     size = max(batch, 16)
-    parts = [work(for_rows(problem, owner[s : s + size]), flat[s : s + size]) for s in range(0, batch * count, size)]
+    parts = []
+    for first in range(0, batch * count, size):
+        index = owner[first : first + size]
+        some = for_rows(problem, index)
+        parts.append(work(some, flat[first : first + size]))
+        problem.count_unconverged(torch.zeros_like(problem.unconverged()).index_add(0, index, some.unconverged()))
     return tuple(torch.cat(p).view(batch, count, *p[0].shape[1:]) for p in zip(*parts, strict=True))
 
 

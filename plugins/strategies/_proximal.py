@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from invsolve.contracts.problem import Problem
+from invsolve.numerics.krylov import CG
 
 
 def correction(
@@ -24,7 +25,7 @@ def correction(
         iterations: of conjugate gradients, at most.
     """
     tolerance = min(max(0.1 * sigma_next, 1e-3), 0.05)
-    return problem.tikhonov(residual, variance, start, tolerance, iterations)
+    return problem.tikhonov(residual, variance, CG(tolerance, iterations, start))
 
 
 def renoise(estimate: Tensor, direction: Tensor, noise: Tensor, sigma_next: float, fresh: float) -> Tensor:

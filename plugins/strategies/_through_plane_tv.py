@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import softshrink
 
 from invsolve.contracts.problem import Problem
-from invsolve.numerics.krylov import conjugate_gradients
+from invsolve.numerics.krylov import CG
 
 #: A slice (or volume) whose gradient has fallen to this part of its size is solved.
 _TOLERANCE = 1e-6
@@ -59,12 +59,12 @@ class ThroughPlaneTV:
         # Steps for the correction from zero are those for x from near, and cost one operator pass less.
         data = operator.adjoint(residual) / scale
         if self.weight == 0:
-            return near + conjugate_gradients(normal, data, None, _TOLERANCE, self.sweeps * self.solves), jumps, dual
+            return near + CG(_TOLERANCE, self.sweeps * self.solves).solve(normal, data).x, jumps, dual
         shift = None
         start = across.difference(near)
         for _ in range(self.sweeps):
             wanted = data + self.penalty * across.transpose(jumps - dual - start)
-            shift = conjugate_gradients(coupled, wanted, shift, _TOLERANCE, self.solves, across.inner)
+            shift = CG(_TOLERANCE, self.solves).solve(coupled, wanted, shift, across.inner).x
             reached = start + across.difference(shift) + dual
             jumps = softshrink(reached, self.weight / self.penalty)
             dual = reached - jumps

@@ -10,7 +10,7 @@ from torch import Tensor
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
-from invsolve.numerics.krylov import conjugate_gradients
+from invsolve.numerics.krylov import CG
 from invsolve.numerics.random import ChainRandom
 from invsolve.plugins.strategies._proximal import renoise
 
@@ -59,8 +59,6 @@ class DDS(Strategy):
         else:
             rho = problem.operator_norm() ** 2 / self.gamma
         # Steps for the correction from zero are those for the image from D, and cost one operator pass less.
-        shift = conjugate_gradients(
-            lambda v: operator.normal(v) + rho * v, operator.adjoint(residual), None, 1e-6, self.solves
-        )
+        shift = CG(1e-6, self.solves).solve(lambda v: operator.normal(v) + rho * v, operator.adjoint(residual)).x
         x = renoise(estimate + shift, (x - estimate) / sigma, rng.normal(x), sigma_next, self.eta)
         return {"x": x, "residual": problem.misfit(residual)}

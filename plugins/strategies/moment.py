@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -15,7 +14,7 @@ from invsolve.contracts.operator import LinearOperator
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
-from invsolve.numerics.linalg import inner, rows
+from invsolve.numerics.krylov import GCR
 from invsolve.numerics.random import ChainRandom
 from invsolve.plugins.strategies._local import local
 
@@ -103,9 +102,7 @@ class Moment(Strategy):
         unknown = problem.prior.error(sigma)
         budget = 3 * self.solves if start is None else self.solves if self.matters(problem, unknown) else 1
         first = None if start is None else (start[0], near.adjoint(start[0]))
-        u, shift, rest = minimal_residual(
-            system, lambda r: near.direction(r, unknown), near.residual(mean), first, budget
-        )
+        u, shift, rest = GCR(budget).solve(system, lambda r: near.direction(r, unknown), near.residual(mean), first)
         # What a few products leave unsolved is not left out of the image: it gets the white covariance of the same error.
         extra = near.white(rest, unknown)
         return mean + shift + extra, rest + near.variance * u - near.forward(extra), u
@@ -131,51 +128,3 @@ def extrapolation(h: float, churn: float) -> float:
         churn: 0 for the probability flow, 1 for the reverse stochastic equation.
     """
     return 1 / 2 - (3 + churn) * h / 24 + (1 + churn) * h**2 / 16
-
-
-Direction = tuple[Tensor, Tensor]
-
-
-def minimal_residual(
-    system: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    direction: Callable[[Tensor], Direction],
-    b: Tensor,
-    first: Direction | None,
-    budget: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Solve M u = b by generalised conjugate residuals (Eisenstat 1983) with `budget` products, every row for itself.
-
-    Args:
-        system: p, A'p -> (M p, image of p); the image is accumulated beside u.
-        direction: r -> p, an approximate solution of M p = r up to a factor, and A'p.
-        first: tried as the first direction, with the length that suits it best: a poor one does no harm.
-
-    Returns:
-        u, its image, and b - M u.
-    """
-    tried: list[tuple[Tensor, Tensor]] = []
-    basis: list[tuple[Tensor, Tensor]] = []
-    shares: list[list[Tensor]] = []  # of each product along the ones before it
-    lengths: list[Tensor] = []
-    r = b
-    for k in range(budget):
-        p, pulled = first if k == 0 and first is not None else direction(r)
-        q, image = system(p, pulled)
-        tried.append((p, image))
-        shares.append([])
-        for q_old, square in basis:
-            shares[k].append(inner(q_old, q) / square)
-            q = torch.addcmul(q, rows(shares[k][-1], q), q_old, value=-1)
-        square = inner(q, q).clamp_min(torch.finfo(image.dtype).tiny)
-        basis.append((q, square))
-        lengths.append(inner(q, r) / square)
-        r = torch.addcmul(r, rows(lengths[k], q), q, value=-1)
-    # The basis is a triangular combination of the products: solved backwards for how much of each direction to take.
-    for j in reversed(range(budget)):
-        for k in range(j):
-            lengths[k] = lengths[k] - shares[j][k] * lengths[j]
-    u, shift = torch.zeros_like(b), torch.zeros_like(tried[0][1])
-    for length, (p, image) in zip(lengths, tried, strict=True):
-        u = torch.addcmul(u, rows(length, p), p)
-        shift = torch.addcmul(shift, rows(length, image), image)
-    return u, shift, r

@@ -11,6 +11,7 @@ from torch import Tensor
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
+from invsolve.numerics.krylov import CG
 from invsolve.numerics.linalg import norm, rows
 from invsolve.numerics.random import ChainRandom
 
@@ -57,7 +58,7 @@ class ScoreSDE(Strategy):
         x = state["x"]
         estimate = problem.denoise(x, sigma)
         if sigma_next == 0:
-            return {"x": problem.prox(estimate, problem.rho(problem.prior.error(sigma)))}
+            return {"x": problem.prox(estimate, problem.y, problem.rho(problem.prior.error(sigma)))}
         x = x + (1 - (sigma_next / sigma) ** 2) * (estimate - x)
         fresh = sigma**2 - sigma_next**2
         x = self.project(problem, x + math.sqrt(fresh) * rng.normal(x), sigma_next, fresh, rng)
@@ -76,4 +77,4 @@ class ScoreSDE(Strategy):
         would count anew in every step, and the image would be surer of them than they are.
         """
         noise = sigma * rng.normal(x)
-        return noise + problem.prox(x - noise, problem.rho(fresh), tolerance=1e-3, iterations=30)
+        return noise + problem.prox(x - noise, problem.y, problem.rho(fresh), CG(1e-3, 30))

@@ -11,6 +11,7 @@ from torch import Tensor
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
+from invsolve.numerics.krylov import CG
 from invsolve.numerics.linalg import inner, rows
 from invsolve.numerics.ode import solvers
 from invsolve.numerics.random import ChainRandom
@@ -81,7 +82,7 @@ class Split(Strategy):
             x = x.detach().requires_grad_()
             estimate = problem.denoise(x, sigma)
             residual = problem.residual(estimate.detach())
-            pull = problem.tikhonov(residual, variance, tolerance=1e-3, iterations=30).detach()
+            pull = problem.tikhonov(residual, variance, CG(1e-3, 30)).detach()
             (product,) = torch.autograd.grad(estimate, x, pull / variance)
         # Where errors are not white, V is too small for some: never move D past the best fit in its direction.
         shift = sigma**2 * product

@@ -10,6 +10,7 @@ from torch import Tensor
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
+from invsolve.numerics.krylov import CG
 from invsolve.numerics.ode import solvers
 from invsolve.numerics.random import ChainRandom
 
@@ -55,7 +56,7 @@ class Steered(Strategy):
     def step(self, problem: Problem, state: State, sigma: float, sigma_next: float, rng: ChainRandom) -> State:
         def steered(x: Tensor, level: float) -> Tensor:
             estimate, rho = problem.denoise(x, level), problem.rho(problem.prior.error(level))
-            return problem.prox(estimate, rho, tolerance=1e-3, iterations=30)
+            return problem.prox(estimate, problem.y, rho, CG(1e-3, 30))
 
         chosen = solvers.solver(self.solver)
         x, memory = chosen.step(steered, state["x"], state, sigma, sigma_next, rng)

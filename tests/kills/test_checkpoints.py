@@ -225,12 +225,15 @@ def test_nothing_is_between_the_checkpoint_and_the_file(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_something_else_is_not_gone_on_from(tmp_path: Path) -> None:
-    snapshot = Snapshot([(0, 0)], 3, {"x": torch.ones(1, 2)}, torch.zeros(1, 4), 1.5, {"network": 7})
+    snapshot = Snapshot(
+        [(0, 0)], 3, {"x": torch.ones(1, 2)}, torch.zeros(1, 4), torch.ones(1, dtype=torch.int32), 1.5, {"network": 7}
+    )
     keeper = CheckpointFile(tmp_path / "out.h5", "config")
     assert keeper.restore() == (None, {})
     keeper.save(snapshot, {4: [(0, {"image": torch.ones(2)}, {"seconds": 1.0})]})
     found, waiting = keeper.restore()
     assert found is not None
+    assert found.unconverged.tolist() == [1]
     assert (found.chains, found.step, found.calls) == ([(0, 0)], 3, {"network": 7})
     assert torch.equal(waiting[4][0][1]["image"], torch.ones(2))
     assert CheckpointFile(tmp_path / "out.h5", "another").restore() == (None, {})

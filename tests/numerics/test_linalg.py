@@ -2,7 +2,7 @@
 
 import torch
 
-from invsolve.numerics.krylov import conjugate_gradients, spectral_norm
+from invsolve.numerics.krylov import CG, spectral_norm
 from invsolve.numerics.linalg import inner
 
 
@@ -14,7 +14,7 @@ def spd(n: int, seed: int) -> torch.Tensor:
 def test_solves_each_row() -> None:
     m = spd(12, 0)
     b = torch.randn(5, 12, dtype=torch.float64)
-    x = conjugate_gradients(lambda v: v @ m, b, tolerance=1e-12, iterations=100)
+    x = CG(1e-12, 100).solve(lambda v: v @ m, b).x
     torch.testing.assert_close(x, torch.linalg.solve(m, b.T).T)
 
 
@@ -23,15 +23,15 @@ def test_a_rows_answer_does_not_depend_on_the_other_rows() -> None:
     b = torch.randn(4, 12, dtype=torch.float64)
     b[1] = 0
     b[2] *= 1e6
-    together = conjugate_gradients(lambda v: v @ m, b, tolerance=1e-3)
+    together = CG(1e-3).solve(lambda v: v @ m, b).x
     for k in range(4):
-        alone = conjugate_gradients(lambda v: v @ m, b[k : k + 1], tolerance=1e-3)
+        alone = CG(1e-3).solve(lambda v: v @ m, b[k : k + 1]).x
         torch.testing.assert_close(together[k : k + 1], alone)
 
 
 def test_zero_right_hand_side_costs_nothing() -> None:
     calls = []
-    x = conjugate_gradients(lambda v: calls.append(1) or v, torch.zeros(2, 3))
+    x = CG().solve(lambda v: calls.append(1) or v, torch.zeros(2, 3)).x
     assert not calls
     assert bool((x == 0).all())
 
@@ -40,7 +40,7 @@ def test_complex_hermitian() -> None:
     a = torch.randn(6, 6, dtype=torch.complex128)
     m = a @ a.mH + torch.eye(6)
     b = torch.randn(3, 6, dtype=torch.complex128)
-    x = conjugate_gradients(lambda v: v @ m.T, b, tolerance=1e-12)
+    x = CG(1e-12).solve(lambda v: v @ m.T, b).x
     torch.testing.assert_close(x @ m.T, b)
 
 
@@ -55,3 +55,26 @@ def test_power_iteration() -> None:
         lambda v: v @ a.T @ a, torch.randn(1, 7, dtype=torch.float64), iterations=500, tolerance=1e-10
     )
     assert abs(found - float(torch.linalg.matrix_norm(a, 2))) < 1e-6
+
+
+def test_a_solve_says_how_it_ended() -> None:
+    # Rows with 1, 2 and 12 different eigenvalues along b take so many steps in exact arithmetic.
+    values = torch.linspace(1.0, 4.0, 12, dtype=torch.float64)
+    b = torch.zeros(4, 12, dtype=torch.float64)
+    b[0, 3], b[1, :2], b[2] = 1.0, 1.0, 1.0
+    told = []
+    short = CG(1e-8, 3, told=told.append).solve(lambda v: values * v, b)
+    assert short.converged.tolist() == [True, True, False, True]
+    assert short.iterations.tolist() == [1, 2, 3, 0]
+    assert told == [short]
+    full = CG(1e-8, 50).solve(lambda v: values * v, b)
+    assert bool(full.converged.all())
+    torch.testing.assert_close(full.x, b / values, atol=1e-7, rtol=0)
+
+
+def test_a_solvers_own_start_goes_before_the_proposed_one() -> None:
+    m, b = spd(6, 2), torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    right = torch.linalg.solve(m, b.T).T
+    ended = CG(1e-8, start=right).solve(lambda v: v @ m, b, torch.zeros_like(b))
+    assert ended.iterations.tolist() == [0, 0]
+    assert torch.equal(ended.x, right)
