@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from invsolve.contracts.problem import Calls
 from invsolve.contracts.wrapped import Wrapped
 
 A = TypeVar("A", bound=Operator)
+T = TypeVar("T")
 
 
 def metered(operator: A, calls: Calls) -> A:
@@ -40,6 +41,16 @@ def metered(operator: A, calls: Calls) -> A:
 
         return count
 
+    def remembered(key: Hashable, make: Callable[[], T]) -> T:
+        # What is made once an operator is no cost of this run, else counts would tell which of two runs came first.
+        nonlocal inside
+        outside, inside = inside, True
+        try:
+            return operator.remembered(key, make)
+        finally:
+            inside = outside
+
+    counting.__dict__["remembered"] = remembered
     # Methods of the instance go before those of its class, and solvers in the class then call them.
     for name in ("forward", "adjoint") if isinstance(operator, LinearOperator) else ("forward",):
         counting.__dict__[name] = counted(getattr(counting, name), name)

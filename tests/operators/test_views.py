@@ -109,8 +109,16 @@ def test_solves_and_closed_forms_are_those_of_the_matrix(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "closed"),
-    [("scaled blur", True), ("scaled twice", True), ("scaled mask", True), ("in chunks", True), ("counting", True)]
-    + [("scaled zero blur", False), ("real part, one coil", False), ("real and imaginary part, one coil", True)],
+    [
+        *(
+            ("scaled blur", True),
+            ("scaled twice", True),
+            ("scaled mask", True),
+            ("in chunks", True),
+            ("counting", True),
+        ),
+        *(("scaled zero blur", False), ("real part, one coil", False), ("real and imaginary part, one coil", True)),
+    ],
 )
 def test_closed_forms_are_not_dropped(name: str, closed: bool) -> None:
     view, _, shape, y = made(name)
