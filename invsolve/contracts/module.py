@@ -105,7 +105,9 @@ def placed(module: M, device: torch.device, frozen: bool = False) -> M:
     """
     parameters, buffers = list(module.parameters()), list(module.buffers())
     moves = any(not _is_on(tensor, device) for tensor in (*parameters, *buffers))
-    learns = any(p.requires_grad for p in parameters) or any(m.training for m in module.modules() if m is not module)
+    learns = any(p.requires_grad for p in parameters) or any(
+        m.training for m in module.modules() if not isinstance(m, Module)
+    )
     if not moves and not (frozen and learns):
         return module
     memo: dict[int, Any] = {id(buffer): buffer.to(device) for buffer in buffers}
