@@ -115,7 +115,9 @@ def find(name: str, file: h5py.File, variable: str = _SOURCE, what: str = "") ->
         # One file a block: each is looked for by its own name where the dataset is read.
         name = _BLOCK.sub(lambda m: "0".zfill(int(m[1] or 1)), name)
     given = Path(name)
-    prefixes: list[str | Path] = [p.replace("${ORIGIN}", str(here.parent)) for p in os.environ.get(variable, "").split(":") if p]
+    prefixes: list[str | Path] = [
+        p.replace("${ORIGIN}", str(here.parent)) for p in os.environ.get(variable, "").split(":") if p
+    ]
     relative = given.name if given.is_absolute() else name
     tries = [given] if given.is_absolute() else []
     own: list[str | Path] = [here.parent, here.resolve().parent]
