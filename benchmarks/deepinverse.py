@@ -29,7 +29,8 @@ from torch import Tensor
 import invsolve
 from invsolve import registry
 from invsolve.bench.gaussian import PROBLEMS, SIZE
-from invsolve.testing.strategies import Exact, distances, draws, exact_posterior
+from invsolve.testing.distances import distances, draws
+from invsolve.testing.exact import Exact, exact_posterior
 
 PIXEL_STD, SIGMA = 0.15, 0.05
 

@@ -32,7 +32,7 @@ from invsolve.contracts.problem import Problem, make_problem
 from invsolve.contracts.scale import Scale
 from invsolve.numerics.krylov import CG
 from invsolve.numerics.random import ChainRandom
-from invsolve.testing.strategies import draws
+from invsolve.testing.distances import draws
 
 SIZE = 32
 

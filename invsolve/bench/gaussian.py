@@ -14,7 +14,8 @@ from invsolve.bench.family import Family, Measure
 from invsolve.contracts.operator import LinearOperator, matching
 from invsolve.contracts.problem import real_view
 from invsolve.contracts.strategy import Strategy
-from invsolve.testing.strategies import compare, exact_posterior
+from invsolve.testing.distances import compare
+from invsolve.testing.exact import exact_posterior
 
 SIZE = 16
 

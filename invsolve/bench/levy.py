@@ -18,7 +18,7 @@ from invsolve.contracts.problem import make_problem
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.strategy import Strategy
 from invsolve.numerics.random import SHARED, ChainRandom
-from invsolve.testing.strategies import draws, sliced_wasserstein
+from invsolve.testing.distances import draws, sliced_wasserstein
 
 LENGTH = 64
 #: Standard deviation of an increment at which a signal's root mean square is 0.5, half of a [-1, 1] range.

@@ -14,7 +14,7 @@ from invsolve.contracts.noise import Gaussian
 from invsolve.contracts.problem import make_problem
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.strategy import Strategy
-from invsolve.testing.strategies import draws, sliced_wasserstein
+from invsolve.testing.distances import draws, sliced_wasserstein
 
 #: Raw units in one network unit: the outermost modes lie at +-16, a prior's images in [-1, 1].
 UNIT = 16.0

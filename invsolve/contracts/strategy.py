@@ -44,8 +44,10 @@ class Strategy:
         draws: True when repeated runs scatter like the posterior; False for point estimates.
         data_strength: parameters that decide how closely the samples follow the data, 1 where a larger value follows them more
             closely, -1 where less; what is advised when the residual does not fit the noise.
-        mean_error, std_ratio: what is claimed against the exact posterior of a Gaussian field (mean error in posterior
-            standard deviations, sample over posterior standard deviation); `check_strategy` holds it to that.
+        mean_error, std_ratio, eigen_ratio: what is claimed against the exact posterior of a Gaussian field: mean error in
+            posterior standard deviations; sample over posterior standard deviation, of all pixels together; and the same
+            along the posterior's eigenvectors, between which bounds 90 % of them lie, as what is too narrow along one
+            and too wide along another can look right in every pixel. `check_strategy` holds it to that.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("prior",)
@@ -55,6 +57,7 @@ class Strategy:
     data_strength: ClassVar[Mapping[str, int]] = {}
     mean_error: ClassVar[float] = 0.5
     std_ratio: ClassVar[tuple[float, float]] = (0.7, 1.4)
+    eigen_ratio: ClassVar[tuple[float, float]] = (0.5, 2.0)
     name: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 

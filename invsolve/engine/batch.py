@@ -46,7 +46,10 @@ Callback = Callable[[StepInfo], object]
 
 @dataclass
 class Outcome:
-    """One batch, done: images in network units, residuals, inner solves that did not converge, and what it cost a row."""
+    """One batch, done: images in network units, residuals, inner solves that did not converge, and what it cost a row.
+
+    `used` says which entries of y the images rest on, boolean, (B, ...), broadcast to y; None: all that are measured.
+    """
 
     images: Tensor
     residuals: Tensor
@@ -55,6 +58,7 @@ class Outcome:
     unconverged: Tensor
     record: dict[str, Tensor]
     facts: dict[str, float]
+    used: Tensor | None = None
     linear: dict[int, Tensor] = field(default_factory=dict)
 
     def gathered(self, processes: SingleProcess, rows: int) -> Outcome:
@@ -68,6 +72,7 @@ class Outcome:
             processes.gather(self.unconverged, rows),
             {name: processes.gather(value, rows) for name, value in self.record.items()},
             self.facts | {"seconds": self.facts["seconds"] * share},
+            None if self.used is None else processes.gather(self.used, rows),
         )
 
 
@@ -130,7 +135,8 @@ def run_batch(
         watch.finish(images)
         record = strategy.diagnostics(problem, state)
     with torch.no_grad():
-        discrepancy, numbers = problem.discrepancy(images, strategy.used(problem, state))
+        used = strategy.used(problem, state)
+        discrepancy, numbers = problem.discrepancy(images, used)
         if state.get("residual") is None:
             residuals[:, -1] = norm(problem.residual(images)) / expected
     rows, calls = problem.batch, problem.calls
@@ -140,7 +146,7 @@ def run_batch(
         "operator_calls": (calls.forward + calls.adjoint) / rows,
         "seconds": (time.perf_counter() - began) / rows,
     }
-    return Outcome(images, residuals, discrepancy, numbers, problem.unconverged(), record, facts)
+    return Outcome(images, residuals, discrepancy, numbers, problem.unconverged(), record, facts, used)
 
 
 @contextmanager

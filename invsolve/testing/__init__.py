@@ -1,8 +1,23 @@
 """The conformance kit: what every operator, prior and strategy must hold, with figures; also for plugins of your own."""
 
+from invsolve.testing.cases import Case
+from invsolve.testing.checks import checks
+from invsolve.testing.distances import compare
+from invsolve.testing.exact import Exact, exact_posterior
 from invsolve.testing.operators import check_operator
 from invsolve.testing.priors import check_prior
 from invsolve.testing.report import Finding, Report
-from invsolve.testing.strategies import check_strategy, exact_posterior
+from invsolve.testing.strategies import check_strategy
 
-__all__ = ["Finding", "Report", "check_operator", "check_prior", "check_strategy", "exact_posterior"]
+__all__ = [
+    "Case",
+    "Exact",
+    "Finding",
+    "Report",
+    "check_operator",
+    "check_prior",
+    "check_strategy",
+    "checks",
+    "compare",
+    "exact_posterior",
+]

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One property: whether it holds, the figure measured, the limit, and the remedy when it does not hold."""
+    """One property: whether it holds, the figure measured, the limit, and the remedy when it does not hold.
+
+    `skipped`: it was not looked at, or is known not to hold; `text` says why.
+    """
 
     name: str
     ok: bool
     figure: float | None = None
     limit: float | None = None
     text: str = ""
+    skipped: bool = False
 
     def __str__(self) -> str:
         figure = "" if self.figure is None else f" {self.figure:.1e}"
         limit = "" if self.limit is None else f" (limit {self.limit:.0e})"
         text = f": {self.text}" if self.text else ""
-        return f"{'ok  ' if self.ok else 'FAIL'} {self.name}{figure}{limit}{text}"
+        return f"{'skip' if self.skipped else 'ok  ' if self.ok else 'FAIL'} {self.name}{figure}{limit}{text}"
 
 
 @dataclass(repr=False)
@@ -29,23 +32,6 @@ class Report:
 
     subject: str
     findings: list[Finding] = field(default_factory=list)
-
-    def below(self, name: str, figure: float, limit: float, remedy: str) -> None:
-        """Note a figure that must not exceed its limit (and must not be NaN)."""
-        ok = figure <= limit
-        self.findings.append(Finding(name, ok, figure, limit, "" if ok else remedy))
-
-    def holds(self, name: str, ok: bool, remedy: str = "", note: str = "") -> None:
-        """Note a property that holds or not."""
-        self.findings.append(Finding(name, ok, text=note if ok else remedy))
-
-    def attempt(self, name: str, check: Callable[[], None]) -> None:
-        """Run a check; an exception in it is a finding."""
-        try:
-            check()
-        except Exception as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            self.findings.append(Finding(name, False, text=f"{type(error).__name__}: {first}"))
 
     @property
     def ok(self) -> bool:

@@ -91,9 +91,11 @@ class ADS(Strategy):
             x = state["x"].requires_grad_()
             estimate = problem.denoise(x, sigma)
             predicted = operator(estimate)
-            misfit = problem.misfit(mask * (problem.y - predicted))
-            (gradient,) = torch.autograd.grad(misfit.sum(), x)
-        x, estimate, misfit = x.detach(), estimate.detach(), misfit.detach()
+            residual = mask * (problem.y - predicted)
+            # One norm over all particles of an item, as published: each is pulled by its share in their common misfit.
+            together = torch.linalg.vector_norm(residual.view(-1, problem.samples_per_item * residual[0].numel()), dim=1)
+            (gradient,) = torch.autograd.grad(together.sum(), x)
+        x, estimate, misfit = x.detach(), estimate.detach(), problem.misfit(residual.detach())
         x = estimate + (sigma_next / sigma) * (x - estimate)
         kappa = math.sqrt((1 + sigma**2) * (1 + sigma_next**2))
         x = x - self.omega * kappa / problem.operator_norm() * gradient

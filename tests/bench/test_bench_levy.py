@@ -13,7 +13,7 @@ from invsolve.bench.matrix import Matrix
 from invsolve.contracts.problem import make_problem
 from invsolve.contracts.scale import Scale
 from invsolve.testing import check_operator
-from invsolve.testing.strategies import draws
+from invsolve.testing.distances import draws
 
 
 def walk(increments: str, length: int = levy.LENGTH) -> invsolve.Prior:

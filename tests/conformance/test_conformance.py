@@ -1,62 +1,64 @@
 """Everything registered holds what its kind promises; a new plugin is tested by existing."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 
 import invsolve
 from invsolve import registry
-from invsolve.contracts.strategy import Strategy
 from invsolve.registry.check import instances
-from invsolve.testing import check_operator, check_prior, check_strategy
+from invsolve.testing import Case, checks
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+OPERATORS: dict[str, dict[str, Any]] = {"blur": {"sigma": 1.5}, "ct": {"image_size": 16, "angles": 8}}
 
 
-def registered(kind: str) -> list[object]:
+def cases(kind: str, device: str, where: str = "", **options: Any) -> list[Any]:
+    """Every property of everything registered of a kind; the cases of one instance share its run, so one process has them."""
     return [
-        pytest.param(name, k, id=f"{name}-{k}")
+        pytest.param(case, id=f"{label}-{case.name}", marks=pytest.mark.xdist_group(f"{label}-{device}"))
         for name, cls in registry.available(kind).items()
-        for k in range(len(getattr(cls, "examples", ({},))))
+        for k, instance in enumerate(instances(cls, kind, name))
+        for label in [f"{where}{name}-{k}"]
+        for case in checks(instance, device=device, **options)
     ]
 
 
-def make(kind: str, name: str, k: int) -> object:
-    return instances(registry.find(kind, name), kind, name)[k]
+def everywhere(kind: str) -> list[Any]:
+    return [param for device in DEVICES for param in cases(kind, device, "" if device == "cpu" else f"{device}-")]
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("name", "k"), registered("operator"))
-def test_operator(name: str, k: int, device: str) -> None:
-    report = check_operator(make("operator", name, k), device=device)
-    assert report, str(report)
+def on_other_operators() -> list[Any]:
+    return [
+        param
+        for name, given in OPERATORS.items()
+        for param in cases("strategy", "cpu", f"{name}-", operator=invsolve.operator(name, **given))
+    ]
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("name", "k"), registered("prior"))
-def test_prior(name: str, k: int, device: str) -> None:
-    report = check_prior(make("prior", name, k), device=device)
-    assert report, str(report)
+@pytest.mark.parametrize("case", everywhere("operator"))
+def test_operator(case: Case) -> None:
+    case()
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("name", "k"), registered("strategy"))
-def test_strategy_on_half_the_pixels(name: str, k: int, device: str) -> None:
-    report = check_strategy(make("strategy", name, k), device=device)
-    assert report, str(report)
+@pytest.mark.parametrize("case", everywhere("prior"))
+def test_prior(case: Case) -> None:
+    case()
 
 
-@pytest.mark.parametrize("operator", ["blur", "ct"])
-@pytest.mark.parametrize(("name", "k"), registered("strategy"))
-def test_strategy_on_other_operators(name: str, k: int, operator: str) -> None:
-    strategy = make("strategy", name, k)
-    assert isinstance(strategy, Strategy)
-    forward = {"blur": {"sigma": 1.5}, "ct": {"image_size": 16, "angles": 8}}[operator]
-    if "maskable" in strategy.needs and operator == "blur":
-        pytest.skip("blur is not maskable")
-    report = check_strategy(strategy, invsolve.operator(operator, **forward))
-    assert report, str(report)
+@pytest.mark.parametrize("case", everywhere("strategy"))
+def test_strategy_on_half_the_pixels(case: Case) -> None:
+    case()
 
 
-def test_there_is_something_of_each_kind() -> None:
-    for kind, least in (("operator", 4), ("strategy", 5), ("prior", 3), ("layout", 2)):
-        assert len(registry.available(kind)) >= least
+@pytest.mark.parametrize("case", on_other_operators())
+def test_strategy_on_other_operators(case: Case) -> None:
+    case()
+
+
+@pytest.mark.parametrize(("kind", "least"), [("operator", 4), ("strategy", 5), ("prior", 3), ("layout", 2)])
+def test_there_is_something_of_each_kind(kind: str, least: int) -> None:
+    assert len(registry.available(kind)) >= least

@@ -21,7 +21,7 @@ from invsolve.plugins.priors.analytic.mixture import GaussianMixture
 from invsolve.plugins.strategies import _particles as particles
 from invsolve.plugins.strategies.mcgdiff import gained, guided
 from invsolve.plugins.strategies.tds import isotropic_twist, moment_twist, short_of_the_data
-from invsolve.testing.strategies import exact_posterior
+from invsolve.testing.exact import exact_posterior
 
 WEIGHTS = torch.tensor([[0.5, 0.21, 0.02, 0.27], [0.0, 1.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]], dtype=torch.float64)
 

@@ -15,7 +15,8 @@ from invsolve.contracts.problem import Problem
 from invsolve.engine.batch import run_batch
 from invsolve.numerics.random import ChainRandom
 from invsolve.testing.operators import dense
-from invsolve.testing.strategies import compare, exact_posterior
+from invsolve.testing.distances import compare
+from invsolve.testing.exact import exact_posterior
 
 CHAINS = [(0, 0), (0, 1), (1, 0)]
 

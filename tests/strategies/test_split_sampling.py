@@ -18,7 +18,7 @@ from invsolve.engine.batch import run_batch
 from invsolve.numerics.random import ChainRandom
 from invsolve.plugins.strategies._likelihood import draw, gaussian_draw, langevin
 from invsolve.plugins.strategies._reverse import reverse
-from invsolve.testing.strategies import exact_posterior
+from invsolve.testing.exact import exact_posterior
 
 
 class Matrix(LinearOperator):

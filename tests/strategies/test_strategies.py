@@ -11,7 +11,7 @@ from invsolve.contracts.scale import Scale
 from invsolve.engine.batch import run_batch
 from invsolve.numerics import schedules
 from invsolve.numerics.random import ChainRandom
-from invsolve.testing.strategies import exact_posterior
+from invsolve.testing.exact import exact_posterior
 
 CHAINS = [(0, 0), (0, 1), (1, 0)]
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from invsolve.contracts.operator import matching
 from invsolve.contracts.prior import Prior, per_row
 from invsolve.errors import UserError
+from invsolve.numerics.fields import circulant, filtered, power_spectrum
 from invsolve.numerics.random import ChainRandom
 
 
@@ -43,9 +44,7 @@ class GaussianField(Prior):
     ) -> None:
         super().__init__()
         if spectrum is None:
-            k = torch.fft.fftfreq(size, dtype=torch.float64) * 2 * torch.pi * length
-            shape = (1 + k[:, None] ** 2 + k[None] ** 2) ** -decay
-            spectrum = std**2 * shape / shape.mean()
+            spectrum = power_spectrum(size, std, length, decay)
         if spectrum.ndim != 2 or spectrum.shape[0] != spectrum.shape[1] or bool((spectrum < 0).any()):
             raise UserError(f"prior 'gaussian': spectrum must be (N, N) and >= 0, got {tuple(spectrum.shape)}")
         self.spectrum = spectrum.double()
@@ -57,7 +56,7 @@ class GaussianField(Prior):
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         spectrum = matching(self.spectrum, x)
         gain = spectrum / (spectrum + per_row(sigma, x) ** 2)
-        return self.mean + torch.fft.ifft2(gain * torch.fft.fft2(x - self.mean)).real
+        return self.mean + filtered(x - self.mean, gain)
 
     def error(self, sigma: float) -> float:
         return float((self.spectrum * sigma**2 / (self.spectrum + sigma**2)).mean())
@@ -72,11 +71,8 @@ class GaussianField(Prior):
         """Draw images (B, 1, N, N) of the dtype and device of `like`."""
         white = rng.normal(like.new_zeros(len(rng.chains), 1, *self.spectrum.shape))
         root = matching(self.spectrum, white).sqrt()
-        return self.mean + torch.fft.ifft2(root * torch.fft.fft2(white)).real
+        return self.mean + filtered(white, root)
 
     def covariance(self) -> Tensor:
         """Dense covariance (N^2, N^2), float64."""
-        size = self.spectrum.shape[0]
-        identity = torch.eye(size * size, dtype=torch.float64).view(-1, size, size)
-        columns = torch.fft.ifft2(self.spectrum.cpu() * torch.fft.fft2(identity)).real
-        return columns.reshape(size * size, size * size).T
+        return circulant(self.spectrum.cpu())
