@@ -102,6 +102,7 @@ def draw(
             f"prior {prior.name or type(prior).__name__!r} makes images (channels, *size) of "
             f"{tuple('any' if f is None else f for f in fixed)}, asked for {wanted}"
         )
+    chosen = chosen.over(steps)
     levels = schedules.edm(steps, prior.sigma_min, prior.sigma_max).tolist()
     rng = ChainRandom(seed, [(item, 0) for item in range(first, first + count)])
     x = levels[0] * rng.at(0).normal(torch.zeros(count, *wanted, device=device))

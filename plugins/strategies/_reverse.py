@@ -27,7 +27,8 @@ def reverse(
         The clean image, and D(x, sigma) of the first call; both (B, C, *spatial).
     """
     low = min(problem.prior.sigma_min, sigma)
-    levels = schedules.edm(steps, low, sigma).tolist() if steps > 1 and low < sigma else [sigma, 0.0]
+    # At the last level, sigma_min but for rounding, there is no way left to go in steps: they would have no length.
+    levels = schedules.edm(steps, low, sigma).tolist() if steps > 1 and low < sigma * (1 - 1e-6) else [sigma, 0.0]
     levels[0] = sigma  # the grid gives it back but for rounding
     first = before = problem.denoise(x, sigma)
     gap = 0.0

@@ -12,8 +12,8 @@ from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
 from invsolve.numerics.krylov import CG
-from invsolve.numerics.linalg import norm, rows
 from invsolve.numerics.random import ChainRandom
+from invsolve.plugins.strategies._langevin import langevin_length
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,9 @@ class ScoreSDE(Strategy):
 
     Song et al., ICLR 2021, Algorithm 2 and appendix I, and ICLR 2022, Algorithm 2, for measurements in general. The
     projection solves for x with A x = y + sigma' A n, against the measurement noise: x = sigma' n + prox(x - sigma' n, y), which
-    for noise-free pixels is the paper's replacement. Data are noised to the level that x has reached, norms are taken per
-    sample, and the last step returns the denoised image without noise, which the published code does not.
+    for noise-free pixels is the paper's replacement. Data are noised to the level that x has reached, a
+    Langevin step has the length that is expected at its level, the same for all samples, and the last step returns the
+    denoised image without noise, which the published code does not.
 
     Known bias: what the data say reaches the hidden part of the image only through correctors and later steps.
 
@@ -65,8 +66,8 @@ class ScoreSDE(Strategy):
         for _ in range(self.corrections):
             score = (problem.denoise(x, sigma_next) - x) / sigma_next**2
             noise = rng.normal(x)
-            length = 2 * (self.snr * norm(noise) / norm(score)) ** 2
-            x = x + rows(length, x) * score + rows((2 * length).sqrt(), x) * noise
+            length = langevin_length(problem, self.snr, sigma_next)
+            x = x + length * score + math.sqrt(2 * length) * noise
             x = self.project(problem, x, sigma_next, length, rng)
         return {"x": x}
 

@@ -69,7 +69,8 @@ class Split(Strategy):
         share = 1 - (sigma_next / sigma) ** (0.5 if halves else 1.0)
         shift, residual = self.guidance(problem, state["x"], sigma)
         x = state["x"] + share * shift
-        x, memory = solvers.solver(self.solver).step(problem.denoise, x, state, sigma, sigma_next, rng)
+        chosen = solvers.solver(self.solver).over(self.steps)
+        x, memory = chosen.step(problem.denoise, x, state, sigma, sigma_next, rng)
         if halves:
             shift, _ = self.guidance(problem, x, sigma_next)
             x = x + share * shift

@@ -58,6 +58,6 @@ class Steered(Strategy):
             estimate, rho = problem.denoise(x, level), problem.rho(problem.prior.error(level))
             return problem.prox(estimate, problem.y, rho, CG(1e-3, 30))
 
-        chosen = solvers.solver(self.solver)
+        chosen = solvers.solver(self.solver).over(self.steps)
         x, memory = chosen.step(steered, state["x"], state, sigma, sigma_next, rng)
         return {"x": x, **memory}

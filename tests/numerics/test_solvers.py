@@ -64,6 +64,7 @@ def run(
     s: Solver, denoise: Callable[[Tensor, float], Tensor], x: Tensor, levels: Sequence[float], rng: ChainRandom = QUIET
 ) -> Tensor:
     memory: Memory = {}
+    s = s.over(len(levels) - 1)
     for k, (sigma, sigma_next) in enumerate(pairwise(levels)):
         x, memory = s.step(denoise, x, memory, sigma, sigma_next, rng.at(k))
     return x
@@ -171,7 +172,7 @@ def test_calls_are_counted_rightly(name: str) -> None:
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_memory_is_cut_by_rows_and_outlives_a_checkpoint(name: str, tmp_path) -> None:
-    s, levels = SOLVERS[name], karras(8)
+    s, levels = SOLVERS[name].over(8), karras(8)
     half: Memory = {}
     x = START
     for k, (sigma, sigma_next) in enumerate(pairwise(levels[:6])):
@@ -203,6 +204,45 @@ def test_unipc_keeps_what_was_added_between_steps() -> None:
     torch.testing.assert_close(kept - plain, push * 3.0 / 4.0)
 
 
+class Given(ChainRandom):
+    """Draws one number only."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__(0, [(0, 0)])
+        self.number = number
+
+    def normal(self, like: Tensor) -> Tensor:
+        return torch.full_like(like, self.number)
+
+
+def variance_error(s: Solver, steps: int) -> float:
+    """Of samples of N(0, 0.25), relative: each step is x -> a x + b n, and so is the variance followed exactly."""
+    levels = schedules.edm(steps, 0.002, 80.0).tolist()
+    variance, s = 0.25 + levels[0] ** 2, s.over(steps)
+    one, nothing = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    for sigma, sigma_next in pairwise(levels):
+        a, _ = s.step(gaussian(0.25), one, {}, sigma, sigma_next, Given(0.0))
+        b, _ = s.step(gaussian(0.25), nothing, {}, sigma, sigma_next, Given(1.0))
+        variance = float(a) ** 2 * variance + float(b) ** 2
+    return abs(variance / 0.25 - 1)
+
+
+def test_the_churn_of_the_edm_preset_is_spread_over_the_run() -> None:
+    # Both the flow and the noise are then followed to second order in the step, so that four times the steps leave a sixteenth.
+    few, many = variance_error(SOLVERS["edm"], 400), variance_error(SOLVERS["edm"], 1600)
+    assert few < 4e-3
+    assert many < few / 8
+    # Fixed, it leaves the error of the noise, which falls with the step and no faster.
+    assert variance_error(SOLVERS["edm"], 3200) < variance_error(Heun(churn=0.2), 3200) / 10
+
+
+def test_a_churn_of_the_run_is_not_taken_by_a_single_step() -> None:
+    with pytest.raises(invsolve.UserError, match=r"over\(steps\)"):
+        SOLVERS["edm"].step(mixture, START, {}, 5.0, 4.0, QUIET)
+    assert Heun(churn_of_run=40.0).over(200) == Heun(churn=0.2)
+    assert Heun(churn_of_run=40.0).over(10) == Heun(churn=math.sqrt(2) - 1)
+
+
 def test_names_and_settings() -> None:
     assert solver("dpmpp-2m") is SOLVERS["dpmpp-2m"]
     assert solver(UniPC(1)) == UniPC(1)
@@ -215,6 +255,7 @@ def test_names_and_settings() -> None:
     [
         lambda: DDIM(eta=1.5),
         lambda: Heun(churn=0.5),
+        lambda: Heun(churn_of_run=-1.0),
         lambda: DPMpp2M(eta=-1.0),
         lambda: DEIS(5),
         lambda: DEIS(2, "rho"),  # type: ignore[arg-type]

@@ -137,6 +137,23 @@ def test_the_flow_of_a_gaussian_field_has_a_closed_form() -> None:
     assert torch.equal(reverse(problem, x, 3.0, 1, 0.0, rng)[0], first)
 
 
+@pytest.mark.parametrize("over", [0.0, 1e-15, 1e-9])
+def test_there_is_no_way_left_at_the_last_level(over: float) -> None:
+    problem = exact_posterior(samples=2, dtype=torch.float64).problem
+    sigma = problem.prior.sigma_min * (1 + over)
+    x = sigma * chains(2).normal(problem.zeros())
+    image, first = reverse(problem, x, sigma, 5, 0.0, chains(2))
+    torch.testing.assert_close(image, problem.denoise(x, sigma))
+    assert torch.equal(image, first)
+
+
+def test_daps_with_the_papers_five_steps_of_the_flow_ends_at_finite_images() -> None:
+    # Its schedule ends at sigma_min but for rounding, where steps of the flow had no length.
+    problem = exact_posterior(samples=2).problem
+    images = run_batch(problem, invsolve.strategy("daps", steps=7, flow_steps=5), chains(2)).images
+    assert bool(images.isfinite().all())
+
+
 def test_the_reverse_sde_draws_images_given_the_noisy_one() -> None:
     rows, sigma = 600, 0.3
     prior = invsolve.load_prior("gaussian", size=4, std=0.5, length=1.0)

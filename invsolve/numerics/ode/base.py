@@ -59,6 +59,10 @@ class Solver:
         """
         raise NotImplementedError
 
+    def over(self, steps: int) -> Solver:
+        """The same solver for a run of so many steps: what a method spreads over its run is then known for each step."""
+        return self
+
     def calls(self, steps: int) -> int:
         """Calls of D in a run of `steps` steps whose last goes to level 0."""
         return self.evaluations * (steps - 1) + 1

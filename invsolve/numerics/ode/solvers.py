@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -73,14 +73,16 @@ class Heun(Solver):
     Karras et al., NeurIPS 2022, Algorithms 1 and 2.
 
     Args:
-        churn: gamma, by which a step first raises its noise level; their S_churn over the number of steps. At most 0.41
-            (sqrt 2 - 1).
+        churn: gamma, by which a step first raises its noise level. At most 0.41 (sqrt 2 - 1).
+        churn_of_run: instead of `churn`, their S_churn, of which each step of a run gets its part (see `over`): fixed, the
+            noise of each step would grow against the step as steps become shorter, and its error would stay.
         churn_low, churn_high: noise levels between which it does so, network units.
         churn_noise: standard deviation of the added noise over the right one; the paper takes 1.003 to make up for a
             network's loss of detail.
     """
 
     churn: float = 0.0
+    churn_of_run: float = 0.0
     churn_low: float = 0.05
     churn_high: float = 50.0
     churn_noise: float = 1.0
@@ -91,6 +93,13 @@ class Heun(Solver):
     def __post_init__(self) -> None:
         if not 0 <= self.churn <= 0.4143:
             raise UserError(f"solver heun: churn must be from 0 to 0.414, got {self.churn}")
+        if self.churn_of_run < 0:
+            raise UserError(f"solver heun: churn_of_run must be at least 0, got {self.churn_of_run}")
+
+    def over(self, steps: int) -> Heun:
+        if not self.churn_of_run:
+            return self
+        return replace(self, churn=min(self.churn_of_run / steps, math.sqrt(2) - 1), churn_of_run=0.0)
 
     def step(
         self,
@@ -101,6 +110,8 @@ class Heun(Solver):
         sigma_next: float,
         rng: ChainRandom,
     ) -> tuple[Tensor, Memory]:
+        if self.churn_of_run:
+            raise UserError("solver heun: churn_of_run belongs to a whole run; say how many steps it has: .over(steps)")
         if self.churn > 0 and self.churn_low <= sigma <= self.churn_high:
             raised = sigma * (1 + self.churn)
             x = x + self.churn_noise * math.sqrt(raised**2 - sigma**2) * rng.normal(x)
@@ -189,7 +200,7 @@ SOLVERS: dict[str, Solver] = {
     "ddim": DDIM(),
     "ancestral": DDIM(eta=1.0),
     "heun": Heun(),
-    "edm": Heun(churn=0.2),
+    "edm": Heun(churn_of_run=40.0),
     "dpmpp-2m": DPMpp2M(),
     "dpmpp-2m-sde": DPMpp2M(eta=1.0),
     "dpmpp-2s": DPMpp2S(),
