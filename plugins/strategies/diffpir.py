@@ -45,8 +45,9 @@ class DiffPIR(Strategy):
     iterations: int = 20
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
-    mean_error: ClassVar[float] = 0.45
-    std_ratio: ClassVar[tuple[float, float]] = (0.75, 1.1)
+    mean_error: ClassVar[float] = 0.15
+    std_ratio: ClassVar[tuple[float, float]] = (0.8, 0.9)
+    eigen_ratio: ClassVar[tuple[float, float]] = (0.8, 1.0)
 
     def schedule(self, problem: Problem) -> Tensor:
         return schedules.edm(self.steps, problem.prior.sigma_min, min(self.start, problem.prior.sigma_max))

@@ -49,7 +49,8 @@ class DPS(Strategy):
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "operator-gradient")
     data_strength: ClassVar[Mapping[str, int]] = {"zeta": 1}
     mean_error: ClassVar[float] = 0.4
-    std_ratio: ClassVar[tuple[float, float]] = (0.85, 1.1)
+    std_ratio: ClassVar[tuple[float, float]] = (0.95, 1.1)
+    eigen_ratio: ClassVar[tuple[float, float]] = (0.95, 1.55)
 
     def fits(self, problem: Problem) -> bool:
         """Whether the step length is fitted."""

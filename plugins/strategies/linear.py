@@ -23,7 +23,7 @@ class LinearReconstruction(Strategy):
 
     needs: ClassVar[tuple[str, ...]] = ("linear", "gaussian")
     draws: ClassVar[bool] = False
-    mean_error: ClassVar[float] = 8.0
+    mean_error: ClassVar[float] = 1.25
 
     def schedule(self, problem: Problem) -> Tensor:
         return iterations(0)

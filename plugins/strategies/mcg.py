@@ -38,8 +38,9 @@ class MCG(Strategy):
     iterations: int = 20
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian")
-    mean_error: ClassVar[float] = 0.9
-    std_ratio: ClassVar[tuple[float, float]] = (0.5, 1.1)
+    mean_error: ClassVar[float] = 0.75
+    std_ratio: ClassVar[tuple[float, float]] = (0.6, 0.75)
+    eigen_ratio: ClassVar[tuple[float, float]] = (0.15, 1.15)
 
     def schedule(self, problem: Problem) -> Tensor:
         return schedules.ddpm_linear(self.steps, problem.prior.sigma_min, problem.prior.sigma_max)

@@ -50,8 +50,9 @@ class MCGDiff(Strategy):
     start: float | None = None
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
-    mean_error: ClassVar[float] = 1.0
-    std_ratio: ClassVar[tuple[float, float]] = (0.7, 1.4)
+    mean_error: ClassVar[float] = 0.4
+    std_ratio: ClassVar[tuple[float, float]] = (0.95, 1.15)
+    eigen_ratio: ClassVar[tuple[float, float]] = (0.9, 1.2)
     examples = ({"particles": 4, "steps": 40},)
 
     def at_cost(self, evaluations: int) -> Self:

@@ -52,8 +52,9 @@ class Moment(Strategy):
     start: float = 20.0
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linearisation")
-    mean_error: ClassVar[float] = 0.12
-    std_ratio: ClassVar[tuple[float, float]] = (0.96, 1.04)
+    mean_error: ClassVar[float] = 0.1
+    std_ratio: ClassVar[tuple[float, float]] = (0.98, 1.02)
+    eigen_ratio: ClassVar[tuple[float, float]] = (0.97, 1.03)
 
     def at_cost(self, evaluations: int) -> Self:
         return replace(self, steps=max(evaluations // (1 + self.solves), 2))

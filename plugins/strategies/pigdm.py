@@ -46,8 +46,9 @@ class PiGDM(Strategy):
     iterations: int = 20
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian")
-    mean_error: ClassVar[float] = 0.3
-    std_ratio: ClassVar[tuple[float, float]] = (0.8, 1.05)
+    mean_error: ClassVar[float] = 0.25
+    std_ratio: ClassVar[tuple[float, float]] = (0.9, 1.0)
+    eigen_ratio: ClassVar[tuple[float, float]] = (0.9, 1.0)
 
     def schedule(self, problem: Problem) -> Tensor:
         return schedules.edm(self.steps, problem.prior.sigma_min, min(self.start, problem.prior.sigma_max))

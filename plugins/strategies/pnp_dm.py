@@ -46,8 +46,9 @@ class PnPDM(Strategy):
     iterations: int = 40
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "operator-gradient")
-    mean_error: ClassVar[float] = 0.4
-    std_ratio: ClassVar[tuple[float, float]] = (0.85, 1.2)
+    mean_error: ClassVar[float] = 0.2
+    std_ratio: ClassVar[tuple[float, float]] = (0.95, 1.05)
+    eigen_ratio: ClassVar[tuple[float, float]] = (0.95, 1.8)
 
     def at_cost(self, evaluations: int) -> Self:
         return replace(self, steps=max(evaluations // self.inner, 2))

@@ -58,7 +58,7 @@ class REDDiff(Strategy):
     draws: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("prior", "operator-gradient", "gaussian")
     data_strength: ClassVar[Mapping[str, int]] = {"data_weight": 1, "weight": -1}
-    mean_error: ClassVar[float] = 1.5
+    mean_error: ClassVar[float] = 0.85
 
     def schedule(self, problem: Problem) -> Tensor:
         return schedules.ddpm_linear(self.steps, problem.prior.sigma_min, problem.prior.sigma_max)

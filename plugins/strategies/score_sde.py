@@ -41,8 +41,9 @@ class ScoreSDE(Strategy):
     snr: float = 0.16
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
-    mean_error: ClassVar[float] = 0.4
-    std_ratio: ClassVar[tuple[float, float]] = (0.9, 1.25)
+    mean_error: ClassVar[float] = 0.3
+    std_ratio: ClassVar[tuple[float, float]] = (1.0, 1.15)
+    eigen_ratio: ClassVar[tuple[float, float]] = (0.8, 1.25)
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"steps": 40},)
 
     def at_cost(self, evaluations: int) -> Self:

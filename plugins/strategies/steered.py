@@ -37,8 +37,9 @@ class Steered(Strategy):
     solver: str = "dpmpp-2m-sde"
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
-    mean_error: ClassVar[float] = 0.6
-    std_ratio: ClassVar[tuple[float, float]] = (0.9, 1.4)
+    mean_error: ClassVar[float] = 0.4
+    std_ratio: ClassVar[tuple[float, float]] = (1.0, 1.3)
+    eigen_ratio: ClassVar[tuple[float, float]] = (0.95, 1.6)
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"steps": 50},)
 
     def __post_init__(self) -> None:

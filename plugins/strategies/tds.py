@@ -58,8 +58,9 @@ class TDS(Strategy):
     start: float | None = None
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian")
-    mean_error: ClassVar[float] = 0.35
-    std_ratio: ClassVar[tuple[float, float]] = (0.85, 1.15)
+    mean_error: ClassVar[float] = 0.15
+    std_ratio: ClassVar[tuple[float, float]] = (0.95, 1.05)
+    eigen_ratio: ClassVar[tuple[float, float]] = (0.9, 1.15)
     examples = ({"particles": 2, "steps": 40},)
 
     def at_cost(self, evaluations: int) -> Self:

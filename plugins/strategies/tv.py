@@ -39,7 +39,7 @@ class TotalVariation(Strategy):
 
     needs: ClassVar[tuple[str, ...]] = ("linear", "gaussian")
     draws: ClassVar[bool] = False
-    mean_error: ClassVar[float] = 3.0
+    mean_error: ClassVar[float] = 0.75
 
     def schedule(self, problem: Problem) -> Tensor:
         return iterations(self.steps)

@@ -14,6 +14,13 @@ from invsolve.testing import Case, checks
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 OPERATORS: dict[str, dict[str, Any]] = {"blur": {"sigma": 1.5}, "ct": {"image_size": 16, "angles": 8}}
+#: Claims that do not hold everywhere, by operator and strategy, and why.
+KNOWN: dict[str, dict[str, dict[str, str]]] = {
+    "blur-": {
+        "mbir": {"mean": "fits the noise, as published, which deblurring multiplies"},
+        "flowchef": {"widths along the eigenvectors better than the prior's": "states its widest, of ct"},
+    },
+}
 
 
 def cases(kind: str, device: str, where: str = "", **options: Any) -> list[Any]:
@@ -23,7 +30,7 @@ def cases(kind: str, device: str, where: str = "", **options: Any) -> list[Any]:
         for name, cls in registry.available(kind).items()
         for k, instance in enumerate(instances(cls, kind, name))
         for label in [f"{where}{name}-{k}"]
-        for case in checks(instance, device=device, **options)
+        for case in checks(instance, KNOWN.get(where, {}).get(name), device=device, **options)
     ]
 
 
