@@ -9,8 +9,9 @@ demo: $(STAMP)
 	$(BIN)/invsolve demo
 
 # One process a core, each with one thread: many small tests gain more from that than from threads inside torch.
+# The properties of one strategy share a run, so a group of them stays in one process.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadgroup
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

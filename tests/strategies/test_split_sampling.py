@@ -167,8 +167,10 @@ def test_the_reverse_sde_draws_images_given_the_noisy_one() -> None:
     gain = prior_covariance @ torch.linalg.inv(prior_covariance + sigma**2 * torch.eye(16, dtype=torch.float64))
     variance = (gain * sigma**2).diagonal()
     error = (drawn.flatten(1).mean(0) - gain @ x[0].flatten()) / (variance / rows).sqrt()
-    assert float(error.square().mean().sqrt()) < 1.5
-    assert abs(float((drawn.flatten(1).var(0) / variance).mean().sqrt()) - 1) < 0.06
+    # The rms of 16 standard normal numbers is 1, give or take 1 / sqrt(32); a width of 600 draws 1 / sqrt(1198), at worst as
+    # one for all pixels. Three of each.
+    assert float(error.square().mean().sqrt()) < 1 + 3 / math.sqrt(2 * 16)
+    assert abs(float((drawn.flatten(1).var(0) / variance).mean().sqrt()) - 1) < 3 / math.sqrt(2 * (rows - 1))
 
 
 def dense_parts(problem: Problem) -> tuple[Tensor, Tensor]:
