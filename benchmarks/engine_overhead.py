@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 import invsolve
-from invsolve import api
+from invsolve import api, engine
 
 
 def clock(device: torch.device, work: Callable[[], object]) -> float:
@@ -68,7 +68,7 @@ def main() -> None:
             chosen = invsolve.strategy(strategy, steps=arguments.steps, **paper)
 
             def ours(measurement: invsolve.Measurement = measurement, chosen: invsolve.Strategy = chosen) -> None:
-                run = api.plan(measurement, prior, chosen, 1, 0, 4, device)
+                run = api.plan(measurement, prior, chosen, engine.Options(batch_size=4, device=device))
                 run.execute(api.Memory(4))
 
             ours()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 import invsolve
-from invsolve import api
+from invsolve import api, engine
 
 BACKWARD = ("pigdm", "mcg")
 
@@ -75,7 +75,7 @@ def main() -> None:
         def ours(chosen: invsolve.Strategy = chosen) -> None:
             nonlocal sink
             sink = api.Memory(4)
-            api.plan(measurement, prior, chosen, 1, 0, 4, device).execute(sink)
+            api.plan(measurement, prior, chosen, engine.Options(batch_size=4, device=device)).execute(sink)
 
         def calls(name: str = name) -> None:
             raw(name in BACKWARD)

@@ -46,7 +46,9 @@ def main() -> None:
 
         def plan() -> engine.Run:
             measurement = opening.open_measurement(scan)
-            return api.plan(measurement, prior, chosen, 1, 0, arguments.batch_size, arguments.device)
+            return api.plan(
+                measurement, prior, chosen, engine.Options(batch_size=arguments.batch_size, device=arguments.device)
+            )
 
         def with_files() -> float:
             out.unlink(missing_ok=True)

@@ -14,22 +14,6 @@ import numpy as np
 from invsolve.datasets.hdf5.reading import text
 from invsolve.errors import InUse, UserError
 
-_COMPARED = (
-    "operator",
-    "noise",
-    "prior",
-    "strategy",
-    "scale",
-    "samples",
-    "seed",
-    "noise_correlation",
-    "planes",
-    "precision",
-    "dtype",
-    "image_shape",
-    "input",
-)
-
 
 def continue_partial(partial: Path, provenance: dict[str, Any], items: range, overwrite: bool) -> h5py.File | None:
     """Open a partial of the same configuration; None when it is to be started anew.
@@ -96,9 +80,10 @@ def stored_config(file: h5py.File) -> dict[str, Any]:
 
 
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two configurations, one text a value."""
+    """What differs between two configurations, one text a value; in what the new one says is "compared", or in all it has."""
     plain = json.loads(json.dumps(dict(new), default=str))
-    return [line for key in _COMPARED for line in differences(key, old.get(key), plain.get(key))]
+    compared = plain.get("compared", list(plain))
+    return [line for key in compared for line in differences(key, old.get(key), plain.get(key))]
 
 
 def differences(where: str, old: Any, new: Any) -> Iterator[str]:

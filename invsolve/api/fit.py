@@ -69,8 +69,6 @@ def choose_scale(
         return given
     if isinstance(given, tuple):
         return Scale.from_range(*given)
-    if given is not None and given != "auto":
-        raise UserError(f"scale must be a (low, high) pair, a Scale, 'auto' or None, got {given!r}")
     if given is None and measurement.scale is not None:
         return measurement.scale
     own = prior.data_range if prior is not None else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import platform
 from typing import Any
 
@@ -55,6 +54,7 @@ def provenance(run: Run) -> dict[str, Any]:
     """The record of a run. Everything that the samples depend on is under "config"; the rest is for information."""
     prior, noise = run.prior, run.measurement.noise
     strategy = run.strategy
+    scale = {"factor": plain(run.scale.factor), "offset": plain(run.scale.offset), "origin": run.scale.origin}
     config = {
         "operator": operator_record(run.measurement.operator),
         "noise": {"name": noise.name, **plain(vars(noise))} if noise is not None else None,
@@ -67,17 +67,7 @@ def provenance(run: Run) -> dict[str, Any]:
             "source": prior.source,
         },
         "strategy": {"name": strategy.name or type(strategy).__name__, "parameters": plain(settings(strategy))},
-        "scale": {
-            "factor": plain(run.scale.factor),
-            "offset": plain(run.scale.offset),
-            "origin": run.scale.origin,
-        },
-        "samples": run.samples,
-        "seed": run.seed,
-        "noise_correlation": run.noise_correlation if math.isfinite(run.noise_correlation) else "infinite",
-        "planes": run.planes,
-        "precision": run.precision,
-        "dtype": str(run.dtype).removeprefix("torch."),
+        **run.options.record(scale=scale),
         "image_shape": list(run.image_shape),
         "input": {"fingerprint": run.measurement.fingerprint},
     }
@@ -85,6 +75,8 @@ def provenance(run: Run) -> dict[str, Any]:
     return {
         **config,
         "config_sha256": digest,
+        # A run goes on only where these agree; what compares them need not know their names.
+        "compared": list(config),
         # The name is not part of the configuration: a run goes on after its input was moved.
         "input": {"fingerprint": run.measurement.fingerprint, "file": run.measurement.source},
         "notes": run.measurement.notes,

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -22,10 +22,11 @@ from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.result import Reconstruction
-from invsolve.contracts.scale import Scale
 from invsolve.contracts.strategy import Strategy
+from invsolve.engine.options import Keywords, make_options, with_options
 
 
+@with_options
 def reconstruct(
     y: Tensor | np.ndarray | Measurement,
     operator: Operator | str | None = None,
@@ -33,17 +34,9 @@ def reconstruct(
     *,
     noise: Noise | None = None,
     strategy: Strategy | str = choice.AUTO,
-    samples: int = 1,
-    seed: int = 0,
-    batch_size: int | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    scale: Scale | tuple[float, float] | str | None = None,
-    noise_correlation: float = 0.0,
-    planes: int = 1,
-    precision: str = "float32",
     callback: engine.Callback | None = None,
     progress: bool | None = None,
+    **options: Unpack[Keywords],
 ) -> Reconstruction:
     """Draw samples of the image given what was measured.
 
@@ -54,21 +47,9 @@ def reconstruct(
         noise: how y scatters, `Gaussian(sigma)` or `Poisson(gain)`.
         strategy: a Strategy or the name of one with its default parameters. "auto" is "moment" where prior and operator can
             be differentiated (a linear operator with Gaussian noise always can), else "red-diff", with a warning.
-        samples: S, samples an item.
-        seed: a sample depends on (inputs, prior, parameters, seed, item, sample) alone.
-        batch_size: chains, or slices of a volume, that go through the network at once; memory grows with it. Default 8, on
-            a GPU 16.
-        device: "cpu", "cuda", "cuda:1", ...
-        dtype: precision of operators and states.
-        scale: how network units map to physical ones: a (low, high) pair or a Scale; "auto" estimates it from the data;
-            None takes the prior's own data range.
-        noise_correlation: how alike the noise of neighbouring items is, so that slices sampled one by one do not flicker:
-            the width, in items, of a Gaussian window; 0 not at all, infinite the same noise for all.
-        planes: 3 lets the prior denoise a volume's slices along all three axes and averages the estimates, at three times
-            the network calls; for strategies that couple slices, and operators of volumes. Voxels should be cubes.
-        precision: "bf16" lets the network calculate in bfloat16, faster where the hardware has it; the rest stays in `dtype`.
         callback: called with a `StepInfo` after each step; return True to end the batch early.
         progress: a bar on the terminal; None shows it only where standard error is a terminal.
+        **options: samples, seed, device and the rest, as `invsolve.engine.Options` says.
 
     Returns:
         Reconstruction: mean, std (N, C, *spatial), samples (N, S, C, *spatial), diagnostics, provenance.
@@ -80,25 +61,12 @@ def reconstruct(
     Warns:
         DiscrepancyWarning: the samples' residual does not fit the noise; says what to change.
     """
+    chosen = make_options(options, "reconstruct")
     if isinstance(y, Measurement):
         measurement = y if noise is None else replace(y, noise=noise)
     else:
         measurement = Measurement(as_rows(y, "y"), resolve_operator(operator), noise)
-    run = plan(
-        measurement,
-        prior,
-        strategy,
-        samples,
-        seed,
-        batch_size,
-        device,
-        dtype,
-        scale,
-        None,
-        noise_correlation,
-        planes,
-        precision,
-    )
+    run = plan(measurement, prior, strategy, chosen)
     run.callback = callback
     sink = Memory(len(measurement.y))
     execute(run, sink, progress)

@@ -20,6 +20,7 @@ from invsolve.contracts.operator import Operator
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.strategy import Strategy
+from invsolve.engine.options import Options
 from invsolve.engine.run import Run
 from invsolve.errors import UserError
 from invsolve.numerics.random import SHARED, ChainRandom
@@ -99,7 +100,8 @@ def calibrate(
     truths, origin = _truths(prior, trials, seed, [s or 0 for s in shape], device, say)
     scale = Scale() if prior.data_range is None else Scale.from_range(*prior.data_range, origin="prior")
     y = api.simulate(scale.to_physical(truths), operator, noise, seed)
-    run = api.plan(Measurement(y, operator, noise), prior, strategy, samples, seed, batch_size, device, scale=scale)
+    options = Options(samples=samples, seed=seed, batch_size=batch_size, device=device, scale=scale)
+    run = api.plan(Measurement(y, operator, noise), prior, strategy, options)
     sink = Ranks(run, truths, seed)
     api.execute(run, sink)
     return Calibration(samples, {name: np.array(values) for name, values in sink.ranks.items()}, origin)

@@ -14,6 +14,7 @@ from invsolve.api import metrics
 from invsolve.api.sampling import draw
 from invsolve.contracts.scale import Scale
 from invsolve.datasets import hdf5, phantoms
+from invsolve.engine import Options
 from invsolve.report import sheet, write_report
 
 SIZE, VIEWS, NOISE = 128, 24, 0.3
@@ -52,7 +53,8 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
         say(f"{method} ...")
         out = folder / f"{method}.h5"
         samples = SAMPLES.get(method, 1)
-        request = jobs.Request(scan, out, PRIOR, method, settings, samples, scale=f"{low}:{high}", overwrite=True)
+        options = Options(samples=samples, scale=(low, high))
+        request = jobs.Request(scan, out, PRIOR, method, settings, options, overwrite=True)
         start = time.perf_counter()
         jobs.reconstruct_file(request)
         seconds = time.perf_counter() - start

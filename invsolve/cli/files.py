@@ -21,6 +21,8 @@ from invsolve.cli.common import (
     start,
     table,
 )
+from invsolve.cli.options import with_options
+from invsolve.engine.options import Options
 
 
 def demo(
@@ -66,24 +68,20 @@ def simulate(
     emit(result, json_, f"{result['output']}: {result['items']} items, y of {shape}")
 
 
+@with_options
 def reconstruct(
     scan: Annotated[Path, typer.Argument(help="Measurement: ours, DXchange, NXtomo, fastMRI, ISMRMRD, ...")],
     out: Annotated[Path, typer.Option("-o", "--output", help="Result file to write; the same command resumes it.")],
+    *,
     prior: Annotated[
         str | None, typer.Option(help="Registered prior or checkpoint file; linear and tv need none.")
     ] = None,
     strategy: Annotated[str, typer.Option(help="Posterior-sampling strategy; auto: moment, else red-diff.")] = "auto",
     set_: Settings = None,
-    samples: Annotated[int, typer.Option(help="Samples an item; 2 or more for an uncertainty.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same samples.")] = 0,
     noise: Annotated[
         str | None, typer.Option(help="gaussian:SIGMA or poisson:GAIN, where the file does not say.")
     ] = None,
-    scale: Annotated[str | None, typer.Option(help="Physical values of the prior's range, LOW:HIGH, or auto.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    batch_size: Annotated[
-        int | None, typer.Option(help="Samples, or slices of a volume, in the network at once.")
-    ] = None,
+    options: Options,
     slices: Annotated[str | None, typer.Option(help="Only these items of the file.", metavar="START:STOP")] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes to share items; on cuda one a GPU. Needs Dask.")
@@ -94,9 +92,6 @@ def reconstruct(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Time a few steps, say what all would take; write nothing.")
     ] = False,
-    noise_correlation: Annotated[float, typer.Option(help="Items that share some noise.", show_default=False)] = 0.0,
-    planes: Annotated[int, typer.Option(help="3: the prior along all axes.", metavar="1|3", show_default=False)] = 1,
-    precision: Annotated[str, typer.Option(help="bf16: a faster network.", show_default=False)] = "float32",
     checkpoint_every: Annotated[
         float, typer.Option(help="To go on from after a kill; 60.", metavar="SECONDS", show_default=False)
     ] = 60.0,
@@ -118,12 +113,8 @@ def reconstruct(
         prior=prior,
         strategy=strategy,
         parameters=key_values(set_),
-        samples=samples,
-        seed=seed,
-        batch_size=batch_size,
-        device=device,
+        options=options,
         noise=noise,
-        scale=scale,
         layout=layout,
         read=key_values(read),
         overwrite=overwrite,
@@ -131,9 +122,6 @@ def reconstruct(
         workers=workers,
         scheduler=scheduler,
         plugins=tuple(plugin or ()),
-        noise_correlation=noise_correlation,
-        planes=planes,
-        precision=precision,
         checkpoint_every=checkpoint_every,
     )
     if dry_run:

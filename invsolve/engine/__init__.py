@@ -1,7 +1,35 @@
-"""The only loop: items x samples into batches, steps, counts, callbacks, checks, and finished items to the sink."""
+"""The only loop: items x samples into batches, steps, counts, callbacks, checks, and finished items to the sink.
 
-from invsolve.engine.batch import Callback, Outcome, StepInfo, run_batch
-from invsolve.engine.run import Run
-from invsolve.errors import Interrupted, NonFinite
+Names are loaded on first use: the options, which the command line's help reads, need no torch.
+"""
 
-__all__ = ["Callback", "Interrupted", "NonFinite", "Outcome", "Run", "StepInfo", "run_batch"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from invsolve.engine.batch import Callback as Callback
+    from invsolve.engine.batch import Outcome as Outcome
+    from invsolve.engine.batch import StepInfo as StepInfo
+    from invsolve.engine.batch import run_batch as run_batch
+    from invsolve.engine.options import Options as Options
+    from invsolve.engine.run import Run as Run
+    from invsolve.errors import Interrupted as Interrupted
+    from invsolve.errors import NonFinite as NonFinite
+
+_HOME = {
+    "Callback": "invsolve.engine.batch",
+    "Outcome": "invsolve.engine.batch",
+    "StepInfo": "invsolve.engine.batch",
+    "run_batch": "invsolve.engine.batch",
+    "Options": "invsolve.engine.options",
+    "Run": "invsolve.engine.run",
+    "Interrupted": "invsolve.errors",
+    "NonFinite": "invsolve.errors",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'invsolve.engine' has no attribute {name!r}")

@@ -24,7 +24,7 @@ class Bar:
     def __init__(self, run: Run, sink: Sink, disable: bool | None) -> None:
         self.run, self.disable = run, disable
         todo = sum(not sink.is_done(i) for i in run.items)
-        self.chains = todo * run.samples
+        self.chains = todo * run.options.samples
         self.finished = 0.0
         self.shown = 0.0
 

@@ -20,7 +20,9 @@ from invsolve.contracts.through_plane import AlongAxis
 from invsolve.engine.batch import Callback, Outcome, run_batch
 from invsolve.engine.batching import batches, batches_of_volumes
 from invsolve.engine.collecting import Collector
+from invsolve.engine.determinism import deterministic
 from invsolve.engine.needs import linear_gaussian
+from invsolve.engine.options import Options
 from invsolve.engine.processes import SingleProcess
 from invsolve.engine.reading import read_rows
 from invsolve.engine.snapshot import Chain, Keeper, Sample, Snapshot
@@ -37,47 +39,43 @@ class Run:
     Args:
         prior, strategy: what to run; the prior may be None for strategies that do without.
         image_shape: (C, *spatial).
+        options: how to run it.
         scale: network to physical units, one value or one an item.
-        samples: S, samples an item.
-        seed: >= 0.
-        batch_size: chains that go through the network at once.
-        device, dtype: where and in what precision states live.
-        precision: of the network, "float32" or "bf16".
         callback: called after each step; a true return value ends the batch early.
         should_stop: asked after each step; True raises Interrupted.
         on_batch: told the chains of each finished batch.
         only: the items to run, as a range of the measurement's; None for all.
         linear_too: add the linear reconstruction, `linear`, to each item where the problem has one.
-        noise_correlation: how alike the noise of neighbouring items is, see `ChainRandom`.
-        planes: along how many axes a volume is cut into the slices that the prior denoises, 1 or 3.
         processes: the processes that share each volume.
         keeper: keeps what is needed to go on after a kill in the middle of a batch; None keeps nothing.
+
+    Attributes:
+        batch_size: rows that go through the network at once; halved when memory runs out.
+        device, dtype: where and in what precision states live.
     """
 
     measurement: Measurement
     prior: Prior | None
     strategy: Strategy
     image_shape: tuple[int, ...]
-    scale: Scale
-    samples: int
-    seed: int
-    batch_size: int
-    device: torch.device
-    dtype: torch.dtype = torch.float32
+    options: Options = field(default_factory=Options)
+    scale: Scale = field(default_factory=Scale)
     callback: Callback | None = None
     should_stop: Callable[[], bool] | None = None
     on_batch: Callable[[Sequence[Chain]], None] | None = None
     only: range | None = None
     linear_too: bool = False
-    noise_correlation: float = 0.0
-    planes: int = 1
-    precision: str = "float32"
     processes: SingleProcess = field(default_factory=SingleProcess)
     keeper: Keeper | None = None
     _resume: Snapshot | None = field(default=None, init=False)
     _home: torch.device | None = field(default=None, init=False)
     _ahead: ReadAhead | None = field(default=None, init=False)
     _collector: Collector | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.batch_size = self.options.rows
+        self.device = torch.device(self.options.device)
+        self.dtype: torch.dtype = getattr(torch, str(self.options.dtype))
 
     @property
     def items(self) -> range:
@@ -93,7 +91,7 @@ class Run:
     @property
     def items_per_batch(self) -> int:
         """How many items a batch touches at most, when it begins with a new one."""
-        return -(-self.chains_per_batch // self.samples)
+        return -(-self.chains_per_batch // self.options.samples)
 
     @property
     def couples_items(self) -> bool:
@@ -121,9 +119,13 @@ class Run:
         had = {(item, sample) for item, parts in waiting.items() for sample, _, _ in parts} | set(begun)
         first = self.items_per_batch
         reading = None if self.couples_items else ReadAhead(self._read, left, first)
-        collector = Collector(sink, self.samples, waiting, done, depth=max(first, 2))
+        collector = Collector(sink, self.options.samples, waiting, done, depth=max(first, 2))
         try:
-            with collector as self._collector, reading or nullcontext() as self._ahead:
+            with (
+                deterministic(self.options.deterministic),
+                collector as self._collector,
+                reading or nullcontext() as self._ahead,
+            ):
                 # First what a kill interrupted.
                 if begun:
                     self._run_all([begun], collector)
@@ -134,9 +136,9 @@ class Run:
     def batches(self, left: Collection[int], had: Collection[Chain] = ()) -> Iterator[list[Chain]]:
         """Batches of the items that are left, without the chains that were had already."""
         if self.couples_items:
-            yield from batches_of_volumes(volumes_of(self.measurement), self.samples, set(left), had)
+            yield from batches_of_volumes(volumes_of(self.measurement), self.options.samples, set(left), had)
             return
-        chains = [(item, s) for item in left for s in range(self.samples) if (item, s) not in had]
+        chains = [(item, s) for item in left for s in range(self.options.samples) if (item, s) not in had]
         # Items that each have an operator of their own do not share a batch.
         apart = self.measurement.operators is not None
         for run in [[c for c in chains if c[0] == item] for item in left] if apart else [chains]:
@@ -146,7 +148,7 @@ class Run:
         """How many of these chains, and of any part of them, must stay in one batch."""
         if self.couples_items:
             return len(chains)
-        return self.samples if self.strategy.couples_samples else 1
+        return self.options.samples if self.strategy.couples_samples else 1
 
     def _run_all(self, given: Iterable[list[Chain]], collector: Collector) -> None:
         for batch in given:
@@ -188,7 +190,7 @@ class Run:
         outcome = run_batch(
             problem,
             self.strategy,
-            ChainRandom(self.seed, chains[mine], noise_correlation=self.noise_correlation),
+            self.random(chains[mine]),
             lambda info: processes.any(self.callback is not None and bool(self.callback(info))),
             lambda: processes.any(self.should_stop is not None and self.should_stop()),
             self._resumed(chains, mine),
@@ -236,6 +238,10 @@ class Run:
                 assert self._collector is not None
                 self.keeper.save(whole, self._collector.waiting())
 
+    def random(self, chains: Sequence[Chain]) -> ChainRandom:
+        """The random numbers of these chains."""
+        return ChainRandom(self.options.seed, chains, noise_correlation=self.options.noise_correlation)
+
     def problem(self, chains: Sequence[Chain]) -> Problem:
         """The posterior for these chains, in network units, on the device (the slices of a volume: where states live)."""
         items = [item for item, _ in chains]
@@ -247,13 +253,13 @@ class Run:
         y = y[[where[item] for item in items]]
         noise = self.measurement.noise
         assert noise is not None
-        coupled = self.samples if self.strategy.couples_samples else 1
+        coupled = self.options.samples if self.strategy.couples_samples else 1
         operator, prior = placed(self.measurement.operator_for(items[0]), self.device), self.prior
         if self.couples_items:
             operator = in_chunks(operator, self.batch_size, self.device, home)
-            prior = None if prior is None else RowsOfAVolume(prior, self.batch_size, self.device, self.planes)
+            prior = None if prior is None else RowsOfAVolume(prior, self.batch_size, self.device, self.options.planes)
         problem = make_problem(prior, operator, noise, y, self.image_shape, self.scale.rows(items), coupled)
-        problem.network_precision = self.precision
+        problem.network_precision = str(self.options.precision)
         if self.couples_items:
             problem.through_plane = self.processes.through_plane()
         elif len(self.image_shape) == 4:

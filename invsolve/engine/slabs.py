@@ -141,7 +141,7 @@ def share_volumes(run: Run) -> None:
             f"several processes share a volume, but strategy {name!r} reconstructs items one by one: start it without "
             "torchrun, or take a strategy that couples slices, such as dds-3d"
         )
-    if run.planes != 1:
+    if run.options.planes != 1:
         raise UserError("planes=3 needs the whole volume in one process: start it without torchrun, or with planes=1")
     processes = Slabs()
     for volume in volumes_of(run.measurement):

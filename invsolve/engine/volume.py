@@ -237,10 +237,6 @@ def check_planes(planes: int, prior: Prior | None, image_shape: Sequence[int], c
     """
     if planes == 1:
         return
-    if planes != 3:
-        raise UserError(
-            f"planes must be 1 (the slices of the file) or 3 (also those along both other axes), got {planes}"
-        )
     if prior is None:
         raise UserError(f"planes=3 is about the prior, and strategy {strategy!r} was given none: leave it out")
     if not (coupled or isinstance(prior, SliceWise)):

@@ -4,7 +4,7 @@ from invsolve.jobs.evaluation import evaluate_file
 from invsolve.jobs.one_file import run_into_file
 from invsolve.jobs.preparation import prepare
 from invsolve.jobs.reconstruction import reconstruct_file
-from invsolve.jobs.request import Request, read_scale, read_slices, refuse_existing
+from invsolve.jobs.request import Request, read_slices, refuse_existing
 from invsolve.jobs.sampling import sample_file
 from invsolve.jobs.simulation import simulate_file
 
@@ -12,7 +12,6 @@ __all__ = [
     "Request",
     "evaluate_file",
     "prepare",
-    "read_scale",
     "read_slices",
     "reconstruct_file",
     "refuse_existing",

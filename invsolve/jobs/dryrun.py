@@ -12,6 +12,7 @@ import torch
 
 from invsolve import engine
 from invsolve.datasets import hdf5
+from invsolve.engine.determinism import deterministic
 from invsolve.engine.reading import read_rows
 from invsolve.engine.snapshot import Chain
 from invsolve.engine.streaming import AHEAD
@@ -19,7 +20,6 @@ from invsolve.errors import UserError
 from invsolve.jobs import shards
 from invsolve.jobs.preparation import prepare
 from invsolve.jobs.request import Request, refuse_existing
-from invsolve.numerics.random import ChainRandom
 
 #: Timing ends after the step at which both are reached, or with the schedule.
 _STEPS, _SECONDS = 4, 3.0
@@ -49,13 +49,13 @@ def dry_run(request: Request, say: Callable[[str], None] = lambda line: None) ->
     timed = _time(run, first)
     batches = len(list(run.batches(left)))
     per_image = 4 * torch.Size(run.image_shape).numel()
-    images = run.samples + 2 + int(run.linear_too) + int(run.measurement.truth is not None)
-    count = len(left) * run.samples
+    images = run.options.samples + 2 + int(run.linear_too) + int(run.measurement.truth is not None)
+    count = len(left) * run.options.samples
     return {
         "input_items": len(run.measurement.y),
         "items": [run.items.start, run.items.stop],
         "left": len(left),
-        "samples": run.samples,
+        "samples": run.options.samples,
         "batches": batches,
         "batch_size": len(first),
         "steps": timed["steps"],
@@ -102,9 +102,8 @@ def _time(run: engine.Run, chains: list[Chain]) -> dict[str, float]:
 
     began = time.perf_counter()
     try:
-        engine.run_batch(
-            problem, run.strategy, ChainRandom(run.seed, chains, noise_correlation=run.noise_correlation), mark
-        )
+        with deterministic(run.options.deterministic):
+            engine.run_batch(problem, run.strategy, run.random(chains), mark)
     except (torch.OutOfMemoryError, MemoryError):
         raise UserError(
             f"out of memory with {len(chains)} samples at once: the run would halve its batch; try a smaller --batch-size"

@@ -64,7 +64,7 @@ def run_into_file(
     items, measurement = run.items, run.measurement
     run.keeper = keeper = keeper_of(run, out, record, every, say)
     result = hdf5.ResultFile.create(
-        out, items, run.samples, record, overwrite, measurement.unit, input_items=len(measurement.y)
+        out, items, run.options.samples, record, overwrite, measurement.unit, input_items=len(measurement.y)
     )
     with result:
         sink = WithTruth(measurement, result)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from invsolve import api, engine
 from invsolve.contracts.noise import noise_from_text
 from invsolve.contracts.prior import Prior
-from invsolve.contracts.scale import Scale
 from invsolve.engine import slabs
 from invsolve.errors import UserError
 from invsolve.files.opening import open_measurement
-from invsolve.jobs.request import Request, read_scale, read_slices
+from invsolve.jobs.request import Request, read_slices
 from invsolve.training import parallel
 
 
@@ -33,21 +33,8 @@ def prepare(
         measurement.noise = noise_from_text(request.noise)
     for note in measurement.notes:
         say(note)
-    given = request.scale
-    run = api.plan(
-        measurement,
-        prior,
-        request.strategy,
-        request.samples,
-        request.seed,
-        request.batch_size,
-        request.device if team is None else team.device,
-        scale=given if isinstance(given, Scale) else read_scale(given),
-        parameters_=request.parameters,
-        noise_correlation=request.noise_correlation,
-        planes=request.planes,
-        precision=request.precision,
-    )
+    options = request.options if team is None else replace(request.options, device=team.device)
+    run = api.plan(measurement, prior, request.strategy, options, request.parameters)
     run.only = read_slices(request.slices, len(measurement.y), request.scan)
     run.linear_too = True
     if run.couples_items:
@@ -58,7 +45,7 @@ def prepare(
     unit = f" {measurement.unit}" if measurement.unit else ""
     if run.scale.origin == "estimated" and prior is not None:
         say(f"scale estimated from the data: prior's range is {low:.4g} .. {high:.4g}{unit}; --scale LOW:HIGH fixes it")
-    if run.strategy.draws and request.samples == 1:
+    if run.strategy.draws and options.samples == 1:
         say("one sample: the standard deviation is 0 by construction; --samples 8 gives an uncertainty")
     return run
 

@@ -34,7 +34,7 @@ def reconstruct_file(
 
     Started by `torchrun`, several processes share each volume; the first of them reads, writes and speaks.
     """
-    team = parallel.join(request.device) if parallel.started_together() else None
+    team = parallel.join(str(request.options.device)) if parallel.started_together() else None
     try:
         return _reconstruct(request, say if parallel.rank() == 0 else lambda line: None, should_stop, command, team)
     finally:

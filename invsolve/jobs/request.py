@@ -1,4 +1,4 @@
-"""What `reconstruct_file` is asked for, and the texts of the command line that stand for ranges."""
+"""What `reconstruct_file` is asked for, and the text of the command line that stands for a range of items."""
 
 from __future__ import annotations
 
@@ -7,25 +7,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from invsolve.contracts.scale import Scale
+from invsolve.engine.options import Options
 from invsolve.errors import UserError
 
 
 @dataclass(frozen=True)
 class Request:
-    """What `reconstruct_file` is asked for; the fields are the command's options."""
+    """What `reconstruct_file` is asked for: which file becomes which, with what, and how the work is done.
+
+    Args:
+        scan, out: measurement and result file; the same request continues after a kill.
+        prior: registered name or checkpoint file; None for strategies that need none.
+        strategy: registered name, or "auto".
+        parameters: of the strategy.
+        options: of the reconstruction.
+        noise: "gaussian:SIGMA" or "poisson:GAIN", where the file does not say.
+        layout, read: of the scan, where it is not recognised, and how to read it.
+        overwrite: replace `out`, and a partial result of another configuration.
+        slices: "START:STOP", only these items.
+        workers, scheduler: Dask's processes to start, or the address of a scheduler that has some.
+        plugins: plugin files, for those workers.
+        checkpoint_every: seconds between checkpoints.
+    """
 
     scan: Path
     out: Path
     prior: str | None
     strategy: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    samples: int = 1
-    seed: int = 0
-    batch_size: int | None = None
-    device: str = "cpu"
+    options: Options = field(default_factory=Options)
     noise: str | None = None
-    scale: str | Scale | None = None
     layout: str | None = None
     read: Mapping[str, Any] = field(default_factory=dict)
     overwrite: bool = False
@@ -33,25 +44,7 @@ class Request:
     workers: int | None = None
     scheduler: str | None = None
     plugins: tuple[Path, ...] = ()
-    noise_correlation: float = 0.0
-    planes: int = 1
-    precision: str = "float32"
     checkpoint_every: float = 60.0
-
-
-def read_scale(text: str | None) -> tuple[float, float] | str | None:
-    """The values that "LOW:HIGH" names; "auto" and None as they are.
-
-    Raises:
-        UserError: not of that form.
-    """
-    if text is None or text == "auto":
-        return text
-    low, _, high = text.partition(":")
-    try:
-        return float(low), float(high)
-    except ValueError:
-        raise UserError(f"--scale {text!r}: write LOW:HIGH, such as 0:0.03, or auto") from None
 
 
 def read_slices(text: str | None, count: int, source: Path) -> range | None:

@@ -162,7 +162,7 @@ def _run_on_workers(
         request,
         scan=request.scan.resolve(),
         out=out.resolve(),
-        scale=run.scale,
+        options=replace(request.options, scale=run.scale),
         slices=None,
         overwrite=False,
         plugins=tuple(path.resolve() for path in request.plugins),
@@ -204,7 +204,8 @@ def run_shard(request: Request, shard: range, config_sha256: str, command: str, 
     with _ONE_AT_A_TIME:
         if threads:
             torch.set_num_threads(threads)
-        run = _prepared(replace(request, device=_own_device(request.device)), config_sha256)
+        options = replace(request.options, device=_own_device(str(request.options.device)))
+        run = _prepared(replace(request, options=options), config_sha256)
         record = provenance(run) | {"command": command}
         if record["config_sha256"] != config_sha256:
             raise UserError(

@@ -155,12 +155,8 @@ def _reconstruct(step: steps.Reconstruct, context: Context) -> dict[str, Any]:
         prior=step.prior,
         strategy=step.strategy,
         parameters=step.set,
-        samples=step.samples,
-        seed=step.seed,
-        batch_size=step.batch_size,
-        device=step.device,
+        options=step.options,
         noise=step.noise,
-        scale=step.scale,
         layout=source.layout,
         read=source.read,
         # What was left by another configuration has another key, so another folder; a result without its record is redone.
@@ -169,9 +165,6 @@ def _reconstruct(step: steps.Reconstruct, context: Context) -> dict[str, Any]:
         workers=step.workers,
         scheduler=step.scheduler,
         plugins=context.plugins,
-        noise_correlation=step.noise_correlation,
-        planes=step.planes,
-        precision=step.precision,
         checkpoint_every=step.checkpoint_every,
     )
     made = jobs.reconstruct_file(request, context.say, context.should_stop, context.command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from invsolve.api import choice
 from invsolve.contracts.noise import noise_from_text
 from invsolve.contracts.strategy import NEEDS
 from invsolve.errors import UserError, suggestion
-from invsolve.jobs.request import read_scale
 from invsolve.numerics.ode import solvers
 from invsolve.pipeline import steps
 from invsolve.pipeline.files import kinds_of, locate
@@ -103,10 +102,9 @@ def _reconstruct(step: steps.Reconstruct) -> None:
         raise UserError("strategy 'auto' needs a prior; give prior = NAME or FILE, or a strategy such as tv")
     if step.prior is not None:
         _prior(step.prior)
-    _device(step.device)
+    _device(str(step.options.device))
     if step.noise is not None:
         noise_from_text(step.noise)
-    _said(lambda: read_scale(step.scale), "--scale", "scale =")
     if step.slices is not None and not re.fullmatch(r"\d*:\d*|\d+", step.slices):
         raise UserError(f"slices = {step.slices!r}: write START:STOP, such as 10:50 for items 10 to 49")
     if (step.workers or step.scheduler) and importlib.util.find_spec("distributed") is None:
@@ -117,14 +115,6 @@ def _reconstruct(step: steps.Reconstruct) -> None:
 def _export(step: steps.Export) -> None:
     if step.format == "nifti" and importlib.util.find_spec("nibabel") is None:
         raise UserError("format = 'nifti' needs the package nibabel; install it with pip install 'invsolve[nifti]'")
-
-
-def _said(function: Callable[[], Any], option: str, key: str) -> None:
-    """Errors name a key of the file, not an option of the command line."""
-    try:
-        function()
-    except UserError as error:
-        raise UserError(str(error).replace(option, key)) from None
 
 
 def _prior(name: str) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 from pydantic import ConfigDict, Field
 
+from invsolve.engine.options import Options, declared
+from invsolve.pipeline.parameters import parameter
 from invsolve.pipeline.variables import EnvironmentText, is_open
 
 Settings = dict[str, Any]
@@ -155,7 +157,15 @@ class Simulate(_Writing):
         return "scan.h5"
 
 
-class Reconstruct(_Writing):
+if TYPE_CHECKING:
+    _WithOptions = _Writing
+else:
+    _WithOptions = pydantic.create_model(
+        "_WithOptions", __base__=_Writing, **{option.name: parameter(option) for option in declared()}
+    )
+
+
+class Reconstruct(_WithOptions):
     """Draw samples of every item of a measurement: mean, standard deviation, samples."""
 
     type: Literal["reconstruct"] = "reconstruct"
@@ -165,28 +175,12 @@ class Reconstruct(_Writing):
     """Registered prior or checkpoint file; linear and tv need none."""
     strategy: str = "auto"
     """Registered strategy."""
-    set: Settings = {}
+    set: Settings = {}  # noqa: RUF012 - copied by pydantic
     """The strategy's parameters, such as {steps = 100}."""
-    samples: Count = 1
-    """Samples an item; 2 or more for an uncertainty."""
-    seed: Seed = 0
-    """The same seed gives the same samples."""
     noise: str | None = None
     """gaussian:SIGMA or poisson:GAIN, where the file does not say."""
-    scale: str | None = None
-    """Physical values of the prior's range, LOW:HIGH, or auto."""
-    noise_correlation: Annotated[float, Field(ge=0)] = 0.0
-    """Width, in items, of shared noise; 0 none, inf all the same."""
-    planes: Literal[1, 3] = 1
-    """3: the prior sees a volume along all three axes."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """Of the network."""
     slices: str | None = None
     """Only these items of the file, START:STOP."""
-    device: str = "cpu"
-    """cpu, cuda, cuda:1, ..."""
-    batch_size: Count | None = None
-    """Samples, or slices of a volume, in the network at once."""
     workers: Count | None = None
     """Processes to share items; on cuda one a GPU. Needs Dask."""
     scheduler: str | None = None
@@ -196,10 +190,23 @@ class Reconstruct(_Writing):
 
     inputs: ClassVar[Mapping[str, tuple[str, ...]]] = {"input": ("measurement",)}
     gives: ClassVar[str | None] = "result"
-    free: ClassVar[frozenset[str]] = frozenset(
-        {"to", "device", "batch_size", "workers", "scheduler", "checkpoint_every"}
+    free: ClassVar[frozenset[str]] = frozenset({"to", "workers", "scheduler", "checkpoint_every"}).union(
+        option.name for option in declared() if not option.decides
     )
     resumes: ClassVar[bool] = True
+
+    if TYPE_CHECKING:
+        # The options are parameters too, and each may be a variable or a sweep.
+        def __init__(self, **parameters: Any) -> None: ...
+
+    @property
+    def options(self) -> Options:
+        """The options of the reconstruction, once variables and sweeps are filled in.
+
+        Raises:
+            UserError: a value out of its range.
+        """
+        return Options(**{option.name: getattr(self, option.name) for option in declared()})
 
     @property
     def output_name(self) -> str:

@@ -9,6 +9,7 @@ import torch
 import invsolve
 from invsolve import api, engine
 from invsolve.contracts.strategy import State, Strategy, iterations
+from invsolve.engine.options import Options
 from invsolve.numerics.random import ChainRandom
 
 SIGMA = 0.05
@@ -70,7 +71,7 @@ def test_any_item_order_gives_the_same_samples(
     for order in ([0, 1, 2, 3, 4], [3, 1, 4, 0, 2]):
         sink = api.Memory(5)
         for item in order:
-            planned = api.plan(measurement, prior, invsolve.strategy("dps", steps=8), 2, 0, 3, "cpu")
+            planned = api.plan(measurement, prior, invsolve.strategy("dps", steps=8), Options(samples=2, batch_size=3))
             only = OnlyItem(sink, item)
             planned.execute(only)
         results.append(sink.stack("samples"))

@@ -15,6 +15,7 @@ import invsolve
 from invsolve import api, engine, jobs
 from invsolve.datasets import hdf5
 from invsolve.engine import streaming
+from invsolve.engine.options import Options
 from invsolve.engine.streaming import ReadAhead, WriteBehind
 from invsolve.jobs import simulated
 from tests.support.volumes import ITEMS, PRIOR, plugin, request, scan
@@ -201,7 +202,7 @@ def test_reading_and_writing_overlap_with_computing(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(streaming, "AHEAD", 8 * 1024)
     clock = Clock()
     measurement = invsolve.Measurement(SlowRows(clock), invsolve.operator("blur", sigma=1.0), invsolve.Gaussian(1.0))
-    run = api.plan(measurement, None, invsolve.strategy("linear"), 1, 0, 1, "cpu")
+    run = api.plan(measurement, None, invsolve.strategy("linear"), Options(batch_size=1))
     run.on_batch = lambda chains: clock.sleep(PAUSE)
     clock.total, began = 0.0, time.perf_counter()
     run.execute(SlowSink(clock))
@@ -243,12 +244,14 @@ import torch
 torch.set_num_threads(1)
 from invsolve import jobs, registry
 from invsolve.engine import streaming
+from invsolve.engine.options import Options
 registry.load_file(sys.argv[2])
 # So that small volumes show what large ones would.
 streaming.AHEAD = 2**22
 for count in (16, 64, 256):
     scan = Path(sys.argv[1], f"scan{count}.h5")
-    jobs.reconstruct_file(jobs.Request(scan, scan.with_name("out.h5"), "wide", "dps", {"steps": 1}, batch_size=2, overwrite=True))
+    options = Options(batch_size=2)
+    jobs.reconstruct_file(jobs.Request(scan, scan.with_name("out.h5"), "wide", "dps", {"steps": 1}, options, overwrite=True))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

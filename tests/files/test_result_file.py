@@ -35,7 +35,7 @@ def record(**changes):
         "input": {"file": "scan.h5", "fingerprint": "sha256:1"},
     } | changes
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-    return {**config, "config_sha256": digest, "versions": {"invsolve": "0.1.0"}}
+    return {**config, "config_sha256": digest, "compared": list(config), "versions": {"invsolve": "0.1.0"}}
 
 
 def content(item, size=24):

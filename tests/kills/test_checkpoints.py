@@ -15,6 +15,7 @@ import torch
 import invsolve
 from invsolve import api
 from invsolve.datasets.hdf5 import write_scan
+from invsolve.engine.options import Options
 from invsolve.engine.run import Run
 from invsolve.engine.snapshot import Sample, Snapshot
 from invsolve.errors import Interrupted
@@ -145,7 +146,7 @@ def plan() -> Run:
     prior = invsolve.load_prior("gaussian", size=16, std=0.3)
     y = operator(prior.sample(ChainRandom(3, [(i, 0) for i in range(3)]), torch.zeros(1)))  # type: ignore[operator]
     measurement = invsolve.Measurement(y, operator, invsolve.Gaussian(0.05))
-    return api.plan(measurement, prior, invsolve.strategy("dds-3d", steps=10), 3, 0, 2, "cpu")
+    return api.plan(measurement, prior, invsolve.strategy("dds-3d", steps=10), Options(samples=3, batch_size=2))
 
 
 @pytest.mark.parametrize("stop", [1, 9, 10, 11, 25])
@@ -216,7 +217,7 @@ def test_nothing_is_between_the_checkpoint_and_the_file(tmp_path: Path) -> None:
     prior = invsolve.load_prior("gaussian", size=16, std=0.3)
     measurement = invsolve.Measurement(torch.zeros(6, *operator.measurement_shape((1, 16, 16))), operator)
     measurement.noise = invsolve.Gaussian(0.05)
-    run = api.plan(measurement, prior, invsolve.strategy("dps", steps=2), 2, 0, 2, "cpu")
+    run = api.plan(measurement, prior, invsolve.strategy("dps", steps=2), Options(samples=2, batch_size=2))
     sink = SlowSink(6)
     run.keeper = keeper = Always(tmp_path / "out.h5", sink)
     run.execute(sink)

@@ -217,7 +217,7 @@ WRONG = [
     ('input = "truth"', 'input = "scores"', r"circle: scan -> scores -> recon -> scan|circle"),
     ('input = "truth"\n', "", r"step 'scan' \(simulate\) needs input"),
     ('input = "scan"', 'input = "truth"', r"step 'recon': input = 'truth' gives images, expected measurement"),
-    ("samples = 2", 'samples = "two"', r"step 'recon': samples = 'two' is wrong: .*integer.*Samples an item"),
+    ("samples = 2", 'samples = "two"', r"step 'recon': samples = 'two' is wrong: .*integer.*Samples per item"),
     ("samples = 2", "samples = 0", r"step 'recon': samples = 0 is wrong"),
     ("samples = 2", "samples = true", r"step 'recon': samples = True is wrong"),
     ("steps = 8", "stps = 8", r"step 'recon'.*unknown variable 'steps'.*'stps'"),

@@ -11,6 +11,7 @@ import pytest
 
 from invsolve import jobs, registry
 from invsolve.datasets import hdf5
+from invsolve.engine.options import Options, declared
 
 ITEMS = 24
 PRIOR = '''
@@ -59,10 +60,11 @@ def request(scan: Path, out: Path, **changes: object) -> jobs.Request:
         "prior": "small",
         "strategy": "dps",
         "parameters": {"steps": 8},
-        "samples": 2,
-        "batch_size": 3,
     }
-    return jobs.Request(**(settings | changes))  # type: ignore[arg-type]
+    names = {option.name for option in declared()}
+    options = Options(**({"samples": 2, "batch_size": 3} | {k: v for k, v in changes.items() if k in names}))  # type: ignore[arg-type]
+    changes = {k: v for k, v in changes.items() if k not in names}
+    return jobs.Request(options=options, **(settings | changes))  # type: ignore[arg-type]
 
 
 def samples_of(path: Path) -> np.ndarray:
