@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from invsolve.api.likelihood import Likelihood as Likelihood
     from invsolve.api.likelihood import log_likelihood as log_likelihood
     from invsolve.api.loading import load_prior as load_prior
+    from invsolve.api.loading import make as make
+    from invsolve.api.loading import noise as noise
     from invsolve.api.loading import operator as operator
     from invsolve.api.loading import strategy as strategy
     from invsolve.api.reconstruction import reconstruct as reconstruct
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from invsolve.contracts.maskable import MaskableOperator as MaskableOperator
     from invsolve.contracts.measurement import Measurement as Measurement
     from invsolve.contracts.noise import Gaussian as Gaussian
+    from invsolve.contracts.noise import Noise as Noise
     from invsolve.contracts.noise import Poisson as Poisson
     from invsolve.contracts.operator import LinearOperator as LinearOperator
     from invsolve.contracts.operator import Operator as Operator
@@ -58,6 +61,8 @@ HOME = {
     "self_test": "invsolve.networks.selftest",
     "SelfTest": "invsolve.networks.selftest",
     "operator": "invsolve.api.loading",
+    "noise": "invsolve.api.loading",
+    "make": "invsolve.api.loading",
     "strategy": "invsolve.api.loading",
     "Operator": "invsolve.contracts.operator",
     "LinearOperator": "invsolve.contracts.operator",
@@ -73,6 +78,7 @@ HOME = {
     "Strategy": "invsolve.contracts.strategy",
     "Problem": "invsolve.contracts.problem",
     "Prior": "invsolve.contracts.prior",
+    "Noise": "invsolve.contracts.noise",
     "Gaussian": "invsolve.contracts.noise",
     "Poisson": "invsolve.contracts.noise",
     "Scale": "invsolve.contracts.scale",

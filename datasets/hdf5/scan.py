@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invsolve.contracts.layout import Make, make_for
 from invsolve.contracts.measurement import Rows
-from invsolve.contracts.noise import MODELS, Noise
+from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.datasets.hdf5.images import write_rows
 from invsolve.datasets.hdf5.reading import dataset, read, text
 from invsolve.datasets.hdf5.writing import atomic, check_target, to_numpy
-from invsolve.errors import UserError, suggestion
+from invsolve.errors import UserError
 
 # HDF5 takes attributes up to 64 kB; longer text becomes a dataset.
 _ATTRIBUTE_LIMIT = 60_000
@@ -43,26 +43,29 @@ def read_parameters(group: h5py.Group) -> dict[str, Any]:
     return given
 
 
-def read_noise(file: h5py.File, path: Path) -> Noise | None:
+def read_noise(file: h5py.File, path: Path, make: Make) -> Noise | None:
+    """The noise of a scan file, from its group `noise`: an attribute `name`, and the parameters.
+
+    Args:
+        file: the open file.
+        path: its path, for errors.
+        make: as handed to `Layout.open`.
+
+    Returns:
+        The noise; None where the file has no such group.
+
+    Raises:
+        UserError: a name that is not registered, or wrong parameters.
+    """
     group = file.get("noise")
     if not isinstance(group, h5py.Group):
         return None
-    name = text(group.attrs.get("name", ""))
-    if name not in MODELS:
-        raise UserError(
-            f"{path}: group 'noise' has the name {name!r}, which is no noise model.{suggestion(name, MODELS)}"
-        )
-    wanted = [f.name for f in fields(MODELS[name])]
-    given = read_parameters(group)
-    if sorted(given) != sorted(wanted):
-        got = ", ".join(sorted(given)) or "nothing"
-        raise UserError(
-            f"{path}: group 'noise' ({name}) has {got}, expected the attribute {', '.join(wanted)}; write it again"
-        )
-    try:
-        return MODELS[name](**given)
-    except (UserError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: group 'noise': {' '.join(str(error).split())}") from None
+    name, given = text(group.attrs.get("name", "")), read_parameters(group)
+    for key, value in given.items():
+        # A file from elsewhere must not make us open another one.
+        if isinstance(value, str) and value.endswith(".npy"):
+            raise UserError(f"{path}: group 'noise': {key} names the file {value!r}; store the numbers themselves")
+    return make_for(f"{path}: group 'noise'", make).noise(name, **given)
 
 
 def write_scan(
@@ -109,7 +112,7 @@ def write_scan(
             file["volume"] = np.asarray(volumes, dtype=np.int64)
         _write_parameters(file.create_group("operator"), operator.name, operator.parameters_given, path)
         if noise is not None:
-            _write_parameters(file.create_group("noise"), noise.name, vars(noise), path)
+            _write_parameters(file.create_group("noise"), noise.name, noise.settings(), path)
 
 
 def _write_parameters(group: h5py.Group, name: str, given: Mapping[str, Any], path: str | Path) -> None:

@@ -13,10 +13,11 @@ from invsolve.datasets.hdf5 import (
     LazyRows,
     fingerprint,
     open_readonly,
+    read_noise,
+    read_parameters,
+    read_volumes,
     text,
 )
-from invsolve.datasets.hdf5.images import read_volumes
-from invsolve.datasets.hdf5.scan import read_noise, read_parameters
 from invsolve.errors import UserError
 
 
@@ -36,7 +37,7 @@ class OwnLayout(Layout):
             if not isinstance(group, h5py.Group) or "name" not in group.attrs:
                 raise UserError(f"{path}: has no group 'operator' with an attribute 'name'; write it with write_scan")
             name, given = text(group.attrs["name"]), read_parameters(group)
-            noise = read_noise(file, path)
+            noise = read_noise(file, path, make)
             unit = text(file.attrs.get("image_unit", ""))
             has_truth = "truth" in file
         y = LazyRows(path, "y")

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve.api.loading import operator
+from invsolve.api.loading import noise, operator
+from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.errors import UserError
 
@@ -20,6 +21,19 @@ def resolve_operator(given: Operator | str | None) -> Operator:
     if not isinstance(given, Operator):
         raise UserError(f"operator must be an invsolve.Operator or a name, got {type(given).__name__}")
     return given
+
+
+def resolve_noise(given: Noise | str | None) -> Noise | None:
+    """A noise, from itself or from text such as "gaussian:0.01"; None stays None."""
+    if given is None or isinstance(given, Noise):
+        return given
+    if isinstance(given, str):
+        return noise(given)
+    got = repr(given) if isinstance(given, int | float) else getattr(given, "__name__", type(given).__name__)
+    raise UserError(
+        f"noise must be an invsolve.Noise or text NAME:VALUE, got {got}, which does not say of what kind it is; Gaussian "
+        "noise of standard deviation 0.05 is noise=invsolve.Gaussian(0.05)"
+    )
 
 
 def as_rows(value: Any, name: str) -> Tensor:

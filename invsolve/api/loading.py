@@ -1,4 +1,4 @@
-"""Operators, strategies and priors by name, and priors from checkpoint files."""
+"""Operators, noises, strategies and priors by name, and priors from checkpoint files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from invsolve import registry
+from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.contracts.prior import Prior, is_error_curve
 from invsolve.contracts.strategy import Strategy
@@ -16,6 +17,7 @@ from invsolve.errors import UserError, suggestion
 from invsolve.networks import selftest
 from invsolve.networks.network_prior import NetworkPrior
 from invsolve.registry.parameters import build, parameters
+from invsolve.registry.written import read_written
 
 
 def operator(name: str, /, **parameters_: Any) -> Operator:
@@ -25,6 +27,40 @@ def operator(name: str, /, **parameters_: Any) -> Operator:
         UserError: unknown name or parameter, or a value of the wrong type.
     """
     return build(registry.find("operator", name), "operator", name, parameters_)
+
+
+def noise(name: str, /, **parameters_: Any) -> Noise:
+    """Make a registered noise, such as `noise("gaussian", sigma=0.01)`, or one in the command line's words.
+
+    Args:
+        name: a registered name; or, without parameters, NAME:VALUE, such as "gaussian:0.01". Several values are separated by
+            commas, in the order of the parameters or as key=value.
+        parameters_: of the noise.
+
+    Raises:
+        UserError: unknown name or parameter, or a value of the wrong type or out of its range.
+    """
+    if not parameters_:
+        name, parameters_ = read_written("noise", name)
+    return build(registry.find("noise", name), "noise", name, parameters_)
+
+
+class _Registered:
+    """Makes what is registered: `make("ct", image_size=128)` an operator, `make.noise("gaussian", sigma=0.01)` a noise.
+
+    What `Layout.open(path, make)` wants.
+    """
+
+    def __call__(self, name: str, /, **parameters_: Any) -> Operator:
+        """As `operator`."""
+        return operator(name, **parameters_)
+
+    def noise(self, name: str, /, **parameters_: Any) -> Noise:
+        """As the function `noise`, by name alone."""
+        return build(registry.find("noise", name), "noise", name, parameters_)
+
+
+make = _Registered()
 
 
 def strategy(name: str, /, **parameters_: Any) -> Strategy:

@@ -57,7 +57,7 @@ def provenance(run: Run) -> dict[str, Any]:
     scale = {"factor": plain(run.scale.factor), "offset": plain(run.scale.offset), "origin": run.scale.origin}
     config = {
         "operator": operator_record(run.measurement.operator),
-        "noise": {"name": noise.name, **plain(vars(noise))} if noise is not None else None,
+        "noise": {"name": noise.name or type(noise).__name__, **plain(noise.settings())} if noise is not None else None,
         "prior": None
         if prior is None
         else {

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from invsolve import engine
 from invsolve.api import choice, discrepancy
-from invsolve.api.inputs import as_rows, resolve_operator
+from invsolve.api.inputs import as_rows, resolve_noise, resolve_operator
 from invsolve.api.planning import execute, plan
 from invsolve.api.provenance import provenance
 from invsolve.contracts.measurement import Measurement
@@ -32,7 +32,7 @@ def reconstruct(
     operator: Operator | str | None = None,
     prior: Prior | str | Path | None = None,
     *,
-    noise: Noise | None = None,
+    noise: Noise | str | None = None,
     strategy: Strategy | str = choice.AUTO,
     callback: engine.Callback | None = None,
     progress: bool | None = None,
@@ -44,7 +44,7 @@ def reconstruct(
         y: measurements (N, *measurement), in the instrument's units.
         operator: an Operator, or the name of one that needs no parameters; a Measurement brings its own.
         prior: a Prior, a registered name or a checkpoint file; not needed by strategies such as "tv".
-        noise: how y scatters, `Gaussian(sigma)` or `Poisson(gain)`.
+        noise: how y scatters: an `invsolve.Noise`, such as `Gaussian(sigma)`, or text such as "gaussian:0.01".
         strategy: a Strategy or the name of one with its default parameters. "auto" is "moment" where prior and operator can
             be differentiated (a linear operator with Gaussian noise always can), else "red-diff", with a warning.
         callback: called with a `StepInfo` after each step; return True to end the batch early.
@@ -63,9 +63,9 @@ def reconstruct(
     """
     chosen = make_options(options, "reconstruct")
     if isinstance(y, Measurement):
-        measurement = y if noise is None else replace(y, noise=noise)
+        measurement = y if noise is None else replace(y, noise=resolve_noise(noise))
     else:
-        measurement = Measurement(as_rows(y, "y"), resolve_operator(operator), noise)
+        measurement = Measurement(as_rows(y, "y"), resolve_operator(operator), resolve_noise(noise))
     run = plan(measurement, prior, strategy, chosen)
     run.callback = callback
     sink = Memory(len(measurement.y))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve.api.inputs import as_rows, resolve_operator
+from invsolve.api.inputs import as_rows, resolve_noise, resolve_operator
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.errors import UserError
@@ -14,7 +14,7 @@ from invsolve.numerics.random import ChainRandom
 
 
 def simulate(
-    truth: Tensor | np.ndarray, operator: Operator | str, noise: Noise, seed: int = 0, *, first: int = 0
+    truth: Tensor | np.ndarray, operator: Operator | str, noise: Noise | str, seed: int = 0, *, first: int = 0
 ) -> Tensor:
     """Measure known images: y = A(truth) + noise.
 
@@ -22,7 +22,7 @@ def simulate(
         truth: (N, C, *spatial), physical units; for complex operators complex with one channel, or real with one
             channel (real part) or two (real and imaginary part).
         operator: an Operator, or the name of one that needs no parameters.
-        noise: `Gaussian(sigma)` or `Poisson(gain)`.
+        noise: an `invsolve.Noise`, such as `Gaussian(sigma)` or `Poisson(gain)`, or text such as "gaussian:0.01".
         seed: the noise of item i depends on (seed, i) alone.
         first: the number of the first item, where `truth` is a part of more.
 
@@ -40,11 +40,14 @@ def simulate(
             f"truth has images (channels, *size) of {tuple(truth.shape[1:])}, but the operator measures "
             f"{tuple(forward.image_shape)}; truth must be (items, channels, *size)"
         )
+    model = resolve_noise(noise)
+    if model is None:
+        raise UserError("noise must be given; none at all is invsolve.Gaussian(0.0)")
     measured = forward.measured()
     rows = []
     with torch.no_grad():
         for item in range(len(images)):
             # Keyed apart from the samplers' draws, so that a run with the same seed never reuses the noise it fights.
-            noisy = noise.sample(forward(images[item : item + 1]), ChainRandom(seed, [(first + item, 2**32 - 2)]))
+            noisy = model.sample(forward(images[item : item + 1]), ChainRandom(seed, [(first + item, 2**32 - 2)]))
             rows.append(noisy if measured is None else noisy * measured)
     return torch.cat(rows)

@@ -78,7 +78,7 @@ def calibrate(
     prior: Annotated[str, typer.Option(help="Registered prior or checkpoint file.")],
     operator: Annotated[str, typer.Option(help="Registered operator.")],
     strategy: Annotated[str, typer.Option(help="Posterior-sampling strategy.")],
-    noise: Annotated[str, typer.Option(help="gaussian:SIGMA or poisson:GAIN, in units of the measurement.")],
+    noise: Annotated[str, typer.Option(help="NAME:VALUE of a registered noise, in units of the measurement.")],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="A parameter of the operator; repeatable.", metavar="KEY=VALUE"),
@@ -104,8 +104,8 @@ def calibrate(
     """Rank truths among posterior samples (simulation-based calibration): uniform ranks when the samples are exact."""
     start(plugin)
     from invsolve import api
+    from invsolve.api.loading import noise as make_noise
     from invsolve.bench import calibrate as sbc
-    from invsolve.contracts.noise import noise_from_text
 
     knowledge = api.load_prior(prior, **key_values(set_prior))
     size = image_size or knowledge.event_shape[-1]
@@ -116,7 +116,7 @@ def calibrate(
     found = sbc.calibrate(
         knowledge,
         forward,
-        noise_from_text(noise),
+        make_noise(noise),
         method,
         trials,
         samples,

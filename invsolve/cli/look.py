@@ -46,11 +46,10 @@ def _text(found: dict[str, Any]) -> str:
         rows.append(("images", f"{image['items']} x {_times(image['shape'])}{number}{unit}{size}"))
     if y:
         noise = found["noise"]
-        said = (
-            "not in the file"
-            if noise is None
-            else f"{noise['name']}, sigma {noise.get('sigma', noise.get('gain')):.4g}"
-        )
+        said = "not in the file"
+        if noise is not None:
+            parts = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in noise.items() if k != "name"]
+            said = ", ".join([noise["name"], *parts])
         rows.append(("noise", said))
         rows.append(("truth", "in the file" if found["truth"] else "none"))
     width = max((len(name) for name, _ in rows), default=0)

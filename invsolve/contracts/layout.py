@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from invsolve.contracts.measurement import Images, Measurement
+from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.errors import UserError
 
 
 class Make(Protocol):
-    """Makes a registered operator from its name and parameters, as `invsolve.operator` does."""
+    """Makes what is registered from its name and parameters; handed to a layout, because a layout knows no registry.
 
-    def __call__(self, name: str, /, **parameters: Any) -> Operator: ...
+    `make("ct", image_size=128, angles=60)` is an operator, `make.noise("gaussian", sigma=0.01)` a noise. `invsolve.make` is
+    the one that everybody hands in.
+    """
+
+    def __call__(self, name: str, /, **parameters: Any) -> Operator:
+        """An operator, as `invsolve.operator` makes it."""
+        ...
+
+    def noise(self, name: str, /, **parameters: Any) -> Noise:
+        """A noise, as `invsolve.noise` makes it."""
+        ...
+
+
+@dataclass(frozen=True)
+class _MakeFor:
+    """A maker whose errors begin with a place."""
+
+    where: str
+    make: Make
+
+    def __call__(self, name: str, /, **parameters: Any) -> Operator:
+        try:
+            return self.make(name, **parameters)
+        except UserError as error:
+            raise UserError(f"{self.where}: {error}") from None
+
+    def noise(self, name: str, /, **parameters: Any) -> Noise:
+        try:
+            return self.make.noise(name, **parameters)
+        except UserError as error:
+            raise UserError(f"{self.where}: {error}") from None
 
 
 def make_for(where: str | Path, make: Make) -> Make:
-    """The same maker, whose errors begin with the file (and the place in it) that asked for the operator."""
-
-    def made(name: str, /, **parameters: Any) -> Operator:
-        try:
-            return make(name, **parameters)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-
-    return made
+    """The same maker, whose errors begin with the file (and the place in it) that asked."""
+    return _MakeFor(str(where), make)
 
 
 class Layout:
@@ -51,8 +76,8 @@ class Layout:
 
         Args:
             path: the file or folder.
-            make: makes a registered operator, `make("ct", image_size=128, angles=60)`, as `invsolve.operator` does; handed
-                in, because a layout knows no registry. `make_for` names the file in its errors.
+            make: makes registered operators, `make("ct", image_size=128, angles=60)`, and noises, `make.noise("gaussian",
+                sigma=0.01)`; handed in, because a layout knows no registry. `make_for` names the file in its errors.
 
         Raises:
             UserError: something is missing or contradictory; says what, where and how to mend it.

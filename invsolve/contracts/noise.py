@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from invsolve.errors import UserError, suggestion
+from invsolve.errors import UserError
 from invsolve.numerics.random import ChainRandom
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Base of the noise models: what is random in y given A(x)."""
+    """How y scatters around A(x). Subclass as a frozen dataclass: its fields are its parameters.
+
+    Numbers of y are independent of one another given A(x). Every method takes rows (B, *measurement), real or complex, in
+    their precision and on their device, and keeps both.
+
+    Class attributes:
+        name: what it is registered as.
+        examples: keyword arguments of small instances, from which the conformance tests make theirs.
+    """
 
     name: ClassVar[str] = ""
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     def sample(self, clean: Tensor, rng: ChainRandom) -> Tensor:
-        """Draw y given the noise-free measurement (B, *measurement)."""
-        raise NotImplementedError
+        """Draw y given the noise-free measurement (B, *measurement); all randomness comes from `rng`."""
+        raise NotImplementedError(f"{type(self).__name__} must define sample(clean, rng)")
 
     def log_likelihood(self, y: Tensor, predicted: Tensor) -> Tensor:
-        """log p(y | A(x) = predicted) up to a constant in `predicted`, (B,)."""
-        raise NotImplementedError
+        """log p(y | A(x) = predicted) up to a constant in `predicted`, (B,); torch operations, so that it has a gradient."""
+        raise NotImplementedError(f"{type(self).__name__} must define log_likelihood(y, predicted)")
 
     def std(self, predicted: Tensor) -> Tensor:
-        """Standard deviation of each (real or imaginary) number of y, broadcastable to y."""
-        raise NotImplementedError
+        """Standard deviation of each (real or imaginary) number of y given A(x), broadcastable to y, real."""
+        raise NotImplementedError(f"{type(self).__name__} must define std(predicted)")
+
+    def settings(self) -> dict[str, Any]:
+        """The parameters, as the constructor takes them."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,9 @@ class Gaussian(Noise):
     """
 
     sigma: float | Tensor
+
     name: ClassVar[str] = "gaussian"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"sigma": 0.5}, {"sigma": [[0.2], [0.4], [0.8]]})
 
     def __post_init__(self) -> None:
         if not bool((torch.as_tensor(self.sigma) >= 0).all()):
@@ -66,7 +81,9 @@ class Poisson(Noise):
     """
 
     gain: float
+
     name: ClassVar[str] = "poisson"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"gain": 4.0}, {"gain": 100.0})
 
     def __post_init__(self) -> None:
         if not self.gain > 0:
@@ -83,23 +100,3 @@ class Poisson(Noise):
 
     def std(self, predicted: Tensor) -> Tensor:
         return (predicted.clamp_min(0) / self.gain + 1e-12).sqrt()
-
-
-MODELS: dict[str, type[Noise]] = {"gaussian": Gaussian, "poisson": Poisson}
-
-
-def noise_from_text(text: str) -> Noise:
-    """Read `gaussian:0.01` or `poisson:1000`, as written on the command line.
-
-    Raises:
-        UserError: unknown name or a value that is no number.
-    """
-    name, _, value = text.partition(":")
-    if name not in MODELS:
-        raise UserError(f"unknown noise {name!r}.{suggestion(name, MODELS)} Write NAME:VALUE, such as gaussian:0.01")
-    try:
-        return MODELS[name](float(value))  # type: ignore[call-arg]
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"noise {text!r}: write NAME:VALUE, such as gaussian:0.01") from None

@@ -150,7 +150,7 @@ def _measurement(
     shape = fit.image_shape(found, None)
     shape = (1, *shape[1:]) if found.operator.complex_image else shape
     operator = found.operator
-    noise = None if found.noise is None else {"name": found.noise.name, **_numbers(vars(found.noise))}
+    noise = None if found.noise is None else {"name": found.noise.name, **_numbers(found.noise.settings())}
     missing = list(found.missing)
     extra: list[str] = []
     if found.noise is None:

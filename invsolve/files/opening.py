@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from invsolve import registry
-from invsolve.api.loading import operator
+from invsolve.api.loading import make
 from invsolve.contracts.layout import Layout
 from invsolve.contracts.measurement import Images, Measurement
 from invsolve.datasets import hdf5
@@ -49,7 +49,7 @@ def open_measurement(path: Path, layout: str | None = None, options: Mapping[str
             raise UserError(_unknown(path))
         layout = fitting[0]
     reader: Layout = build(registry.find("layout", layout), "layout", layout, dict(options or {}))
-    return reader.open(Path(path), operator)
+    return reader.open(Path(path), make)
 
 
 def open_images(path: Path, layout: str | None = None, options: Mapping[str, Any] | None = None) -> Images:

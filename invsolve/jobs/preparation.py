@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from invsolve import api, engine
-from invsolve.contracts.noise import noise_from_text
+from invsolve.api.loading import noise as make_noise
 from invsolve.contracts.prior import Prior
 from invsolve.engine import slabs
 from invsolve.errors import UserError
@@ -30,7 +30,7 @@ def prepare(
     prior: Prior | None = api.load_prior(request.prior) if request.prior else None
     measurement = open_measurement(request.scan, request.layout, request.read)
     if request.noise is not None:
-        measurement.noise = noise_from_text(request.noise)
+        measurement.noise = make_noise(request.noise)
     for note in measurement.notes:
         say(note)
     options = request.options if team is None else replace(request.options, device=team.device)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from invsolve import api
-from invsolve.contracts.noise import noise_from_text
+from invsolve.api.loading import noise as make_noise
 from invsolve.datasets import hdf5
 from invsolve.files.opening import open_images
 from invsolve.jobs.request import refuse_existing
@@ -29,7 +29,7 @@ def simulate_file(
     opened = open_images(truth, layout, read)
     refuse_existing(out, overwrite, truth)
     forward = api.operator(operator, **api.fill_image_size(operator, parameters, opened.x[0:1].shape[-1]))
-    scan = SimulatedScan(opened.x, forward, noise_from_text(noise), seed, str(truth))
+    scan = SimulatedScan(opened.x, forward, make_noise(noise), seed, str(truth))
     hdf5.write_scan(out, scan, forward, scan.noise, truth=scan.truth, unit=opened.unit, volumes=opened.volumes)
     shape = list(scan[0:1].shape[1:])
     return {"output": str(out), "items": len(scan), "measurement_shape": shape, "noise": noise, "seed": seed}

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from invsolve import jobs
+from invsolve.api.loading import noise as make_noise
 from invsolve.contracts.measurement import Images, Measurement
-from invsolve.contracts.noise import noise_from_text
 from invsolve.datasets import hdf5
 from invsolve.errors import UserError
 from invsolve.files.opening import open_images, open_measurement
@@ -123,7 +123,7 @@ def _preprocess(step: steps.Preprocess, context: Context) -> dict[str, Any]:
             f"these measurements have {what}, which a scan file cannot hold: leave the step out, and give its read = ... to "
             "the step that loads the file, which is then read so each time"
         )
-    noise = found.noise if step.noise is None else noise_from_text(step.noise)
+    noise = found.noise if step.noise is None else make_noise(step.noise)
     hdf5.write_scan(context.out, found.y, found.operator, noise, found.truth, found.unit, volumes=found.volumes)
     facts = {"kind": "measurement", "items": len(found.y), "shape": list(found.y[0:1].shape[1:])}
     return facts | {"unit": found.unit, "notes": found.notes}

@@ -13,7 +13,7 @@ import torch
 
 from invsolve import registry
 from invsolve.api import choice
-from invsolve.contracts.noise import noise_from_text
+from invsolve.api.loading import noise as make_noise
 from invsolve.contracts.strategy import NEEDS
 from invsolve.errors import UserError, suggestion
 from invsolve.numerics.ode import solvers
@@ -81,14 +81,14 @@ def _sample(step: steps.Sample) -> None:
 @_check.register
 def _preprocess(step: steps.Preprocess) -> None:
     if step.noise is not None:
-        noise_from_text(step.noise)
+        make_noise(step.noise)
 
 
 @_check.register
 def _simulate(step: steps.Simulate) -> None:
     cls = registry.find("operator", step.operator)
     check_parameters(cls, "operator", step.operator, dict(step.set), later=("image_size",))
-    noise_from_text(step.noise)
+    make_noise(step.noise)
 
 
 @_check.register
@@ -104,7 +104,7 @@ def _reconstruct(step: steps.Reconstruct) -> None:
         _prior(step.prior)
     _device(str(step.options.device))
     if step.noise is not None:
-        noise_from_text(step.noise)
+        make_noise(step.noise)
     if step.slices is not None and not re.fullmatch(r"\d*:\d*|\d+", step.slices):
         raise UserError(f"slices = {step.slices!r}: write START:STOP, such as 10:50 for items 10 to 49")
     if (step.workers or step.scheduler) and importlib.util.find_spec("distributed") is None:

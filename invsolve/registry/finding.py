@@ -23,8 +23,8 @@ KINDS = {
     "strategy": "invsolve_strategies",
     "prior": "invsolve_priors",
     "layout": "invsolve_layouts",
+    "noise": "invsolve_noises",
 }
-
 
 _FILE_PREFIX = "invsolve_plugin_"
 
@@ -132,7 +132,7 @@ def _mapping(kind: str) -> dict[str, type]:
 
 
 def available(kind: str) -> dict[str, type]:
-    """Everything registered of a kind ("operator", "strategy", "prior", "layout"), name -> class, sorted by name."""
+    """Everything registered of a kind ("operator", "strategy", "prior", "layout", "noise"), name -> class, sorted by name."""
     return _mapping(kind)
 
 

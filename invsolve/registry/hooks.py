@@ -1,4 +1,4 @@
-"""The four hooks by which operators, strategies, priors and layouts enter, built-in and foreign alike."""
+"""The five hooks by which operators, strategies, priors, layouts and noises enter, built-in and foreign alike."""
 
 from collections.abc import Mapping
 
@@ -26,4 +26,9 @@ def invsolve_priors() -> Mapping[str, type]:  # type: ignore[empty-body]
 
 @hookspec
 def invsolve_layouts() -> Mapping[str, type]:  # type: ignore[empty-body]
-    """Return name -> subclass of `invsolve.contracts.layout.Layout`."""
+    """Return name -> subclass of `invsolve.Layout`."""
+
+
+@hookspec
+def invsolve_noises() -> Mapping[str, type]:  # type: ignore[empty-body]
+    """Return name -> subclass of `invsolve.Noise`."""

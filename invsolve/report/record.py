@@ -12,7 +12,7 @@ import numpy as np
 import invsolve
 from invsolve import registry
 from invsolve.api.discrepancy import Conditions, Discrepancy, judge
-from invsolve.contracts.noise import MODELS, Noise
+from invsolve.contracts.noise import Noise
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.strategy import Strategy
 from invsolve.datasets.hdf5 import fingerprint, open_readonly, text
@@ -23,11 +23,12 @@ from invsolve.registry.parameters import build, parameters
 def noise_of(config: dict[str, Any]) -> Noise | None:
     """The noise that a run took; None where the record has no numbers for it."""
     given = dict(config.get("noise") or {})
-    model = MODELS.get(given.pop("name", ""))
     try:
-        return None if model is None else model(**given)
-    except (TypeError, ValueError, RuntimeError, UserError):
+        name = given.pop("name")
+        made: Noise = build(registry.find("noise", name), "noise", name, given)
+    except (KeyError, TypeError, ValueError, RuntimeError, UserError):
         return None
+    return made
 
 
 def strategy_of(config: dict[str, Any]) -> Strategy | None:

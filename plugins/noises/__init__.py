@@ -1,0 +1,11 @@
+"""Noises. Gaussian and Poisson live with the contract, because a problem is defined with them; others are one file each here."""
+
+from collections.abc import Mapping
+
+from invsolve.contracts.noise import Gaussian, Noise, Poisson
+from invsolve.contracts.plugin import collect, hookimpl
+
+
+@hookimpl
+def invsolve_noises() -> Mapping[str, type]:
+    return {Gaussian.name: Gaussian, Poisson.name: Poisson, **collect(__name__, Noise)}
