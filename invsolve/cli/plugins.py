@@ -21,6 +21,8 @@ class Kind(enum.StrEnum):
     operator = "operator"
     strategy = "strategy"
     prior = "prior"
+    layout = "layout"
+    noise = "noise"
 
 
 @app.command("list")
@@ -41,7 +43,7 @@ def list_(plugin: Plugins = None, json_: AsJson = False) -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="Name of an operator, strategy, prior or layout.")],
+    name: Annotated[str, typer.Argument(help="Name of an operator, noise, strategy, prior or layout.")],
     plugin: Plugins = None,
     json_: AsJson = False,
 ) -> None:
@@ -77,9 +79,10 @@ def check(
 ) -> None:
     """Hold a plugin to what its kind promises; exit code 1 when a property is broken."""
     start(plugin)
+    from invsolve.api.loading import make
     from invsolve.registry.check import check_target
 
-    reports = check_target(target, device)
+    reports = check_target(target, make, device)
     findings = [
         {"subject": r.subject, "property": f.name, "ok": f.ok, "figure": f.figure, "limit": f.limit, "text": f.text}
         for r in reports

@@ -8,22 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from invsolve import registry
+from invsolve.contracts.layout import Layout, Make
+from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.strategy import Strategy
 from invsolve.errors import UserError, suggestion
 from invsolve.registry.parameters import build, parameters
-from invsolve.testing import Report, check_operator, check_prior, check_strategy
+from invsolve.testing import Report, check_layout, check_noise, check_operator, check_prior, check_strategy
 
-_KINDS: dict[type, str] = {Operator: "operator", Strategy: "strategy", Prior: "prior"}
+_KINDS: dict[type, str] = {
+    Operator: "operator",
+    Strategy: "strategy",
+    Prior: "prior",
+    Layout: "layout",
+    Noise: "noise",
+}
 
 
-def check_target(target: str, device: str = "cpu") -> list[Report]:
+def check_target(target: str, make: Make, device: str = "cpu") -> list[Report]:
     """Run the conformance kit on a class, once for each of its `examples`.
 
     Args:
         target: "file.py:Class", "package.module:Class", "file.py" when it holds one plugin class, or a registered name.
-        device: where to run.
+        make: makes operators and noises, for layouts.
+        device: where to run; layouts read on the CPU.
 
     Raises:
         UserError: nothing of that name, or required parameters without an example.
@@ -31,9 +40,9 @@ def check_target(target: str, device: str = "cpu") -> list[Report]:
     cls = _find(target)
     kind = next((name for base, name in _KINDS.items() if issubclass(cls, base)), None)
     if kind is None:
-        raise UserError(f"{target!r} is no Operator, Strategy or Prior")
+        raise UserError(f"{target!r} is none of {', '.join(base.__name__ for base in _KINDS)}")
     name = getattr(cls, "name", "") or cls.__name__
-    return [_check(instance, device) for instance in instances(cls, kind, name)]
+    return [_check(instance, make, device) for instance in instances(cls, kind, name)]
 
 
 def instances(cls: type, kind: str, name: str) -> list[Any]:
@@ -48,11 +57,15 @@ def instances(cls: type, kind: str, name: str) -> list[Any]:
     return [build(cls, kind, name, dict(example)) for example in examples]
 
 
-def _check(instance: Any, device: str) -> Report:
+def _check(instance: Any, make: Make, device: str) -> Report:
     if isinstance(instance, Operator):
         return check_operator(instance, device=device)
     if isinstance(instance, Strategy):
         return check_strategy(instance, device=device)
+    if isinstance(instance, Layout):
+        return check_layout(instance, make)
+    if isinstance(instance, Noise):
+        return check_noise(instance, device=device)
     return check_prior(instance, device=device)
 
 
@@ -66,7 +79,7 @@ def _find(target: str) -> type:
             raise UserError(f"plugin file {place!r} does not exist")
         module: Any = registry.import_file(file, f"invsolve_checked_{file.stem}")
     elif not colon:
-        known = {n: cls for kind in ("operator", "strategy", "prior") for n, cls in registry.available(kind).items()}
+        known = {n: cls for kind in _KINDS.values() for n, cls in registry.available(kind).items()}
         if target not in known:
             raise UserError(f"no plugin is called {target!r}.{suggestion(target, known)} Or write FILE.py:CLASS")
         return known[target]

@@ -12,11 +12,17 @@ from typing import Literal
 from invsolve import registry
 from invsolve.errors import UserError
 
-Kind = Literal["operator", "strategy", "prior"]
+Kind = Literal["operator", "strategy", "prior", "layout", "noise"]
 
 _TEMPLATES = Path(__file__).with_name("templates")
-#: The function of `invsolve` that makes one by name.
-_MAKE = {"operator": "operator", "strategy": "strategy", "prior": "load_prior"}
+#: What the test of each kind calls.
+_CHECKS: dict[str, str] = {
+    "operator": 'testing.check_operator(invsolve.operator("$name", **parameters))',
+    "strategy": 'testing.check_strategy(invsolve.strategy("$name", **parameters))',
+    "prior": 'testing.check_prior(invsolve.load_prior("$name", **parameters))',
+    "layout": "testing.check_layout(plugin.$class_name(**parameters), invsolve.make)",
+    "noise": 'testing.check_noise(invsolve.noise("$name", **parameters))',
+}
 
 
 def write_plugin(name: str, kind: Kind, folder: Path) -> list[Path]:
@@ -33,8 +39,8 @@ def write_plugin(name: str, kind: Kind, folder: Path) -> list[Path]:
     Raises:
         UserError: a name that cannot be used or is taken, or a file that exists; nothing is written then.
     """
-    if kind not in _MAKE:
-        raise UserError(f"kind of plugin must be one of {', '.join(_MAKE)}, got {kind!r}")
+    if kind not in _CHECKS:
+        raise UserError(f"kind of plugin must be one of {', '.join(_CHECKS)}, got {kind!r}")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*(-[A-Za-z0-9]+)*", name):
         raise UserError(
             f"plugin name {name!r}: use letters, digits and single hyphens, a letter first, such as my-scanner"
@@ -51,7 +57,8 @@ def write_plugin(name: str, kind: Kind, folder: Path) -> list[Path]:
         raise UserError(
             f"plugin name {name!r}: a file {module}.py would hide the Python module {module!r}; choose another name"
         )
-    values = {"name": name, "kind": kind, "module": module, "class_name": class_name, "make": _MAKE[kind]}
+    values = {"name": name, "kind": kind, "module": module, "class_name": class_name}
+    values["check"] = Template(_CHECKS[kind]).substitute(values)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, text in zip(files, texts.values(), strict=True):

@@ -1,9 +1,11 @@
-"""The conformance kit: what every operator, prior and strategy must hold, with figures; also for plugins of your own."""
+"""The conformance kit: what every operator, noise, prior, strategy and layout must hold, with figures; also for plugins of your own."""
 
 from invsolve.testing.cases import Case
 from invsolve.testing.checks import checks
 from invsolve.testing.distances import compare
 from invsolve.testing.exact import Exact, exact_posterior
+from invsolve.testing.layouts import check_layout
+from invsolve.testing.noises import check_noise
 from invsolve.testing.operators import check_operator
 from invsolve.testing.priors import check_prior
 from invsolve.testing.report import Finding, Report
@@ -14,6 +16,8 @@ __all__ = [
     "Exact",
     "Finding",
     "Report",
+    "check_layout",
+    "check_noise",
     "check_operator",
     "check_prior",
     "check_strategy",

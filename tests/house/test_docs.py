@@ -66,11 +66,11 @@ def test_the_page_has_examples() -> None:
     assert len(blocks(EXTENDING.read_text(encoding="utf-8"))) >= 7
 
 
-def test_there_are_four_hooks() -> None:
+def test_there_are_five_hooks() -> None:
     plugins = pluggy.PluginManager(hooks.PROJECT)
     plugins.add_hookspecs(hooks)
     assert sorted(HOOKS) == sorted(name for name in vars(plugins.hook) if name.startswith("invsolve_"))
-    assert len(HOOKS) == 4
+    assert len(HOOKS) == 5
 
 
 @pytest.mark.parametrize("hook", HOOKS)

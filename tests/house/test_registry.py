@@ -109,7 +109,7 @@ def test_every_hook_reaches_the_registry(fresh) -> None:
 def test_the_hooks_are_those_of_the_design() -> None:
     plugins = pluggy.PluginManager(hooks.PROJECT)
     plugins.add_hookspecs(hooks)
-    names = {"invsolve_operators", "invsolve_strategies", "invsolve_priors", "invsolve_layouts"}
+    names = {"invsolve_operators", "invsolve_strategies", "invsolve_priors", "invsolve_layouts", "invsolve_noises"}
     assert {n for n in vars(plugins.hook) if n.startswith("invsolve")} == names == set(registry.KINDS.values())
 
 

@@ -87,4 +87,4 @@ def test_folder_that_is_a_file(tmp_path: Path) -> None:
 
 def test_unknown_kind(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="operator, strategy, prior"):
-        write_plugin("my-scanner", "layout", tmp_path)  # type: ignore[arg-type]
+        write_plugin("my-scanner", "solver", tmp_path)  # type: ignore[arg-type]

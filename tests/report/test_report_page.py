@@ -189,7 +189,7 @@ def test_the_residual_has_a_picture_of_its_own(tmp_path: Path, browser: Browser)
     truth, forward = images(2, (1, 32, 32)), invsolve.operator("ct", image_size=32, angles=20)
     y = invsolve.simulate(truth, forward, invsolve.Gaussian(2.0), seed=0)
     hdf5.write_scan(tmp_path / "scan.h5", y, forward, invsolve.Gaussian(2.0))
-    scan = hdf5.OwnLayout().open(tmp_path / "scan.h5", invsolve.operator)
+    scan = hdf5.OwnLayout().open(tmp_path / "scan.h5", invsolve.make)
     entry = {"input": {"file": "scan.h5", "fingerprint": scan.fingerprint}, "operator": operator_record(scan.operator)}
     recon = write_result(tmp_path / "recon.h5", items=2, shape=(1, 32, 32), config=CONFIG | entry)
     # Found beside the result.
