@@ -1,11 +1,23 @@
 """The one exception a user's mistake raises, and the near-match suggestion in its text."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
     """What is wrong, where, what was expected and how to mend it, in one line. The command line exits with code 2."""
+
+
+class Unsuited(UserError):
+    """A strategy does not suit the problem; who knows the registry adds which would (`api.choice.alternatives`).
+
+    Attributes:
+        suits: whether a strategy class would do.
+    """
+
+    def __init__(self, text: str, suits: Callable[[type], bool]) -> None:
+        super().__init__(text)
+        self.suits = suits
 
 
 class InUse(UserError):

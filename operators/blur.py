@@ -38,6 +38,7 @@ class Blur(LinearOperator):
     """
 
     name = "blur"
+    advice = "--set sigma=1.5"
 
     examples = (
         {"sigma": 0.8},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -44,6 +45,11 @@ class LoDoPaB(Layout):
         if not thin > 0:
             raise UserError(f"layout 'lodopab': thin must be > 0, got {thin}")
         self.thin, self.items = thin, items
+
+    @classmethod
+    def resembles(cls, file: Any) -> bool:
+        shape = getattr(file.get("data"), "shape", ())
+        return shape[1:] in ((_SIZE, _SIZE), (_ANGLES, _DETECTORS))
 
     def open(self, path: Path, make: Make) -> Measurement:
         path = Path(path)

@@ -1,39 +1,75 @@
-"""Which strategy is taken when none is named: the first of a fixed order whose needs the problem meets."""
+"""Which strategy is taken when none is named, and which would do where one does not: asked of the registry."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from invsolve import registry
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import Strategy
 from invsolve.engine.needs import check_needs
-from invsolve.errors import UserError
+from invsolve.errors import Unsuited, UserError
 
 #: The name that asks for the choice.
 AUTO = "auto"
+_LISTED = 4
 
-#: `moment` is the closest to the exact posterior, and wants gradients through prior and operator. `red-diff` does without
-#: those of the prior, and gives one estimate, not samples.
-PREFERENCE = ("moment", "red-diff")
+
+def strategies(suits: Callable[[type[Strategy]], bool] = lambda cls: True) -> list[str]:
+    """Names of the registered strategies that suit, the preferred first, then those that draw samples, then by name."""
+    known = [(name, cls) for name, cls in registry.available("strategy").items() if issubclass(cls, Strategy)]
+    last = len(known)
+
+    def place(name: str, cls: type[Strategy]) -> tuple[int, bool, str]:
+        return (last if cls.preference is None else cls.preference), not cls.draws, name
+
+    return [name for name, cls in sorted(known, key=lambda pair: place(*pair)) if suits(cls)]
+
+
+def preferred() -> list[str]:
+    """Names of the strategies that may be taken where none is named, in the order of `Strategy.preference`.
+
+    Raises:
+        UserError: no registered strategy has one.
+    """
+    names = strategies(lambda cls: cls.preference is not None)
+    if not names:
+        raise UserError("no registered strategy has a preference; name one, strategy= (command line: --strategy)")
+    return names
 
 
 def default_strategy(problem: Problem) -> str:
-    """The first name of `PREFERENCE` whose needs are met; warns with the reason when it is not the very first.
+    """The first strategy, in the order of `Strategy.preference`, whose needs are met; warns when it is not the very first.
 
     Raises:
-        UserError: none fits; says what the first one misses.
+        UserError: none fits; says what the first one misses, and what would do.
     """
-    reason = ""
-    for name in PREFERENCE:
+    first: Unsuited | None = None
+    for name in preferred():
         cls = registry.find("strategy", name)
         assert issubclass(cls, Strategy)
         try:
             check_needs(cls(), problem)
-        except UserError as error:
-            reason = reason or str(error)
+        except Unsuited as error:
+            first = first or error
             continue
-        if reason:
-            warnings.warn(f"{reason}: {name!r} is used instead", stacklevel=4)
+        if first is not None:
+            warnings.warn(f"{first}: {name!r} is used instead", stacklevel=4)
         return name
-    raise UserError(f"{reason}. That is the default; another can be named, strategy= (command line: --strategy)")
+    assert first is not None
+    raise Unsuited(f"{first}. That is the default; another can be named, strategy= (command line: --strategy)", first.suits)
+
+
+@contextmanager
+def alternatives() -> Iterator[None]:
+    """Add to an error about an unsuited strategy the names of registered ones that would do."""
+    try:
+        yield
+    except Unsuited as error:
+        names = strategies(error.suits)
+        listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+        raise UserError(
+            f"{error}; {listed} would do" if names else f"{error}; no registered strategy would do"
+        ) from None

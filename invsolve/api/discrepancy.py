@@ -133,7 +133,9 @@ def _noise(conditions: Conditions, ratio: float) -> str:
     noise = conditions.noise
     if isinstance(noise, Gaussian) and torch.as_tensor(noise.sigma).numel() == 1:
         sigma = float(noise.sigma)
-        return f"sigma {sigma:.3g} is stated, {sigma * ratio:.3g} would fit: --noise gaussian:{sigma * ratio:.3g}"
+        return (
+            f"sigma {sigma:.3g} is stated, {sigma * ratio:.3g} would fit: --noise {Gaussian.name}:{sigma * ratio:.3g}"
+        )
     return f"by a factor {max(ratio, 1 / ratio):.2g} in standard deviation"
 
 

@@ -20,9 +20,10 @@ from invsolve.engine import volume
 from invsolve.engine.determinism import deterministic
 from invsolve.engine.needs import check_needs
 from invsolve.engine.options import Options
-from invsolve.errors import UserError
+from invsolve.errors import Unsuited, UserError
 
 
+@choice.alternatives()
 def plan(
     measurement: Measurement,
     prior: Prior | str | Path | None,
@@ -52,14 +53,14 @@ def _plan(
 ) -> engine.Run:
     if measurement.noise is None:
         raise UserError(
-            "the noise is not known: give noise=, such as Gaussian(0.01) (command line: --noise gaussian:0.01)"
+            "the noise is not known: give noise=, such as Gaussian(0.01) (command line: --noise NAME:VALUE)"
         )
     place = resolve_device(options.device)
     given = dict(parameters_ or {})
     automatic = strategy_ == choice.AUTO
     if isinstance(strategy_, str):
         # What "auto" stands for is known only once there is a problem.
-        chosen = strategy(choice.PREFERENCE[0]) if automatic else strategy(strategy_, **given)
+        chosen = strategy(choice.preferred()[0]) if automatic else strategy(strategy_, **given)
     else:
         chosen = strategy_
     knowledge = load_prior(prior) if isinstance(prior, str | Path) else prior
@@ -81,15 +82,17 @@ def _plan(
     if run.couples_items:
         volume.volumes_of(measurement)
         if measurement.operators is not None:
-            raise UserError(
-                f"strategy {named!r} couples the slices of a volume, which must share one "
-                "operator; here each has its own (coil maps, say): take a strategy that takes slices one by one, such as dds"
+            raise Unsuited(
+                f"strategy {named!r} couples the slices of a volume, which must share one operator; here each has its own "
+                "(coil maps, say): take a strategy that takes slices one by one",
+                chosen.takes_items_one_by_one,
             )
     check_needs(chosen, run.problem([(0, s) for s in range(options.samples if chosen.couples_samples else 1)]))
     run.scale = fit.choose_scale(measurement, forward, knowledge, options.scale, shape, place, run.dtype)
     return run
 
 
+@choice.alternatives()
 def execute(run: engine.Run, sink: Sink, progress: bool | None = None) -> None:
     """Run with a progress bar: items, step, residual against its expected value, time left."""
     from invsolve.engine.progress import Bar

@@ -74,9 +74,9 @@ def reconstruct(
     out: Annotated[Path, typer.Option("-o", "--output", help="Result file to write; the same command resumes it.")],
     *,
     prior: Annotated[
-        str | None, typer.Option(help="Registered prior or checkpoint file; linear and tv need none.")
+        str | None, typer.Option(help="Registered prior or checkpoint file; some strategies need none.")
     ] = None,
-    strategy: Annotated[str, typer.Option(help="Posterior-sampling strategy; auto: moment, else red-diff.")] = "auto",
+    strategy: Annotated[str, typer.Option(help="Strategy; auto: the preferred one whose needs are met.")] = "auto",
     set_: Settings = None,
     noise: Annotated[
         str | None, typer.Option(help="NAME:VALUE, as gaussian:0.01, where the file does not say.")

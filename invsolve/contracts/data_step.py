@@ -9,6 +9,7 @@ from torch import Tensor
 
 from invsolve.contracts.noise import Gaussian, Noise
 from invsolve.contracts.operator import LinearOperator, Operator
+from invsolve.errors import Unsuited, UserError
 from invsolve.numerics.krylov import CG, Solution
 from invsolve.numerics.spectrum import SingularSystem, dense_system, small
 
@@ -119,7 +120,11 @@ class DataStep:
         """
         if self._svd is None:
             closed = self.linear.svd(self.image_shape, self.y)
-            self._svd = dense_system(self.linear, self.image_shape, self.y) if closed is None else closed
+            try:
+                self._svd = dense_system(self.linear, self.image_shape, self.y) if closed is None else closed
+            except UserError as error:
+                text = f"{error}; take a strategy that works without one"
+                raise Unsuited(text, lambda other: not getattr(other, "decomposes", True)) from None
         return self._svd
 
     def data_in_basis(self) -> Tensor:

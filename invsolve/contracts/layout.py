@@ -67,6 +67,11 @@ class Layout:
         return False
 
     @classmethod
+    def resembles(cls, file: Any) -> bool:
+        """Whether an open `h5py.File` that no layout recognises could be of this kind; `inspect` then suggests the layout."""
+        return False
+
+    @classmethod
     def opens(cls, path: Path) -> bool:
         """Whether a file that is no HDF5, or a folder, is of this kind; by its name and first bytes alone."""
         return False

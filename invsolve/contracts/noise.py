@@ -63,7 +63,7 @@ class Gaussian(Noise):
             raise UserError(f"noise gaussian: sigma must be >= 0, got {self.sigma}")
 
     def sample(self, clean: Tensor, rng: ChainRandom) -> Tensor:
-        return clean + self.sigma * rng.normal(clean)
+        return clean + torch.as_tensor(self.sigma).to(clean.real) * rng.normal(clean)
 
     def log_likelihood(self, y: Tensor, predicted: Tensor) -> Tensor:
         return -((y - predicted).abs() ** 2 / (2 * torch.as_tensor(self.sigma).to(y.real) ** 2)).flatten(1).sum(1)

@@ -33,6 +33,8 @@ class Operator(Module):
         complex_image: True when x must be complex (MRI). Priors with one channel are then used as real images, priors
             with two as real and imaginary parts.
         image_unit: the physical unit of x ("1/cm"), empty when it has none.
+        closed_forms: what of it is computed directly, in words, for tables.
+        advice: options with which `invsolve inspect` suggests it for images; empty where it does not.
         examples: keyword arguments of small instances, from which the conformance tests make theirs.
         parameters_given: the keyword arguments it was made from, as written to scan files.
     """
@@ -42,6 +44,8 @@ class Operator(Module):
     image_unit: str = ""
     name: str = ""
     parameters_given: dict[str, Any] | None = None
+    closed_forms: ClassVar[str] = ""
+    advice: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     def __call__(self, x: Tensor) -> Tensor:

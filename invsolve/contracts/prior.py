@@ -33,6 +33,8 @@ class Prior(Module):
             {"sigma": [...], "mse": [...]} with rising sigmas; None where nobody measured it (`invsolve prior calibrate`).
         device: where the network is, if that is not where the images are.
         passes: how often an image goes through the network in one call, for the count of network calls.
+        trainable: True when `create(header)` makes an untrained one, which `invsolve train` then trains.
+        advised_for: operators, by name, with which `invsolve inspect` suggests it; "*" is any that no other is made for.
         examples: keyword arguments of small instances, from which the conformance tests make theirs.
     """
 
@@ -48,6 +50,8 @@ class Prior(Module):
     passes: int = 1
     name: str = ""
     parameters_given: dict[str, Any] | None = None
+    trainable: ClassVar[bool] = False
+    advised_for: ClassVar[tuple[str, ...]] = ()
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:

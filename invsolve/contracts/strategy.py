@@ -21,7 +21,7 @@ NEEDS = {
     "prior": "a prior",
     "prior-gradient": "a prior that can be differentiated",
     "linear": "a linear operator",
-    "maskable": "a maskable operator (inpainting, ct, mri)",
+    "maskable": "a maskable operator",
     "operator-gradient": "an operator whose forward is differentiable torch code",
     "linearisation": "a linear operator with Gaussian noise, or an operator whose forward is differentiable torch code",
     "gaussian": "Gaussian noise",
@@ -44,6 +44,11 @@ class Strategy:
         draws: True when repeated runs scatter like the posterior; False for point estimates.
         data_strength: parameters that decide how closely the samples follow the data, 1 where a larger value follows them more
             closely, -1 where less; what is advised when the residual does not fit the noise.
+        decomposes: True when it works in the operator's singular basis, which large operators have only in closed form.
+        preference: place in the order in which one is chosen where none is named, 0 first; None where it is never chosen.
+        advice: what `invsolve inspect` suggests it for ("a quick look", "with a prior", "without a prior"), and with which
+            options; empty where it does not.
+        cost: network calls a step, in words, for tables.
         mean_error, std_ratio, eigen_ratio: what is claimed against the exact posterior of a Gaussian field: mean error in
             posterior standard deviations; sample over posterior standard deviation, of all pixels together; and the same
             along the posterior's eigenvectors, between which bounds 90 % of them lie, as what is too narrow along one
@@ -54,6 +59,10 @@ class Strategy:
     couples_samples: ClassVar[bool] = False
     couples_items: ClassVar[bool] = False
     draws: ClassVar[bool] = True
+    decomposes: ClassVar[bool] = False
+    preference: ClassVar[int | None] = None
+    advice: ClassVar[tuple[str, str]] = ("", "")
+    cost: ClassVar[str] = "forward"
     data_strength: ClassVar[Mapping[str, int]] = {}
     mean_error: ClassVar[float] = 0.5
     std_ratio: ClassVar[tuple[float, float]] = (0.7, 1.4)
@@ -71,6 +80,10 @@ class Strategy:
             return self
         cost = 2 if "prior-gradient" in self.needs else 1
         return replace(self, steps=max(evaluations // cost, 2))  # type: ignore[call-arg]
+
+    def takes_items_one_by_one(self, other: type) -> bool:
+        """Whether another strategy couples no items and needs no more than this one."""
+        return issubclass(other, Strategy) and not other.couples_items and set(other.needs) <= set(self.needs)
 
     def schedule(self, problem: Problem) -> Tensor:
         """Return the noise levels, descending, (steps + 1,). Their length sets the number of steps."""

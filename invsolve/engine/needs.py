@@ -9,32 +9,41 @@ from invsolve.contracts.noise import Gaussian
 from invsolve.contracts.operator import LinearOperator
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import NEEDS, Strategy
-from invsolve.errors import UserError
+from invsolve.errors import Unsuited
 
 
 def check_needs(strategy: Strategy, problem: Problem) -> None:
-    """Raise UserError when the problem lacks what the strategy declares to need."""
-    operator = problem.operator
+    """Raise Unsuited when the problem lacks what the strategy declares to need."""
+    need = _unmet(type(strategy), problem)
+    if need is None:
+        return
+    operator, noise, known = problem.operator, problem.noise, problem.known
+    got = {
+        "prior": "none is given",
+        "prior-gradient": f"{getattr(known, 'name', '') or type(known).__name__!r} cannot",
+        "gaussian": f"it is {noise.name or type(noise).__name__}",
+        "operator-gradient": "it is not",
+    }
+    reason = got.get(need, f"{operator.name or type(operator).__name__!r} is not")
+    raise Unsuited(
+        f"strategy {strategy.name or type(strategy).__name__!r} needs {NEEDS[need]}; {reason}",
+        lambda other: issubclass(other, Strategy) and _unmet(other, problem) is None,
+    )
+
+
+def _unmet(strategy: type[Strategy], problem: Problem) -> str | None:
+    """The first need of a strategy that a problem does not meet."""
+    operator, known = problem.operator, problem.known
     have = {
-        "prior": lambda: problem.known is not None,
-        "prior-gradient": lambda: problem.known is not None and problem.known.differentiable,
+        "prior": lambda: known is not None,
+        "prior-gradient": lambda: known is not None and known.differentiable,
         "linear": lambda: isinstance(operator, LinearOperator),
         "maskable": lambda: isinstance(operator, MaskableOperator),
         "operator-gradient": lambda: _differentiable(problem),
         "linearisation": lambda: linear_gaussian(problem) or _differentiable(problem),
-        "gaussian": lambda: problem.noise.name == "gaussian",
+        "gaussian": lambda: isinstance(problem.noise, Gaussian),
     }
-    for need in strategy.needs:
-        if not have[need]():
-            names = {"operator": operator.name or type(operator).__name__}
-            prior = getattr(problem.known, "name", "") or type(problem.known).__name__
-            got = {
-                "prior": "none is given",
-                "prior-gradient": f"{prior!r} cannot",
-                "gaussian": f"it is {problem.noise.name}",
-            }
-            reason = got.get(need, f"{names['operator']!r} is not" if need != "operator-gradient" else "it is not")
-            raise UserError(f"strategy {strategy.name or type(strategy).__name__!r} needs {NEEDS[need]}; {reason}")
+    return next((need for need in strategy.needs if not have[need]()), None)
 
 
 def linear_gaussian(problem: Problem) -> bool:

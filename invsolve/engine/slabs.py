@@ -12,7 +12,7 @@ from invsolve.contracts.through_plane import AlongRows
 from invsolve.engine.processes import SingleProcess, T
 from invsolve.engine.run import Run
 from invsolve.engine.volume import volumes_of
-from invsolve.errors import UserError
+from invsolve.errors import Unsuited, UserError
 from invsolve.numerics.linalg import inner
 
 
@@ -137,9 +137,10 @@ def share_volumes(run: Run) -> None:
     """
     if not run.couples_items:
         name = run.strategy.name or type(run.strategy).__name__
-        raise UserError(
+        raise Unsuited(
             f"several processes share a volume, but strategy {name!r} reconstructs items one by one: start it without "
-            "torchrun, or take a strategy that couples slices, such as dds-3d"
+            "torchrun, or take a strategy that couples slices",
+            lambda other: bool(getattr(other, "couples_items", False)),
         )
     if run.options.planes != 1:
         raise UserError("planes=3 needs the whole volume in one process: start it without torchrun, or with planes=1")

@@ -14,7 +14,7 @@ from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.wrapped import Wrapped, WrappedLinear
-from invsolve.errors import UserError
+from invsolve.errors import Unsuited, UserError
 from invsolve.numerics.krylov import CG, Solution
 from invsolve.numerics.spectrum import SingularSystem
 
@@ -240,9 +240,10 @@ def check_planes(planes: int, prior: Prior | None, image_shape: Sequence[int], c
     if prior is None:
         raise UserError(f"planes=3 is about the prior, and strategy {strategy!r} was given none: leave it out")
     if not (coupled or isinstance(prior, SliceWise)):
-        raise UserError(
-            f"planes=3 needs the whole volume, but strategy {strategy!r} takes the items one by one: take one that couples "
-            "slices, such as dds-3d, or leave it out"
+        raise Unsuited(
+            f"planes=3 needs the whole volume, but strategy {strategy!r} takes the items one by one: leave it out, or take one "
+            "that couples slices",
+            lambda other: bool(getattr(other, "couples_items", False)) and "prior" in getattr(other, "needs", ()),
         )
     if None not in prior.event_shape[-2:]:
         size = " x ".join(str(n) for n in prior.event_shape[-2:])

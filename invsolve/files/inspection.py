@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
+import invsolve
 from invsolve import registry
 from invsolve.api import fit
-from invsolve.api.loading import operator
+from invsolve.api.choice import strategies
+from invsolve.api.loading import make
 from invsolve.contracts.layout import Layout
 from invsolve.contracts.measurement import Images, Measurement
+from invsolve.contracts.noise import Gaussian
+from invsolve.contracts.prior import Prior
 from invsolve.datasets import hdf5
 from invsolve.datasets.hdf5 import check_regular, datasets, open_array, open_readonly
 from invsolve.engine.reading import read_rows
@@ -25,8 +29,8 @@ from invsolve.registry.parameters import build, parameters
 
 #: Images wider than this are binned in the suggested command, where the layout can: a prior takes minutes on them.
 _LARGE = 256
-#: Bundled priors that the suggested command names, by the operator's name; photographs for the rest.
-_PRIORS = {"ct": "ct-128", "mri": "mr-complex-128"}
+#: What strategies say in `Strategy.advice` that they are for.
+_QUICK, _WITH, _WITHOUT = "a quick look", "with a prior", "without a prior"
 _LISTED = 12
 
 
@@ -125,7 +129,7 @@ def _by_layout(path: Path, name: str, options: dict[str, Any], given: bool) -> d
         if getattr(cls, method) is getattr(Layout, method):
             continue
         try:
-            opened = reader.open(path, operator) if method == "open" else reader.images(path)
+            opened = reader.open(path, make) if method == "open" else reader.images(path)
             break
         except UserError as error:
             problems.append(" ".join(str(error).split()))
@@ -155,25 +159,26 @@ def _measurement(
     extra: list[str] = []
     if found.noise is None:
         sigma = _noise_level(first)
-        extra = ["--noise", f"gaussian:{sigma:.3g}"]
+        extra = ["--noise", f"{Gaussian.name}:{sigma:.3g}"]
         missing.append(f"the commands below take noise {sigma:.3g}, estimated from neighbouring values")
         missing = [line for line in missing if not line.startswith("noise level: give")]
     commands = []
     name = shlex.quote(str(path))
-    begin = f"invsolve reconstruct {name} -o {_beside(path, '_pinv.h5')}"
-    commands.append(_command("a quick look", _join(begin, "--strategy linear", reading, extra)))
+    if quick := _advised(_QUICK):
+        begin = f"invsolve reconstruct {name} -o {_beside(path, '_pinv.h5')}"
+        commands.append(_command(_QUICK, _join(begin, quick, reading, extra)))
     begin = f"invsolve reconstruct {name} -o {_beside(path, '_recon.h5')}"
     smaller, note = _smaller(shape, cls, options)
     if note:
         missing.append(note)
-    prior = _PRIORS.get(operator.name, "natural")
-    if prior in registry.available("prior"):
-        chosen = f"--prior {prior} --strategy diffpir --set steps=100 --samples 2"
-        # Attenuation without a unit cannot be told from the prior's Hounsfield units by itself.
-        chosen += " --scale auto" if operator.name == "ct" and not found.unit else ""
-        commands.append(_command("with a prior", _join(begin, chosen, [*reading, *smaller], extra)))
-    else:
-        commands.append(_command("without a prior", _join(begin, "--strategy tv", [*reading, *smaller], extra)))
+    prior = _advised_prior(operator.name)
+    chosen = _advised(_WITH) if prior is not None else _advised(_WITHOUT)
+    if prior is not None and chosen:
+        chosen = f"--prior {prior.name} {chosen}"
+        # A file without a unit cannot be told from the prior's unit by itself.
+        chosen += " --scale auto" if prior.unit and not found.unit else ""
+    if chosen:
+        commands.append(_command(_WITH if prior else _WITHOUT, _join(begin, chosen, [*reading, *smaller], extra)))
     return {
         "kind": "measurement",
         "text": f"a measurement by operator {operator.name}",
@@ -198,12 +203,12 @@ def _images(path: Path, found: Images, reading: list[str]) -> dict[str, Any]:
     shape = list(first.shape[1:])
     name = shlex.quote(str(path))
     span = float((first.real if first.is_complex() else first).std()) or 1.0
-    square = len(shape) == 3 and shape[0] == 1 and shape[1] == shape[2]
-    how = "--operator ct --set angles=60" if square else "--operator blur --set sigma=1.5"
+    how, summed = _advised_operator(tuple(shape))
     # A ray crosses the whole image; a pixel is measured alone.
-    sigma = 0.01 * span * (shape[-1] if square else 1)
+    sigma = 0.01 * span * (shape[-1] if summed else 1)
     begin = f"invsolve simulate {name} -o {_beside(path, '_scan.h5')}"
-    commands = [_command("measure them", _join(begin, how, reading, ["--noise", f"gaussian:{sigma:.3g}"]))]
+    noise = ["--noise", f"{Gaussian.name}:{sigma:.3g}"]
+    commands = [_command("measure them", _join(begin, how, reading, noise))] if how else []
     return {
         "kind": "images",
         "text": "images",
@@ -231,17 +236,19 @@ def _hdf5(path: Path, options: dict[str, Any]) -> dict[str, Any]:
         shapes = {n: (d.shape, d.dtype.kind) for n, d in there.items()}
     if "x" in shapes:
         x = hdf5.read_images(path)
-        return {"layout": "invsolve", **_images(path, Images(x, source=str(path)), [])}
+        return {"layout": invsolve.__name__, **_images(path, Images(x, source=str(path)), [])}
     hints = [h for name, (shape, kind) in shapes.items() for h in _guesses(path, name, shape, kind)]
-    if any(shape[1:] in ((362, 362), (1000, 513)) for shape, _ in shapes.values()) and "data" in shapes:
-        command = f"invsolve inspect {shlex.quote(str(path))} --layout lodopab"
-        hints.insert(0, _command("if it is of the LoDoPaB-CT collection", command))
+    with open_readonly(path) as file:
+        likely = [name for name, cls in registry.available("layout").items() if cls.resembles(file)]  # type: ignore[attr-defined]
+    for name in likely:
+        command = f"invsolve inspect {shlex.quote(str(path))} --layout {name}"
+        hints.insert(0, _command(f"if it is of layout {name}", command))
     return {
         "kind": "unknown",
         "text": "HDF5 of no known layout",
         "notes": [],
         "missing": [
-            "which dataset holds what, and the names of its axes: --layout array --read dataset=... --read axes=..."
+            f"which dataset holds what, and the names of its axes: --layout {_plain_arrays()} --read dataset=... --read axes=..."
         ],
         "commands": hints[:_LISTED],
     }
@@ -269,12 +276,48 @@ def _guesses(path: Path, name: str | None, shape: tuple[int, ...], kind: str) ->
     what = f"{name} {shape}" if name else f"the array {shape}"
     begin = f"invsolve inspect {shlex.quote(str(path))}"
     if name:
-        begin += f" --layout array --read {shlex.quote(f'dataset={name}')}"
+        begin += f" --layout {_plain_arrays()} --read {shlex.quote(f'dataset={name}')}"
     hints = [_command(f"if the axes of {what} are {axes}", f"{begin} --read axes={axes}")]
     if kind != "c" and len(shape) == 3:
         command = f"{begin} --read axes=row,angle,detector --read angles={shape[1]} --read values=integrals"
         hints.append(_command(f"if it holds sinograms of {shape[1]} angles on [0, 180) degrees", command))
     return hints
+
+
+def _advised(purpose: str) -> str:
+    """The registered strategy that is advised for this, as options; empty where there is none."""
+    for name in strategies(lambda cls: cls.advice[0] == purpose):
+        options = registry.find("strategy", name).advice[1]  # type: ignore[attr-defined]
+        return f"--strategy {name} {options}".rstrip()
+    return ""
+
+
+def _advised_prior(operator: str) -> Prior | None:
+    """The registered prior that is advised with this operator, else one for any."""
+    for wanted in (operator, "*"):
+        for cls in registry.available("prior").values():
+            if issubclass(cls, Prior) and wanted in cls.advised_for:
+                return cls()
+    return None
+
+
+def _advised_operator(shape: tuple[int, ...]) -> tuple[str, bool]:
+    """An operator for images of this shape, as options, one that is made for their size first; and whether it is."""
+    advised = {n: cls for n, cls in registry.available("operator").items() if cls.advice}  # type: ignore[attr-defined]
+    sized = {n: "image_size" in {p.name for p in parameters(cls)} for n, cls in advised.items()}
+    square = len(shape) == 3 and shape[0] == 1 and shape[1] == shape[2]
+    for name in sorted(advised, key=lambda n: not sized[n]):
+        if square or not sized[name]:
+            return f"--operator {name} {advised[name].advice}", sized[name]  # type: ignore[attr-defined]
+    return "", False
+
+
+def _plain_arrays() -> str:
+    """The layout that takes any array by the names of its axes."""
+    for name, cls in registry.available("layout").items():
+        if {"axes", "dataset"} <= {p.name for p in parameters(cls)}:
+            return name
+    return "NAME"
 
 
 def _noise_level(y: torch.Tensor) -> float:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from invsolve import api, engine
+from invsolve.api import choice
 from invsolve.api.loading import noise as make_noise
 from invsolve.contracts.prior import Prior
 from invsolve.engine import slabs
-from invsolve.errors import UserError
+from invsolve.errors import Unsuited
 from invsolve.files.opening import open_measurement
 from invsolve.jobs.request import Request, read_slices
 from invsolve.training import parallel
@@ -38,9 +39,11 @@ def prepare(
     run.only = read_slices(request.slices, len(measurement.y), request.scan)
     run.linear_too = True
     if run.couples_items:
-        _refuse_parts(run, request)
+        with choice.alternatives():
+            _refuse_parts(run, request)
     if team is not None:
-        slabs.share_volumes(run)
+        with choice.alternatives():
+            slabs.share_volumes(run)
     low, high = run.scale.range
     unit = f" {measurement.unit}" if measurement.unit else ""
     if run.scale.origin == "estimated" and prior is not None:
@@ -55,7 +58,8 @@ def _refuse_parts(run: engine.Run, request: Request) -> None:
     for option, value in asked.items():
         if value is not None:
             name = run.strategy.name or type(run.strategy).__name__
-            raise UserError(
+            raise Unsuited(
                 f"{option} cuts a scan into parts, but strategy {name!r} couples all slices of a volume: leave {option} "
-                "out, or take a strategy that reconstructs items one by one, such as dds"
+                "out, or take a strategy that reconstructs items one by one",
+                run.strategy.takes_items_one_by_one,
             )

@@ -151,8 +151,7 @@ def _decompose(operator: LinearMap, shape: tuple[int, ...], like: Tensor) -> tup
     if side > DENSE_LIMIT or pixels * numbers > DENSE_NUMBERS:
         raise UserError(
             f"operator {operator.name or type(operator).__name__!r} has no closed-form singular system and is too large for a "
-            f"dense one ({numbers} x {pixels}; at most {DENSE_LIMIT} on the smaller side and {DENSE_NUMBERS} numbers); use "
-            "strategy 'diffpir', 'dds' or 'moment', which need none"
+            f"dense one ({numbers} x {pixels}; at most {DENSE_LIMIT} on the smaller side and {DENSE_NUMBERS} numbers)"
         )
     matrix = _dense(operator, shape, like, numbers, by_rows=numbers < pixels)  # (numbers, pixels)
     wide = numbers < pixels

@@ -99,7 +99,10 @@ def _reconstruct(step: steps.Reconstruct) -> None:
         if step.prior is None and "prior" in getattr(cls, "needs", ()):
             raise UserError(f"strategy {step.strategy!r} needs {NEEDS['prior']}; give prior = NAME or FILE")
     elif step.prior is None:
-        raise UserError("strategy 'auto' needs a prior; give prior = NAME or FILE, or a strategy such as tv")
+        without = ", ".join(choice.strategies(lambda cls: "prior" not in cls.needs))
+        raise UserError(
+            f"strategy 'auto' needs a prior; give prior = NAME or FILE, or a strategy without one: {without}"
+        )
     if step.prior is not None:
         _prior(step.prior)
     _device(str(step.options.device))

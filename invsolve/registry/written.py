@@ -43,7 +43,7 @@ def read_value(text: str) -> Any:
     """A number, a TOML value, or the text itself."""
     for read in (int, float, lambda t: tomllib.loads(f"v = {t}")["v"]):
         try:
-            return read(text)  # type: ignore[operator]
+            return read(text)
         except ValueError:  # also what tomllib raises
             continue
     return text.strip()

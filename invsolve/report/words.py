@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from invsolve.api.choice import strategies
 from invsolve.api.provenance import scatters_like_posterior
 from invsolve.report.collect import Scores
 from invsolve.report.frames import Frames
@@ -59,7 +60,7 @@ def uncertainty(frames: Frames) -> list[str]:
     if not scatters_like_posterior(config):
         return [
             f"{config['strategy']['name']} finds one image and does not draw from the posterior: how its repetitions scatter is "
-            "no posterior uncertainty. A strategy that draws, such as moment, gives one."
+            f"no posterior uncertainty. A strategy that draws, such as {strategies(lambda cls: cls.draws)[0]}, gives one."
         ]
     if count < 2:
         return ["There is one sample an item, so no uncertainty is known and none is shown. --samples 8 gives one."]

@@ -1,4 +1,4 @@
-"""The conformance kit: what every operator, noise, prior, strategy and layout must hold, with figures; also for plugins of your own."""
+"""The conformance kit: what every plugin must hold, kind by kind, with figures; also for plugins of your own."""
 
 from invsolve.testing.cases import Case
 from invsolve.testing.checks import checks

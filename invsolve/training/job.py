@@ -163,7 +163,17 @@ def _new_prior(
         "training": {"settings": asdict(settings), "data": {**record, "file": images.path.name}},
     }
     torch.manual_seed(settings.seed)
-    return registry.find("prior", "unet").create(header)  # type: ignore[attr-defined]
+    return _trainable().create(header)  # type: ignore[attr-defined]
+
+
+def _trainable() -> type[Prior]:
+    """The registered prior that can be made untrained."""
+    for cls in registry.available("prior").values():
+        if issubclass(cls, Prior) and cls.trainable:
+            return cls
+    raise UserError(
+        "no registered prior can be trained: the plugin that brings one is broken or missing; install it again"
+    )
 
 
 def _begin_with(prior: Prior, other: Prior, name: str | None, say: Callable[[str], None]) -> None:

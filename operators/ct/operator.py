@@ -41,6 +41,7 @@ class CT(MaskableOperator):
     """
 
     name = "ct"
+    advice = "--set angles=60"
 
     examples = (
         {"image_size": 12, "angles": 8},

@@ -33,6 +33,7 @@ class UNetPrior(Prior):
     """
 
     name = "unet"
+    trainable: ClassVar[bool] = True
 
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()
 
@@ -154,6 +155,7 @@ def save(
 class Bundled(UNetPrior):
     """A prior that comes with invsolve: `weights` names its file, whose header says on what it was trained."""
 
+    trainable: ClassVar[bool] = False
     weights: ClassVar[str] = ""
 
     def __init__(self) -> None:
@@ -168,6 +170,7 @@ class Ct128(Bundled):
     """
 
     name = "ct-128"
+    advised_for: ClassVar[tuple[str, ...]] = ("ct",)
 
     weights = "ct-128"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
@@ -189,6 +192,7 @@ class MrComplex128(Bundled):
     """Complex head MR images in two channels (real, imaginary): the magnitudes of `mr-128` with smooth random phases."""
 
     name = "mr-complex-128"
+    advised_for: ClassVar[tuple[str, ...]] = ("mri",)
 
     weights = "mr-complex-128"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
@@ -198,6 +202,7 @@ class Natural(Bundled):
     """Grey photographs, 0 (black) to 1 (white); trained on patches of 64 x 64, any size works."""
 
     name = "natural"
+    advised_for: ClassVar[tuple[str, ...]] = ("*",)
 
     weights = "natural"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)

@@ -34,6 +34,7 @@ class DDNM(Strategy):
     """
 
     name = "ddnm"
+    decomposes: ClassVar[bool] = True
 
     steps: int = 100
     eta: float = 0.85

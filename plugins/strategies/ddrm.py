@@ -30,6 +30,7 @@ class DDRM(Strategy):
     """
 
     name = "ddrm"
+    decomposes: ClassVar[bool] = True
 
     steps: int = 100
     eta: float = 0.85

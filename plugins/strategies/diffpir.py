@@ -36,6 +36,7 @@ class DiffPIR(Strategy):
     """
 
     name = "diffpir"
+    advice: ClassVar[tuple[str, str]] = ("with a prior", "--set steps=100 --samples 2")
 
     steps: int = 100
     variance: Literal["paper", "measured"] = "paper"

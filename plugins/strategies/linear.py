@@ -20,6 +20,7 @@ class LinearReconstruction(Strategy):
     """
 
     name = "linear"
+    advice: ClassVar[tuple[str, str]] = ("a quick look", "")
 
     needs: ClassVar[tuple[str, ...]] = ("linear", "gaussian")
     draws: ClassVar[bool] = False

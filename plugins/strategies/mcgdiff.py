@@ -43,6 +43,7 @@ class MCGDiff(Strategy):
     """
 
     name = "mcgdiff"
+    decomposes: ClassVar[bool] = True
 
     particles: int = 32
     steps: int = 100

@@ -45,6 +45,7 @@ class Moment(Strategy):
     """
 
     name = "moment"
+    preference: ClassVar[int | None] = 0
 
     steps: int = 28
     solves: int = 3

@@ -47,6 +47,7 @@ class REDDiff(Strategy):
     """
 
     name = "red-diff"
+    preference: ClassVar[int | None] = 1
 
     steps: int = 1000
     weight: float = 0.25

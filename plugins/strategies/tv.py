@@ -31,6 +31,7 @@ class TotalVariation(Strategy):
     """
 
     name = "tv"
+    advice: ClassVar[tuple[str, str]] = ("without a prior", "")
 
     steps: int = 400
     weight: float | None = None
@@ -98,6 +99,7 @@ class VolumeTotalVariation(TotalVariation):
     """
 
     name = "tv-3d"
+    advice: ClassVar[tuple[str, str]] = ("", "")
 
     through_plane: float = 1.0
 
