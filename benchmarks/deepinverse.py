@@ -83,7 +83,7 @@ class FieldDenoiser(dinv.models.Denoiser):  # type: ignore[misc]
     def __init__(self, low: float = 0.0) -> None:
         super().__init__()
         half = (1 - low) / 2
-        self.field = registry.find("prior", "gaussian")(size=SIZE, std=PIXEL_STD * half, mean=(1 + low) / 2)
+        self.field = registry.find("prior", "gaussian-field")(size=SIZE, std=PIXEL_STD * half, mean=(1 + low) / 2)
         self.counting, self.calls = False, 0
 
     def forward(self, x: Tensor, sigma: Any) -> Tensor:

@@ -38,7 +38,7 @@ import invsolve
 from invsolve import registry
 
 
-class Field(registry.find("prior", "gaussian")):
+class Field(registry.find("prior", "gaussian-field")):
     """A Gaussian field."""
 
     def __init__(self):

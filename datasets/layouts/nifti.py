@@ -55,6 +55,8 @@ class NIfTI(Layout):
     def images(self, path: Path) -> Images:
         path = Path(path)
         nibabel = need("nibabel", "nifti", path)
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; check the path")
         _refuse_pointer(path)
         try:
             image = nibabel.load(path)

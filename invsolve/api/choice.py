@@ -59,7 +59,9 @@ def default_strategy(problem: Problem) -> str:
             warnings.warn(f"{first}: {name!r} is used instead", stacklevel=4)
         return name
     assert first is not None
-    raise Unsuited(f"{first}. That is the default; another can be named, strategy= (command line: --strategy)", first.suits)
+    raise Unsuited(
+        f"{first}. That is the default; another can be named, strategy= (command line: --strategy)", first.suits
+    )
 
 
 @contextmanager

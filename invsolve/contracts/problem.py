@@ -126,7 +126,7 @@ class Problem(DataStep):
             return 1.0
         if self._precision is None:
             # A floor, because an empty Poisson bin would otherwise count as exact.
-            std = self.noise.std(self.y)
+            std = self.noise.std(self.y).expand(self.y.shape)
             weight = 1 / std.clamp_min(0.05 * std.flatten(1).mean(1).view(-1, *[1] * (std.ndim - 1)))
             self._precision = weight / weight.flatten(1).square().mean(1).sqrt().view(-1, *[1] * (std.ndim - 1))
         return self._precision

@@ -159,21 +159,22 @@ def _fingerprint(report: Report, layout: Layout, path: Path, changed: Path, make
 
 
 def _broken(report: Report, layout: Layout, path: Path, make: Make) -> None:
-    file = _files(path)[0]
-    whole = file.read_bytes()
-    missing = file.with_name(f"no_{file.name}")
+    whole = {file: file.read_bytes() for file in _files(path)}
     for what, content in (
         ("empty", b""),
-        ("truncated", whole[: len(whole) // 2]),
+        ("truncated", None),
         ("overwritten", b"not what it was\n" * 8),
     ):
-        file.write_bytes(content)
+        # All files of a folder: one alone may be a stranger's that lies there.
+        for file, data in whole.items():
+            file.write_bytes(data[: len(data) // 2] if content is None else content)
         _refused(report, f"{what} file is one line", layout, path, make)
-    file.write_bytes(whole)
-    if path.is_file():
-        _refused(report, "missing file is one line", layout, missing, make)
-    if not _is_hdf5(file):
+    for file, data in whole.items():
+        file.write_bytes(data)
+    _refused(report, "missing file is one line", layout, path.with_name(f"no_{path.name}"), make)
+    if not _is_hdf5(path):
         return
+    file = path
     with h5py.File(file, "r") as content_:
         names: list[str] = []
         content_.visititems(lambda name, thing: names.append(name) if isinstance(thing, h5py.Dataset) else None)
@@ -181,7 +182,7 @@ def _broken(report: Report, layout: Layout, path: Path, make: Make) -> None:
         with h5py.File(file, "r+") as content_:
             del content_[name]
         _refused(report, f"file without {name!r} is read, or one line", layout, path, make, may_open=True)
-        file.write_bytes(whole)
+        file.write_bytes(whole[path])
 
 
 def _refused(report: Report, name: str, layout: Layout, path: Path, make: Make, may_open: bool = False) -> None:
@@ -190,7 +191,8 @@ def _refused(report: Report, name: str, layout: Layout, path: Path, make: Make, 
         rows[0 : len(rows)]
     except UserError as error:
         text = str(error)
-        good = "\n" not in text and path.name in text
+        # A folder's file may be named instead.
+        good = "\n" not in text and (path.name in text or any(f.name in text for f in _files(path)))
         report.holds(name, good, f"must be one line that names the file, got {text.splitlines()[0]!r}")
     except Exception as error:
         remedy = f"{type(error).__name__} instead of UserError: {' '.join(str(error).split())[:120]}"

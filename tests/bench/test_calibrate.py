@@ -35,7 +35,7 @@ def gains(sigma: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def field() -> invsolve.Prior:
-    return invsolve.load_prior("gaussian", size=SIZE, std=0.4)
+    return invsolve.load_prior("gaussian-field", size=SIZE, std=0.4)
 
 
 def blur() -> invsolve.LinearOperator:
@@ -170,7 +170,7 @@ def test_figure(tmp_path) -> None:
 
 def test_command(cli, tmp_path) -> None:
     picture = tmp_path / "ranks.png"
-    call = ["bench", "calibrate", "--prior", "gaussian", "--set-prior", "size=8", "--operator", "inpainting"]
+    call = ["bench", "calibrate", "--prior", "gaussian-field", "--set-prior", "size=8", "--operator", "inpainting"]
     call += ["--set", "fraction=0.5", "--noise", "gaussian:0.1", "--strategy", "moment", "--trials", 12, "--samples", 7]
     call += ["--set-strategy", "steps=8", "--batch-size", 100]
     code, out, err = cli(*call, "--figure", picture)

@@ -209,8 +209,8 @@ WRONG_PARAMETERS = [
     (("--strategy", "tv", "--scale", "1"), "LOW:HIGH"),
     (("--strategy", "tv", "--samples", "0"), "samples"),
     (("--strategy", "tv", "--samples", "few"), "samples"),
-    (("--strategy", "dps", "--prior", "gausian"), "'gaussian'"),
-    (("--strategy", "dps", "--prior", "gaussian"), "(1, 64, 64)"),
+    (("--strategy", "dps", "--prior", "gausian-field"), "'gaussian-field'"),
+    (("--strategy", "dps", "--prior", "gaussian-field"), "(1, 64, 64)"),
     (("--strategy", "tv", "--plugin", "missing.py"), "does not exist"),
     (("--strateg", "tv"), "strateg"),
 ]

@@ -32,7 +32,7 @@ class Closed(invsolve.Operator):
 
 @pytest.fixture
 def prior() -> invsolve.Prior:
-    return invsolve.load_prior("gaussian", size=8)
+    return invsolve.load_prior("gaussian-field", size=8)
 
 
 def measured(operator: invsolve.Operator, prior: invsolve.Prior) -> torch.Tensor:
@@ -72,8 +72,8 @@ def test_parameters_go_to_the_strategy_that_is_taken(tmp_path: Path, prior: invs
 
     scan, out = tmp_path / "scan.h5", tmp_path / "recon.h5"
     operator = invsolve.operator("blur", sigma=1.0)
-    hdf5.write_scan(scan, measured(operator, invsolve.load_prior("gaussian")), operator, NOISE)
-    reconstruct_file(Request(scan, out, "gaussian", "auto", {"solves": 2, "steps": 5}))
+    hdf5.write_scan(scan, measured(operator, invsolve.load_prior("gaussian-field")), operator, NOISE)
+    reconstruct_file(Request(scan, out, "gaussian-field", "auto", {"solves": 2, "steps": 5}))
     assert hdf5.read_result(out).config["strategy"]["parameters"]["solves"] == 2
     with pytest.raises(invsolve.UserError, match="zeta"):
-        reconstruct_file(Request(scan, tmp_path / "other.h5", "gaussian", "auto", {"zeta": 2.0}))
+        reconstruct_file(Request(scan, tmp_path / "other.h5", "gaussian-field", "auto", {"zeta": 2.0}))

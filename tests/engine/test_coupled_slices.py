@@ -33,7 +33,7 @@ COUPLED = {"mbir": {"steps": 8}, "dds-3d": {"steps": 6, "weight": 2e-3}, "tv-3d"
 
 @pytest.fixture(scope="module")
 def prior() -> invsolve.Prior:
-    return invsolve.load_prior("gaussian", size=16, std=0.3)
+    return invsolve.load_prior("gaussian-field", size=16, std=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +289,7 @@ import invsolve
 from invsolve import registry
 
 
-class Small(registry.find("prior", "gaussian")):
+class Small(registry.find("prior", "gaussian-field")):
     """Sixteen pixels a side."""
 
     examples = ({},)

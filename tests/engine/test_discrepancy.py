@@ -25,7 +25,7 @@ SIGMA = 0.1
 
 @pytest.fixture(scope="module")
 def prior() -> invsolve.Prior:
-    return invsolve.load_prior("gaussian", size=SIZE, std=0.4)
+    return invsolve.load_prior("gaussian-field", size=SIZE, std=0.4)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ class TestJudgement:
         ],
     )
     def test_wrong_noise_where_the_prior_leaves_little_free(self, operator, stated: float, text: str) -> None:
-        smooth = invsolve.load_prior("gaussian", size=SIZE, std=0.4, length=8.0, decay=4.0)
+        smooth = invsolve.load_prior("gaussian-field", size=SIZE, std=0.4, length=8.0, decay=4.0)
         truth = smooth.sample(ChainRandom(0, [(i, 0) for i in range(4)]), torch.zeros(1))
         y = invsolve.simulate(truth, operator, invsolve.Gaussian(SIGMA), seed=1)
         with pytest.warns(DiscrepancyWarning, match=text):

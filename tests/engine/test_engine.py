@@ -17,7 +17,7 @@ SIGMA = 0.05
 
 @pytest.fixture(scope="module")
 def prior() -> invsolve.Prior:
-    return invsolve.load_prior("gaussian", size=16, std=0.15)
+    return invsolve.load_prior("gaussian-field", size=16, std=0.15)
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,7 @@ def test_wrong_arguments_are_one_line(
 
 def test_a_prior_that_does_not_fit_is_refused(y: torch.Tensor, operator: invsolve.Operator) -> None:
     with pytest.raises(invsolve.UserError, match=r"\(1, 32, 32\).*\(1, 16, 16\)"):
-        run(y, operator, invsolve.load_prior("gaussian", size=32))
+        run(y, operator, invsolve.load_prior("gaussian-field", size=32))
 
 
 def test_permuted_axes_are_named(prior: invsolve.Prior) -> None:

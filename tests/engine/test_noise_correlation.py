@@ -49,7 +49,7 @@ def test_rows_do_not_depend_on_what_else_is_drawn(noise_correlation: float) -> N
 
 def test_it_makes_slices_of_a_constant_volume_alike_and_is_recorded() -> None:
     operator = invsolve.operator("inpainting", fraction=0.3, image_size=16)
-    prior = invsolve.load_prior("gaussian", size=16, std=0.3)
+    prior = invsolve.load_prior("gaussian-field", size=16, std=0.3)
     truth = prior.sample(ChainRandom(3, [(0, 0)]), torch.zeros(1)).expand(40, 1, 16, 16)  # type: ignore[operator]
     y = operator(truth)
     jumps = {}

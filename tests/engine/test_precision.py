@@ -46,14 +46,14 @@ def test_only_the_network_is_reduced() -> None:
     ("options", "message"),
     [
         ({"precision": "fp8"}, "precision must be float32 or bf16, got 'fp8'"),
-        ({"precision": "bf16", "prior": "gaussian"}, "is for network priors"),
+        ({"precision": "bf16", "prior": "gaussian-field"}, "is for network priors"),
         ({"precision": "bf16", "strategy": "tv"}, "this run has no network: leave it out"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict, message: str) -> None:
     given = {"prior": None, "strategy": "dds"} | options
     if given["prior"]:
-        given["prior"] = invsolve.load_prior("gaussian", size=16)
+        given["prior"] = invsolve.load_prior("gaussian-field", size=16)
     operator = invsolve.operator("inpainting", mask=torch.ones(16, 16))
     with pytest.raises(invsolve.UserError, match=message):
         invsolve.reconstruct(torch.zeros(1, 1, 16, 16), operator, noise=invsolve.Gaussian(0.1), **given)

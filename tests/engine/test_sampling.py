@@ -24,7 +24,7 @@ import invsolve
 from invsolve import registry
 
 
-class Narrow(registry.find("prior", "gaussian")):
+class Narrow(registry.find("prior", "gaussian-field")):
     \"\"\"Eight pixels a side.\"\"\"
 
     examples = ({},)
@@ -42,7 +42,7 @@ def invsolve_priors():
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver_draws_the_field(name: str) -> None:
-    prior = invsolve.load_prior("gaussian", size=16, std=0.4, mean=0.3)
+    prior = invsolve.load_prior("gaussian-field", size=16, std=0.4, mean=0.3)
     images = invsolve.sample(prior, 64, solver=name, steps=40, seed=1, batch_size=64)
     white = torch.fft.fft2(images.double() - 0.3, norm="ortho") / prior.spectrum.sqrt()
     # 64 x 256 numbers, half of them free: the power has a relative standard deviation of 1.1 %; the rest is discretisation.
@@ -52,7 +52,7 @@ def test_every_solver_draws_the_field(name: str) -> None:
 
 
 def test_images_do_not_depend_on_the_batch_and_come_in_physical_units() -> None:
-    prior = invsolve.load_prior("gaussian", size=8)
+    prior = invsolve.load_prior("gaussian-field", size=8)
     network = invsolve.sample(prior, 5, solver=DPMpp2M(eta=1.0), steps=8, seed=3)
     prior.data_range = (0.0, 10.0)
     physical = invsolve.sample(prior, 5, solver=DPMpp2M(eta=1.0), steps=8, seed=3, batch_size=2)
@@ -88,7 +88,7 @@ def test_free_sizes_are_filled() -> None:
 )
 def test_bad_requests_are_refused(arguments: dict, text: str) -> None:
     with pytest.raises(invsolve.UserError, match=text):
-        invsolve.sample(invsolve.load_prior("gaussian", size=8), **arguments)
+        invsolve.sample(invsolve.load_prior("gaussian-field", size=8), **arguments)
 
 
 def test_command_writes_an_image_file(tmp_path: Path, cli) -> None:
@@ -121,7 +121,7 @@ def test_command_writes_an_image_file(tmp_path: Path, cli) -> None:
 
 def field() -> tuple[invsolve.Prior, torch.Tensor, torch.Tensor]:
     """A Gaussian prior, two images, and their log-density at the prior's smallest level."""
-    prior = invsolve.load_prior("gaussian", size=5, std=0.3, mean=0.2)
+    prior = invsolve.load_prior("gaussian-field", size=5, std=0.3, mean=0.2)
     x = prior.sample(ChainRandom(0, [(0, 0), (0, 1)]), DOUBLE)
     covariance = prior.covariance() + prior.sigma_min**2 * torch.eye(25, dtype=torch.float64)
     exact = dist.MultivariateNormal(torch.full((25,), 0.2, dtype=torch.float64), covariance)

@@ -185,7 +185,7 @@ def test_unknown_names_list_near_ones() -> None:
     for kind, name, near in (
         ("operator", "inpaint", "inpainting"),
         ("strategy", "red_diff", "red-diff"),
-        ("prior", "gausian", "gaussian"),
+        ("prior", "gausian-field", "gaussian-field"),
     ):
         with pytest.raises(invsolve.UserError, match=f"'{near}'"):
             registry.find(kind, name)

@@ -56,7 +56,7 @@ def test_name_must_be_letters_digits_hyphens(name: str, tmp_path: Path) -> None:
     [
         ("blur", "operator", "registered already"),
         ("dps", "strategy", "registered already"),
-        ("gaussian", "prior", "registered already"),
+        ("gaussian-field", "prior", "registered already"),
         ("linear-operator", "operator", "clash"),
         ("tensor", "prior", "clash"),
         ("none", "operator", "clash"),

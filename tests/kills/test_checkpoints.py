@@ -30,7 +30,7 @@ import invsolve
 from invsolve import registry
 
 
-class Slow(registry.find("prior", "gaussian")):
+class Slow(registry.find("prior", "gaussian-field")):
     """Sixteen pixels a side, two milliseconds an image."""
 
     examples = ({},)
@@ -53,7 +53,7 @@ def invsolve_priors():
 def scan(tmp_path: Path) -> Path:
     (tmp_path / "slow.py").write_text(PLUGIN)
     operator = invsolve.operator("ct", image_size=16, angles=6)
-    prior = invsolve.load_prior("gaussian", size=16, std=0.3)
+    prior = invsolve.load_prior("gaussian-field", size=16, std=0.3)
     truth = prior.sample(ChainRandom(3, [(i, 0) for i in range(4)]), torch.zeros(1))  # type: ignore[operator]
     write_scan(
         tmp_path / "scan.h5",
@@ -143,7 +143,7 @@ def test_a_short_run_writes_no_checkpoint(scan: Path, tmp_path: Path, cli, monke
 
 def plan() -> Run:
     operator = invsolve.operator("ct", image_size=16, angles=6)
-    prior = invsolve.load_prior("gaussian", size=16, std=0.3)
+    prior = invsolve.load_prior("gaussian-field", size=16, std=0.3)
     y = operator(prior.sample(ChainRandom(3, [(i, 0) for i in range(3)]), torch.zeros(1)))  # type: ignore[operator]
     measurement = invsolve.Measurement(y, operator, invsolve.Gaussian(0.05))
     return api.plan(measurement, prior, invsolve.strategy("dds-3d", steps=10), Options(samples=3, batch_size=2))
@@ -214,7 +214,7 @@ class Always(CheckpointFile):
 def test_nothing_is_between_the_checkpoint_and_the_file(tmp_path: Path) -> None:
     """Items that are queued to be written are in neither; a checkpoint waits for them."""
     operator = invsolve.operator("ct", image_size=16, angles=6)
-    prior = invsolve.load_prior("gaussian", size=16, std=0.3)
+    prior = invsolve.load_prior("gaussian-field", size=16, std=0.3)
     measurement = invsolve.Measurement(torch.zeros(6, *operator.measurement_shape((1, 16, 16))), operator)
     measurement.noise = invsolve.Gaussian(0.05)
     run = api.plan(measurement, prior, invsolve.strategy("dps", steps=2), Options(samples=2, batch_size=2))

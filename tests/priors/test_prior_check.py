@@ -108,7 +108,7 @@ def test_prior_without_a_network_is_tried_in_both_ranges() -> None:
 
     report = invsolve.self_test(Unit())
     assert report.remedy == {"network_range": (0.0, 1.0)}
-    assert invsolve.self_test(invsolve.load_prior("gaussian"))
+    assert invsolve.self_test(invsolve.load_prior("gaussian-field"))
 
 
 @pytest.mark.parametrize("shape", [(1, None, None), (3, 40, 48), (2, 32, 32), (1, 64), (1, 12, 12, 12)])

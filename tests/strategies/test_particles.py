@@ -123,7 +123,7 @@ def test_the_isotropic_twist_stays_accurate_without_noise() -> None:
 @pytest.mark.parametrize("kind", ["real", "complex"])
 def test_the_moment_twist_is_exact_for_a_gaussian_field(kind: str) -> None:
     sigma = 0.4
-    prior = invsolve.load_prior("gaussian", size=4, std=0.5, length=1.0)
+    prior = invsolve.load_prior("gaussian-field", size=4, std=0.5, length=1.0)
     operator = (
         Matrix(torch.randn(3, 16, generator=torch.Generator().manual_seed(0)).double())
         if kind == "real"

@@ -156,7 +156,7 @@ def test_daps_with_the_papers_five_steps_of_the_flow_ends_at_finite_images() -> 
 
 def test_the_reverse_sde_draws_images_given_the_noisy_one() -> None:
     rows, sigma = 600, 0.3
-    prior = invsolve.load_prior("gaussian", size=4, std=0.5, length=1.0)
+    prior = invsolve.load_prior("gaussian-field", size=4, std=0.5, length=1.0)
     operator = invsolve.operator("inpainting", mask=torch.ones(4, 4))
     problem = Problem(
         prior, operator, invsolve.Gaussian(1.0), torch.zeros(rows, 1, 4, 4, dtype=torch.float64), (1, 4, 4)
@@ -232,7 +232,7 @@ def integral(log_likelihood: Callable[[Tensor], Tensor], mean: float, std: float
 
 def white_problem(operator: Operator, noise: invsolve.Noise, y: float, rows: int) -> Problem:
     """A field of 16 independent pixels, mean 0.5 and standard deviation 0.15, all with the same datum."""
-    prior = invsolve.load_prior("gaussian", size=4, std=0.15, length=0.0, mean=0.5)
+    prior = invsolve.load_prior("gaussian-field", size=4, std=0.15, length=0.0, mean=0.5)
     return Problem(prior, operator, noise, torch.full((rows, 1, 4, 4), y, dtype=torch.float64), (1, 4, 4))
 
 
@@ -260,7 +260,7 @@ def test_nonlinear_and_poisson_posteriors_are_drawn(strategy: invsolve.Strategy,
 
 @pytest.mark.parametrize("name", ["daps", "pnp-dm"])
 def test_a_nonlinear_operator_runs_from_end_to_end(name: str) -> None:
-    prior = invsolve.load_prior("gaussian", size=12, std=0.2, mean=0.6)
+    prior = invsolve.load_prior("gaussian-field", size=12, std=0.2, mean=0.6)
     truth = prior.sample(ChainRandom(0, [(0, 0)]), torch.zeros(1))
     y = invsolve.simulate(truth, Square(), invsolve.Gaussian(0.05), seed=0)
     rec = invsolve.reconstruct(

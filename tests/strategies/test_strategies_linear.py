@@ -24,7 +24,7 @@ SIZE = 8
 def make(
     operator: invsolve.Operator, sigma: float | Tensor = 0.1, channels: int = 1, rows: int = 3, size: int = SIZE
 ) -> Problem:
-    prior = invsolve.load_prior("gaussian", size=size, std=0.3)
+    prior = invsolve.load_prior("gaussian-field", size=size, std=0.3)
     shape = (channels, size, size)
     if channels == 2:
         prior.event_shape = shape  # the field's formula takes any number of channels
@@ -164,7 +164,7 @@ def test_pigdm_measured_is_exact_for_a_white_field() -> None:
     operator = invsolve.operator("ct", image_size=SIZE, angles=4)
     problem = make(operator, 0.3)
     variance = 0.09
-    problem.known = invsolve.load_prior("gaussian", spectrum=variance * torch.ones(SIZE, SIZE))
+    problem.known = invsolve.load_prior("gaussian-field", spectrum=variance * torch.ones(SIZE, SIZE))
     sigma = 0.4
     z, d, _, _, moved = one_step("pigdm", problem, sigma, 0.0, iterations=300)
     a, y = matrices(problem)
@@ -369,7 +369,7 @@ def test_each_row_has_its_own_noise(name: str) -> None:
 def test_ddrm_on_a_large_operator_names_what_to_use_instead() -> None:
     operator = invsolve.operator("blur", sigma=1.0, boundary="zero")
     y = torch.zeros(1, 1, 100, 100)
-    prior = invsolve.load_prior("gaussian", size=100)
+    prior = invsolve.load_prior("gaussian-field", size=100)
     with pytest.raises(invsolve.UserError, match="'diffpir', 'dds' or 'moment'"):
         invsolve.reconstruct(y, operator, prior, noise=invsolve.Gaussian(0.1), strategy="ddrm")
 
@@ -378,7 +378,7 @@ def test_dps_weighs_poisson_data_as_the_paper_does_and_divides_by_the_operators_
     # Chung 2023, section 3.2: the gradient of (y - A D)' Lambda (y - A D), Lambda = diag(1 / (2 y)), with normalised length.
     gain, sigma, sigma_next = 50.0, 0.5, 0.3
     operator = invsolve.operator("ct", image_size=SIZE, angles=5).to(torch.float64)
-    prior = invsolve.load_prior("gaussian", size=SIZE, std=0.3)
+    prior = invsolve.load_prior("gaussian-field", size=SIZE, std=0.3)
     x = 0.5 + 0.1 * torch.randn(3, 1, SIZE, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     noise = invsolve.Poisson(gain)
     y = noise.sample(operator(x.abs()) + 1.0, ChainRandom(0, CHAINS))

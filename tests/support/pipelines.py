@@ -13,7 +13,7 @@ import invsolve
 from invsolve import registry
 
 
-class Slow(registry.find("prior", "gaussian")):
+class Slow(registry.find("prior", "gaussian-field")):
     """Sixteen pixels a side, a few milliseconds an image."""
 
     examples = ({},)

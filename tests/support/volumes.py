@@ -20,7 +20,7 @@ import invsolve
 from invsolve import registry
 
 
-class Small(registry.find("prior", "gaussian")):
+class Small(registry.find("prior", "gaussian-field")):
     """Sixteen pixels a side."""
 
     examples = ({},)

@@ -294,7 +294,7 @@ def test_a_foreign_prior_gets_its_curve_beside_it(
     Path(f"{copy}.error_curve.json").write_text("{}")
     with pytest.raises(UserError, match="no error curve"):
         invsolve.load_prior(copy)
-    code, _, err = cli("prior", "calibrate", "gaussian", pictures, "-o", tmp_path / "g.safetensors")
+    code, _, err = cli("prior", "calibrate", "gaussian-field", pictures, "-o", tmp_path / "g.safetensors")
     assert code == 2
     assert "does not write" in err
     code, _, err = cli("prior", "calibrate", "natural", pictures, "-o", tmp_path / "g.json")

@@ -28,7 +28,7 @@ class GaussianField(Prior):
         UserError: a spectrum of the wrong shape or with negative values.
     """
 
-    name = "gaussian"
+    name = "gaussian-field"
 
     spectrum: Tensor
     examples = ({"size": 12, "std": 0.4}, {"size": 11, "mean": 0.3, "length": 1.0})
@@ -46,7 +46,7 @@ class GaussianField(Prior):
         if spectrum is None:
             spectrum = power_spectrum(size, std, length, decay)
         if spectrum.ndim != 2 or spectrum.shape[0] != spectrum.shape[1] or bool((spectrum < 0).any()):
-            raise UserError(f"prior 'gaussian': spectrum must be (N, N) and >= 0, got {tuple(spectrum.shape)}")
+            raise UserError(f"prior 'gaussian-field': spectrum must be (N, N) and >= 0, got {tuple(spectrum.shape)}")
         self.spectrum = spectrum.double()
         self.sigma_min = min(self.sigma_min, float(self.spectrum.mean().sqrt()) / 50)
         self.mean = mean
