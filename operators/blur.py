@@ -25,7 +25,9 @@ def gaussian_kernel(sigma: float) -> Tensor:
 
 
 class Blur(LinearOperator):
-    """y = k * x, a true convolution (the kernel is the image of a point); y has the shape of x, (B, C, rows, columns).
+    """The image convolved with any kernel; circular, reflecting or zero boundaries.
+
+    y = k * x, a true convolution (the kernel is the image of a point); y has the shape of x, (B, C, rows, columns).
 
     Args:
         kernel: point-spread function (rows, columns); its centre is element (rows // 2, columns // 2). Used as given: it
@@ -38,6 +40,7 @@ class Blur(LinearOperator):
     """
 
     name = "blur"
+    closed_forms = "proximal solve (circular)"
     advice = "--set sigma=1.5"
 
     examples = (

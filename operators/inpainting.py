@@ -15,7 +15,9 @@ from invsolve.numerics.spectrum import SingularSystem
 
 
 class Inpainting(MaskableOperator):
-    """y = mask * x, zero where nothing is measured; y has the shape of x, (B, C, rows, columns).
+    """Some pixels: a mask, a random fraction, all but a box.
+
+    y = mask * x, zero where nothing is measured; y has the shape of x, (B, C, rows, columns).
 
     Give exactly one of mask, fraction and box. With fraction and box the size may be left open; it is then that of the
     first image seen.
@@ -33,6 +35,7 @@ class Inpainting(MaskableOperator):
     """
 
     name = "inpainting"
+    closed_forms = "proximal solve, pseudo-inverse"
 
     examples = (
         {"fraction": 0.5, "image_size": 12},

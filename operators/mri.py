@@ -40,7 +40,9 @@ def column_mask(columns: int, acceleration: float, centre_fraction: float, seed:
 
 
 class MRI(MaskableOperator):
-    """y_c = mask * F(coil_map_c * x), F the centred orthonormal Fourier transform.
+    """Cartesian k-space, one coil or several with coil maps; complex.
+
+    y_c = mask * F(coil_map_c * x), F the centred orthonormal Fourier transform.
 
     x (B, 1, rows, columns) complex; y (B, coils, rows, columns) complex, zero where nothing is measured; without coil maps
     one coil of sensitivity 1. Groups for active acquisition are the k-space columns (single points for a 2-D mask).
@@ -58,6 +60,7 @@ class MRI(MaskableOperator):
     """
 
     name = "mri"
+    closed_forms = "proximal solve (one coil), SENSE"
 
     complex_image = True
     examples = (

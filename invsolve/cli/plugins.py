@@ -26,12 +26,22 @@ class Kind(enum.StrEnum):
 
 
 @app.command("list")
-def list_(plugin: Plugins = None, json_: AsJson = False) -> None:
+def list_(
+    plugin: Plugins = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As tables in Markdown, as in the README.")] = False,
+    json_: AsJson = False,
+) -> None:
     """Everything registered, built-in and foreign."""
     start(plugin)
     from invsolve import registry
+    from invsolve.registry import tables
 
-    found = {kind: {name: _summary(cls) for name, cls in registry.available(kind).items()} for kind in registry.KINDS}
+    if markdown:
+        print("\n\n".join(tables.markdown(kind) for kind in registry.KINDS))
+        return
+    found = {
+        kind: {name: tables.summary(cls) for name, cls in registry.available(kind).items()} for kind in registry.KINDS
+    }
     rows = [[kind, name, text] for kind, names in found.items() for name, text in names.items()]
     widths = [max(len(row[k]) for row in rows) for k in (0, 1)]
     room = max(shutil.get_terminal_size().columns - sum(widths) - 4, 30)
@@ -105,10 +115,6 @@ def new(
 
     for file in write_plugin(name, kind.value, folder):
         print(file)
-
-
-def _summary(cls: type) -> str:
-    return (cls.__doc__ or "").strip().split("\n")[0]
 
 
 def _description(cls: type) -> str:

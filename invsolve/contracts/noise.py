@@ -46,7 +46,9 @@ class Noise:
 
 @dataclass(frozen=True)
 class Gaussian(Noise):
-    """Additive white Gaussian noise.
+    """White noise of one standard deviation, or one per entry: `gaussian:SIGMA`.
+
+    Additive white Gaussian noise.
 
     Args:
         sigma: standard deviation in units of y; of the real and of the imaginary part each where y is complex. A tensor
@@ -74,7 +76,9 @@ class Gaussian(Noise):
 
 @dataclass(frozen=True)
 class Poisson(Noise):
-    """Counting noise: gain * y is Poisson with mean gain * A(x).
+    """Counts: `poisson:GAIN`, with the gain in counts per unit of y.
+
+    Counting noise: gain * y is Poisson with mean gain * A(x).
 
     Args:
         gain: counts per unit of y, > 0.

@@ -22,7 +22,9 @@ _CACHE_BYTES = 32 * 2**20
 
 
 class CT(MaskableOperator):
-    """y = line integrals of x along parallel rays; x (B, 1, N, N), y (B, angles, detectors).
+    """Parallel-beam line integrals, any angles, detector and rotation centre; matched adjoint.
+
+    y = line integrals of x along parallel rays; x (B, 1, N, N), y (B, angles, detectors).
 
     Rays are x cos(angle) + y sin(angle) = s with x to the right, y up, the image centred on the rotation axis. Line
     weights are Joseph's (1982). y is in units of x times a length. Groups for active acquisition are the angles.
@@ -41,6 +43,7 @@ class CT(MaskableOperator):
     """
 
     name = "ct"
+    closed_forms = "filtered back-projection"
     advice = "--set angles=60"
 
     examples = (

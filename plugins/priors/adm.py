@@ -21,7 +21,9 @@ PRESETS = {
 
 
 class AdmPrior(CheckpointPrior):
-    """A guided-diffusion U-Net (Dhariwal 2021), unconditional: epsilon prediction on the linear schedule of 1000 steps.
+    """A guided-diffusion checkpoint (Dhariwal 2021).
+
+    A guided-diffusion U-Net (Dhariwal 2021), unconditional: epsilon prediction on the linear schedule of 1000 steps.
 
     The network is read off the weights; images of any size, 256 x 256 being what the published models were trained on.
     Learned variances (twice the channels) are left aside. A side file (JSON) may say otherwise, such as

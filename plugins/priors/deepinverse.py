@@ -13,7 +13,9 @@ from invsolve.plugins.priors._weights import fill, read_weights
 
 
 class DeepInversePrior(CheckpointPrior):
-    """A denoiser of `deepinv.models` (DRUNet, ADMUNet, NCSNpp, DnCNN, ...) with weights of yours.
+    """A denoiser of `deepinv.models` with weights of yours.
+
+    A denoiser of `deepinv.models` (DRUNet, ADMUNet, NCSNpp, DnCNN, ...) with weights of yours.
 
     An instance in hand goes through Python: `invsolve.prior_from(denoiser, "denoiser", network_range=(0, 1), sigma_min=0.005,
     sigma_max=0.2, event_shape=(3, None, None))`.

@@ -20,7 +20,9 @@ _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_
 
 
 class DiffusersPrior(CheckpointPrior):
-    """A diffusers folder with a `UNet2DModel`, in the coordinates that its scheduler's configuration says.
+    """A folder of the package diffusers with a `UNet2DModel`.
+
+    A diffusers folder with a `UNet2DModel`, in the coordinates that its scheduler's configuration says.
 
     Read are `unet/config.json` or `config.json`, the *.safetensors beside it (one file or shards), and
     `scheduler/scheduler_config.json` or `scheduler_config.json`: DDPM-like schedulers (DDPM, DDIM, PNDM, DPM-Solver, Euler,

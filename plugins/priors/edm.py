@@ -20,7 +20,9 @@ PRECONDITIONINGS: dict[str, dict[str, Any]] = {
 
 
 class EdmPrior(CheckpointPrior):
-    """A SongUNet or DhariwalUNet, unconditional, in EDM's, VP or VE preconditioning.
+    """A checkpoint of EDM (Karras 2022).
+
+    A SongUNet or DhariwalUNet, unconditional, in EDM's, VP or VE preconditioning.
 
     The published .pkl snapshots hold pickled classes and are refused; docs/priors.md has the script that saves their weights.
     Augmentation labels, which sampling never uses, are left aside.

@@ -22,7 +22,9 @@ from invsolve.plugins.priors.nets.ncsnpp import UNTRAINED, NCSNpp
 
 
 class ScoreSdePrior(CheckpointPrior):
-    """An NCSN++ or DDPM++ network (Song 2021) with its configuration in a JSON side file.
+    """An NCSN++ or DDPM++ checkpoint (Song 2021).
+
+    An NCSN++ or DDPM++ network (Song 2021) with its configuration in a JSON side file.
 
     The side file is the training configuration itself, `json.dumps(config.to_dict())`: sections `model`, `data`, `training`.
     VE networks ("vesde", continuous) predict the score, VP ones ("vpsde") the noise. The running means of the weights are

@@ -21,7 +21,9 @@ NETWORKS = ("UNet2DModel", "UNet")
 
 
 class UNetPrior(Prior):
-    """A U-Net denoiser with EDM preconditioning (Karras 2022, table 1).
+    """A checkpoint of your own: `invsolve train IMAGES.h5 -o PRIOR.safetensors`.
+
+    A U-Net denoiser with EDM preconditioning (Karras 2022, table 1).
 
     Images of any size: those that the network's down-sampling does not divide are extended by reflection and cropped.
 
@@ -164,7 +166,9 @@ class Bundled(UNetPrior):
 
 
 class Ct128(Bundled):
-    """Chest and abdomen CT slices in Hounsfield units, -1000 (air) to 1200; trained at 128 x 128, any size works.
+    """Chest and abdomen CT in Hounsfield units, any image size (bundled).
+
+    Chest and abdomen CT slices in Hounsfield units, -1000 (air) to 1200; trained at 128 x 128, any size works.
 
     73 slices of 39 patients: a demonstration and a test prior. Do not read patients with it.
     """
@@ -177,7 +181,9 @@ class Ct128(Bundled):
 
 
 class Mr128(Bundled):
-    """Head MR magnitudes, 1 at the volume's 99.8 % quantile; trained at 128 x 128, any size works.
+    """Head MR magnitudes, any image size (bundled).
+
+    Head MR magnitudes, 1 at the volume's 99.8 % quantile; trained at 128 x 128, any size works.
 
     One T1 volume cut three ways, with invented weightings of it: a demonstration and a test prior, no more.
     """
@@ -189,7 +195,10 @@ class Mr128(Bundled):
 
 
 class MrComplex128(Bundled):
-    """Complex head MR images in two channels (real, imaginary): the magnitudes of `mr-128` with smooth random phases."""
+    """Complex head MR images in two channels, any image size (bundled).
+
+    Complex head MR images in two channels (real, imaginary): the magnitudes of `mr-128` with smooth random phases.
+    """
 
     name = "mr-complex-128"
     advised_for: ClassVar[tuple[str, ...]] = ("mri",)
@@ -199,7 +208,10 @@ class MrComplex128(Bundled):
 
 
 class Natural(Bundled):
-    """Grey photographs, 0 (black) to 1 (white); trained on patches of 64 x 64, any size works."""
+    """Grey photographs, any image size (bundled).
+
+    Grey photographs, 0 (black) to 1 (white); trained on patches of 64 x 64, any size works.
+    """
 
     name = "natural"
     advised_for: ClassVar[tuple[str, ...]] = ("*",)

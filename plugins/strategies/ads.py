@@ -19,7 +19,9 @@ from invsolve.numerics.random import ChainRandom
 
 @dataclass(frozen=True)
 class ADS(Strategy):
-    """Particles diffuse under DPS guidance from what is measured; the group on which they disagree most is measured next.
+    """Particles that also choose what to measure next (Nolan 2024); `inpainting`, `ct`, `mri`.
+
+    Particles diffuse under DPS guidance from what is measured; the group on which they disagree most is measured next.
 
     Nolan et al., 2024, Algorithm 1. The samples of an item are its particles: they share one mask and one guidance norm,
     items do not, so that more particles follow the data less closely, each by its share. The data given is what could be
@@ -47,6 +49,7 @@ class ADS(Strategy):
     """
 
     name = "ads"
+    cost: ClassVar[str] = "forward + backward"
 
     steps: int = 500
     budget: int | None = None

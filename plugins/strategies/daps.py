@@ -17,7 +17,9 @@ from invsolve.plugins.strategies._reverse import reverse
 
 @dataclass(frozen=True)
 class DAPS(Strategy):
-    """At each noise level: estimate the image, draw it again given the data, and put the next level's noise on the draw.
+    """Estimate, draw given the data, re-noise (Zhang 2024); any differentiable operator, any noise.
+
+    At each noise level: estimate the image, draw it again given the data, and put the next level's noise on the draw.
 
     Zhang et al., CVPR 2025 (arXiv 2407.01521), Algorithm 1. The estimate x_hat is where the probability flow from x_sigma
     ends; the draw is from N(x_hat, r^2 I) p(y | x). Where that is Gaussian it is drawn exactly (the paper runs Langevin

@@ -19,7 +19,9 @@ from invsolve.plugins.strategies._spectral import in_range, noise_in_basis, step
 
 @dataclass(frozen=True)
 class DDNM(Strategy):
-    """D^ = D + A^+ (y - A D), renoised; noisy data (DDNM+) mode by mode, so that their noise counts into the level's.
+    """Range from the data, null space from the prior, time travel (Wang 2023).
+
+    D^ = D + A^+ (y - A D), renoised; noisy data (DDNM+) mode by mode, so that their noise counts into the level's.
 
     Wang et al., ICLR 2023, Algorithms 1 to 3. Noise-free data need the pseudo-inverse only, noisy data the singular system
     (closed form for inpainting, circular blur and one-coil MRI; small operators are decomposed once). Time travel goes

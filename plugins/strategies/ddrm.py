@@ -16,7 +16,9 @@ from invsolve.plugins.strategies._spectral import start_from_data, step_in_basis
 
 @dataclass(frozen=True)
 class DDRM(Strategy):
-    """Each singular mode takes its data, its denoised value or both, by whether sigma_y / s or sigma is larger.
+    """Mode by mode in the singular basis (Kawar 2022); closed form or small operators.
+
+    Each singular mode takes its data, its denoised value or both, by whether sigma_y / s or sigma is larger.
 
     Kawar et al., NeurIPS 2022, equations 7 and 8. No gradient through the network, no inner solve. Needs the singular
     system: closed form for inpainting, circular blur and one-coil MRI; small operators are decomposed once. Modes

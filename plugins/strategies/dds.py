@@ -17,7 +17,9 @@ from invsolve.plugins.strategies._proximal import renoise
 
 @dataclass(frozen=True)
 class DDS(Strategy):
-    """`solves` conjugate-gradient steps from D on (1 + gamma A'A) x = D + gamma A'y; DDIM with the noise that z had.
+    """A few conjugate-gradient steps on each denoised image, then DDIM (Chung 2024).
+
+    `solves` conjugate-gradient steps from D on (1 + gamma A'A) x = D + gamma A'y; DDIM with the noise that z had.
 
     Chung, Lee, Ye, ICLR 2024, Algorithm 1, for images; the paper's volumes add a total variation between slices. By
     default gamma = v(sigma) / sigma_y^2, with v the prior's measured mean squared error (the paper: one number). No

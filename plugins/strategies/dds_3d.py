@@ -18,7 +18,9 @@ from invsolve.plugins.strategies._through_plane_tv import ThroughPlaneTV
 
 @dataclass(frozen=True)
 class DDS3D(Strategy):
-    """DDIM steps in which D of every slice is brought to the data, and to its neighbours, before the noise is put back.
+    """`dds` for a volume: the items are its slices, with total variation across them (Chung 2024).
+
+    DDIM steps in which D of every slice is brought to the data, and to its neighbours, before the noise is put back.
 
     Chung, Lee, Ye, ICLR 2024, Algorithm 1 with the total variation across slices of its volumes (ADMM, jumps and duals kept
     from noise level to noise level). The items of a file are the slices; with weight 0 this is `dds`. Differences across

@@ -18,7 +18,9 @@ from invsolve.plugins.strategies._proximal import correction, renoise
 
 @dataclass(frozen=True)
 class DiffPIR(Strategy):
-    """D^ = argmin |y - A x|^2 + rho |x - D|^2, then D^ renoised along (z - D^) / sigma, partly with fresh noise.
+    """A proximal data step on each denoised image, then renoising (Zhu 2023).
+
+    D^ = argmin |y - A x|^2 + rho |x - D|^2, then D^ renoised along (z - D^) / sigma, partly with fresh noise.
 
     Zhu et al., CVPR-W 2023, Algorithm 1. rho = lambda sigma_y^2 / sigma^2, or sigma_y^2 / v(sigma) with v the prior's
     measured mean squared error: that is right for white errors, and trusts the data too little where the prior is least

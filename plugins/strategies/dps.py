@@ -21,7 +21,9 @@ from invsolve.numerics.random import ChainRandom
 
 @dataclass(frozen=True)
 class DPS(Strategy):
-    """Ancestral sampling, each step with a gradient step on |y - A(D)| through the network.
+    """Ancestral sampling with a gradient step through the network (Chung 2023); any noise.
+
+    Ancestral sampling, each step with a gradient step on |y - A(D)| through the network.
 
     Chung et al., ICLR 2023, Algorithm 1, in variance-exploding coordinates. The paper's step length is set by hand, and
     suits one number of steps. By default it is fitted instead: D_y = D + a sigma^2 J' A' (y - A D), J the Jacobian of D, with
@@ -40,6 +42,7 @@ class DPS(Strategy):
     """
 
     name = "dps"
+    cost: ClassVar[str] = "forward + backward"
 
     steps: int = 1000
     length: Literal["fitted", "paper"] = "fitted"

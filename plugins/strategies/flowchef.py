@@ -15,7 +15,9 @@ from invsolve.numerics.random import ChainRandom
 
 @dataclass(frozen=True)
 class FlowChef(Strategy):
-    """Euler's step of the flow, then a gradient step on |y - A(D)|^2 taken at D and applied to x ("gradient skipping").
+    """Gradients that skip the network (Patel 2024).
+
+    Euler's step of the flow, then a gradient step on |y - A(D)|^2 taken at D and applied to x ("gradient skipping").
 
     Patel et al., 2024, Algorithm 1, in variance-exploding coordinates: x' = D + (sigma'/sigma)(x - D) - s grad. Their s is
     set by hand for each task. Here D moves by steps of strength / (|A|^2 + sigma_y^2 / V), V the prior's measured error at

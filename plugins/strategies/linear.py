@@ -14,12 +14,15 @@ from invsolve.numerics.random import ChainRandom
 
 @dataclass(frozen=True)
 class LinearReconstruction(Strategy):
-    """FBP for tomography, zero-filled or SENSE for MRI, Wiener for blur, Tikhonov for operators that define nothing better.
+    """Filtered back-projection, zero-filled, SENSE, Wiener; no prior.
+
+    FBP for tomography, zero-filled or SENSE for MRI, Wiener for blur, Tikhonov for operators that define nothing better.
 
     Known bias: it knows nothing of images beyond their scale, and gives no uncertainty.
     """
 
     name = "linear"
+    cost: ClassVar[str] = "none"
     advice: ClassVar[tuple[str, str]] = ("a quick look", "")
 
     needs: ClassVar[tuple[str, ...]] = ("linear", "gaussian")

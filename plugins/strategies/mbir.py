@@ -18,7 +18,9 @@ from invsolve.plugins.strategies._through_plane_tv import ThroughPlaneTV
 
 @dataclass(frozen=True)
 class DiffusionMBIR(Strategy):
-    """Per slice a reverse-diffusion step and a Langevin step; then, for the volume, ADMM on data and total variation across.
+    """DiffusionMBIR: predictor, corrector, a coupled data step a level (Chung 2023).
+
+    Per slice a reverse-diffusion step and a Langevin step; then, for the volume, ADMM on data and total variation across.
 
     Chung et al., CVPR 2023, Algorithm 2 (fast form: one sweep a noise level, duals kept from level to level). The items of
     a file are the slices. Differences across slices end at the last one (the reference's are circular), the adjoint is the
@@ -35,6 +37,7 @@ class DiffusionMBIR(Strategy):
     """
 
     name = "mbir"
+    cost: ClassVar[str] = "2 forward"
 
     steps: int = 500
     weight: float = 2e-4

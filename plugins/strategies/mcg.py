@@ -18,7 +18,9 @@ from invsolve.plugins.strategies._proximal import correction
 
 @dataclass(frozen=True)
 class MCG(Strategy):
-    """Ancestral sampling, a gradient step on |y - A(D)|, then x + K (y + sigma' A n - A x): data noised to the next level.
+    """`dps` with a projection onto the noised data (Chung 2022).
+
+    Ancestral sampling, a gradient step on |y - A(D)|, then x + K (y + sigma' A n - A x): data noised to the next level.
 
     Chung et al., NeurIPS 2022, Algorithm 1 (per-sample norms, the operator's norm divided out, as `dps`). K is the
     pseudo-inverse for noise-free data, as in the paper; for noisy data (A'A + sigma_y^2 / sigma'^2)^-1 A', which trusts
@@ -32,6 +34,7 @@ class MCG(Strategy):
     """
 
     name = "mcg"
+    cost: ClassVar[str] = "forward + backward"
 
     steps: int = 100
     zeta: float = 0.5

@@ -21,7 +21,9 @@ from invsolve.plugins.strategies._likelihood import gaussian_draw
 
 @dataclass(frozen=True)
 class MCGDiff(Strategy):
-    """Particles run the reverse diffusion; in each singular direction the datum draws them, and they are weighted by it.
+    """Sequential Monte Carlo in the singular basis (Cardoso 2023).
+
+    Particles run the reverse diffusion; in each singular direction the datum draws them, and they are weighted by it.
 
     Cardoso et al., ICLR 2024 (arXiv 2308.07983), Algorithms 1 and 2, in variance-exploding coordinates. In the singular
     basis the datum y / s is the image's coordinate at the noise level tau = sigma_y / s. Above tau the particles are drawn
@@ -43,6 +45,7 @@ class MCGDiff(Strategy):
     """
 
     name = "mcgdiff"
+    cost: ClassVar[str] = "particles x forward"
     decomposes: ClassVar[bool] = True
 
     particles: int = 32

@@ -21,7 +21,9 @@ from invsolve.plugins.strategies._local import local
 
 @dataclass(frozen=True)
 class Moment(Strategy):
-    """Sample with D_y = D + sigma^2 J A' u, where u solves (A sigma^2 J A' + sigma_y^2) u = y - A D, J the Jacobian of D.
+    """The likelihood with the prior's own uncertainty; closest to the exact posterior.
+
+    Sample with D_y = D + sigma^2 J A' u, where u solves (A sigma^2 J A' + sigma_y^2) u = y - A D, J the Jacobian of D.
 
     sigma^2 J is the covariance of x0 given x_sigma (Tweedie's second-order formula; Boys 2023, Rozet 2024), so for Gaussian
     priors D_y is exactly E[x0 | x_sigma, y], and the sampler converges to the posterior. Products with it are
@@ -45,6 +47,7 @@ class Moment(Strategy):
     """
 
     name = "moment"
+    cost: ClassVar[str] = "forward + 3 backward"
     preference: ClassVar[int | None] = 0
 
     steps: int = 28

@@ -19,7 +19,9 @@ from invsolve.plugins.strategies._proximal import correction
 
 @dataclass(frozen=True)
 class PiGDM(Strategy):
-    """DDIM with D_y = D + (sigma^2 / r^2) J' (A'A + sigma_y^2 / r^2)^-1 A' (y - A D), J the Jacobian of D.
+    """The likelihood with the prior's measured error as its variance (Song 2023).
+
+    DDIM with D_y = D + (sigma^2 / r^2) J' (A'A + sigma_y^2 / r^2)^-1 A' (y - A D), J the Jacobian of D.
 
     Song et al., ICLR 2023, equations 7 and 8: x0 given z is taken for N(D, r^2). By default r^2 = v(sigma), the prior's
     measured mean squared error, and D_y is exactly E[x0 | z, y] for a white Gaussian prior. With variance "paper" r^2 =
@@ -37,6 +39,7 @@ class PiGDM(Strategy):
     """
 
     name = "pigdm"
+    cost: ClassVar[str] = "forward + backward"
 
     steps: int = 100
     variance: Literal["measured", "paper"] = "measured"

@@ -17,7 +17,9 @@ from invsolve.plugins.strategies._reverse import reverse
 
 @dataclass(frozen=True)
 class PnPDM(Strategy):
-    """Draw in turn z from p(y | z) N(z; x, rho^2 I) and x from p(x) N(x; z, rho^2 I), while rho falls.
+    """Split Gibbs sampling (Wu 2024); any differentiable operator, any noise.
+
+    Draw in turn z from p(y | z) N(z; x, rho^2 I) and x from p(x) N(x; z, rho^2 I), while rho falls.
 
     Wu et al., NeurIPS 2024 (arXiv 2405.18782), Algorithm 1. The first draw is exact where it is Gaussian, else
     Metropolis-adjusted Langevin that starts at x; the second is reverse diffusion that starts at z with noise
@@ -37,6 +39,7 @@ class PnPDM(Strategy):
     """
 
     name = "pnp-dm"
+    cost: ClassVar[str] = "5 forward"
 
     steps: int = 40
     inner: int = 5

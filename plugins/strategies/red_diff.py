@@ -31,7 +31,9 @@ WEIGHTS: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class REDDiff(Strategy):
-    """Adam on |y - A(mu)|^2 / 2 + lambda w(sigma) <eps - n, mu>, one step per noise level from high to low.
+    """Regularisation by denoising, from coarse to fine (Mardani 2024).
+
+    Adam on |y - A(mu)|^2 / 2 + lambda w(sigma) <eps - n, mu>, one step per noise level from high to low.
 
     Mardani et al., ICLR 2024, Algorithm 1 (NVlabs settings). Known bias: it finds one mode of a Gaussian approximation of
     no width; samples differ by optimisation noise only, so the spread is no uncertainty. Operators are divided by their

@@ -18,7 +18,9 @@ from invsolve.plugins.strategies._langevin import langevin_length
 
 @dataclass(frozen=True)
 class ScoreSDE(Strategy):
-    """Reverse-diffusion predictor and Langevin corrector, x put onto the data, noised to its own level, after each.
+    """Predictor and corrector with a projection onto the noised data (Song 2021).
+
+    Reverse-diffusion predictor and Langevin corrector, x put onto the data, noised to its own level, after each.
 
     Song et al., ICLR 2021, Algorithm 2 and appendix I, and ICLR 2022, Algorithm 2, for measurements in general. The
     projection solves for x with A x = y + sigma' A n, against the measurement noise: x = sigma' n + prox(x - sigma' n, y), which
@@ -35,6 +37,7 @@ class ScoreSDE(Strategy):
     """
 
     name = "score-sde"
+    cost: ClassVar[str] = "2 forward"
 
     steps: int = 250
     corrections: int = 1

@@ -19,7 +19,9 @@ from invsolve.numerics.random import ChainRandom
 
 @dataclass(frozen=True)
 class Split(Strategy):
-    """Lie-Trotter or Strang splitting of dx/dsigma = (x - D) / sigma - sigma grad log p(y | x).
+    """Lie-Trotter or Strang splitting around a high-order solver (Wizadwongsa 2023).
+
+    Lie-Trotter or Strang splitting of dx/dsigma = (x - D) / sigma - sigma grad log p(y | x).
 
     Wizadwongsa and Suwajanakorn, ICLR 2023, Algorithms 1 and 2 (LTSP, STSP). The solver's history holds D without guidance, which
     is what keeps high orders stable. The guidance is that of Song et al. (PiGDM, ICLR 2023, eq. 7) with the prior's
@@ -36,6 +38,7 @@ class Split(Strategy):
     """
 
     name = "split"
+    cost: ClassVar[str] = "forward + backward"
 
     steps: int = 60
     solver: str = "dpmpp-2m"

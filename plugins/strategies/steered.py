@@ -17,7 +17,9 @@ from invsolve.numerics.random import ChainRandom
 
 @dataclass(frozen=True)
 class Steered(Strategy):
-    """Sample with D_y = D + V A'(A V A' + sigma_y^2)^-1 (y - A D), V the prior's measured error at this noise level.
+    """A pseudo-inverse correction of each denoised image (Nair 2023).
+
+    Sample with D_y = D + V A'(A V A' + sigma_y^2)^-1 (y - A D), V the prior's measured error at this noise level.
 
     Nair et al., ICCV 2023, section 3.2, linear case: D + A^+ (y - A D), which this is at sigma_y = 0. With noise the
     pseudo-inverse would carry it into the image; the proximal solve weighs it against what the prior leaves unknown. Their

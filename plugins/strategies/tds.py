@@ -26,7 +26,9 @@ FEW_NUMBERS = 4
 
 @dataclass(frozen=True)
 class TDS(Strategy):
-    """Particles follow the guided diffusion, and are weighted by what the guidance got wrong.
+    """Twisted sequential Monte Carlo (Wu 2023); for posteriors of several modes.
+
+    Particles follow the guided diffusion, and are weighted by what the guidance got wrong.
 
     Wu et al., NeurIPS 2023 (arXiv 2306.17775), Algorithm 1. The twisting function is psi(x) = N(y; A D, A C A' + sigma_y^2),
     D the denoised particle. Proposals are ancestral steps with D + sigma^2 grad log psi in place of D; the weight of a
@@ -50,6 +52,7 @@ class TDS(Strategy):
     """
 
     name = "tds"
+    cost: ClassVar[str] = "particles x (forward + backward)"
 
     particles: int = 8
     steps: int = 100

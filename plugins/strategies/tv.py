@@ -17,7 +17,9 @@ from invsolve.numerics.random import ChainRandom
 
 @dataclass(frozen=True)
 class TotalVariation(Strategy):
-    """The image of least total variation that explains the data to within the noise, or the penalised form.
+    """Least total variation that explains the data to within the noise; no prior.
+
+    The image of least total variation that explains the data to within the noise, or the penalised form.
 
     Rudin, Osher & Fatemi 1992, solved by Chambolle & Pock 2011, Algorithm 1. Without `weight` it minimises TV(x) subject to
     |y - Ax| <= discrepancy * its expected value, so nothing needs tuning. Known bias: it prefers piecewise constant images,
@@ -31,6 +33,7 @@ class TotalVariation(Strategy):
     """
 
     name = "tv"
+    cost: ClassVar[str] = "none"
     advice: ClassVar[tuple[str, str]] = ("without a prior", "")
 
     steps: int = 400
@@ -85,7 +88,9 @@ class TotalVariation(Strategy):
 
 @dataclass(frozen=True)
 class VolumeTotalVariation(TotalVariation):
-    """`tv` of a volume whose slices are the items of the file: total variation along the slices' axes and across them.
+    """`tv` over a volume whose slices are the items.
+
+    `tv` of a volume whose slices are the items of the file: total variation along the slices' axes and across them.
 
     Rudin, Osher & Fatemi 1992, isotropic in all three axes; each slice meets its own data to within the noise. Known bias: as
     for `tv`, piecewise constant volumes and no uncertainty.
@@ -99,6 +104,7 @@ class VolumeTotalVariation(TotalVariation):
     """
 
     name = "tv-3d"
+    cost: ClassVar[str] = "none"
     advice: ClassVar[tuple[str, str]] = ("", "")
 
     through_plane: float = 1.0

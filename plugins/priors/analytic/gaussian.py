@@ -13,7 +13,9 @@ from invsolve.numerics.random import ChainRandom
 
 
 class GaussianField(Prior):
-    """A stationary Gaussian field on the periodic N x N grid, with D(x, sigma) = mean + F^-1 [S / (S + sigma^2) F (x - mean)].
+    """A stationary Gaussian field; analytic, for tests and for proof.
+
+    A stationary Gaussian field on the periodic N x N grid, with D(x, sigma) = mean + F^-1 [S / (S + sigma^2) F (x - mean)].
 
     Args:
         size: N, rows and columns.

@@ -18,7 +18,9 @@ from invsolve.plugins.priors.analytic._drawing import measured_error
 
 
 class LevyProcess(Prior):
-    """Signals whose increments are independent: x_k = x_(k-1) + u_k, x_0 = u_0, white noise summed up.
+    """Random walks with Gaussian, Laplace or sparse jumps; analytic, for tests and for proof.
+
+    Signals whose increments are independent: x_k = x_(k-1) + u_k, x_0 = u_0, white noise summed up.
 
     The test signals of Bohra et al. (IEEE OJSP 2023) and Zach et al. (ICLR 2026). Denoising is the posterior mean: a matrix for
     Gaussian increments; otherwise message passing on a lattice (`_chain.py`), deterministic, within 1e-3 sigma and 0.4 % of the

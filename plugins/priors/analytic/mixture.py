@@ -15,7 +15,9 @@ from invsolve.plugins.priors.analytic._drawing import measured_error
 
 
 class GaussianMixture(Prior):
-    """sum_k w_k N(m_k, std^2 I), with D = sum_k r_k(x) (m_k + std^2 / (std^2 + sigma^2) (x - m_k)).
+    """Several modes; analytic, for tests and for proof.
+
+    sum_k w_k N(m_k, std^2 I), with D = sum_k r_k(x) (m_k + std^2 / (std^2 + sigma^2) (x - m_k)).
 
     `sigma_max` is at least ten times the distance from the mixture's mean to its furthest component, so that noise of that
     level hides the modes; `sigma_min` at most std / 20. `error` is measured once, by Monte Carlo with a fixed seed.

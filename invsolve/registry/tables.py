@@ -1,0 +1,49 @@
+"""What is registered, as the tables of the README: one row per plugin, its texts taken from the class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from invsolve import registry
+from invsolve.contracts.strategy import Strategy
+
+#: The columns of each kind behind the name.
+_COLUMNS = {
+    "operator": ("measures", "closed forms"),
+    "noise": ("how y scatters",),
+    "strategy": ("what it does", "network calls a step", "gives"),
+    "prior": ("what it knows",),
+    "layout": ("what it reads",),
+}
+
+
+def summary(cls: type) -> str:
+    """The first line of a class's docstring."""
+    return (cls.__doc__ or "").strip().split("\n")[0].strip()
+
+
+def markdown(kind: str) -> str:
+    """The table of a kind: a header, and one row per registered plugin.
+
+    Strategies are ordered: those taken where none is named, then those that draw samples, then by name; other kinds by name.
+    """
+    known = registry.available(kind)
+    names = sorted(known, key=lambda name: (*_place(known[name]), name))
+    header = [kind, *_COLUMNS[kind]]
+    rows = [header, ["---"] * len(header), *([f"`{name}`", *_cells(kind, known[name])] for name in names)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows).replace(" --- ", "---")
+
+
+def _place(cls: type) -> tuple[float, bool]:
+    if not issubclass(cls, Strategy):
+        return 0.0, False
+    return (float("inf") if cls.preference is None else cls.preference), not cls.draws
+
+
+def _cells(kind: str, cls: Any) -> list[str]:
+    text = summary(cls).removesuffix(".").replace("|", "\\|")
+    if kind == "operator":
+        return [text, cls.closed_forms]
+    if kind == "strategy":
+        return [text, cls.cost, "samples" if cls.draws else "one image"]
+    return [text]
