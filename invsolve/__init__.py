@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from invsolve.contracts.plugin import collect as collect
     from invsolve.contracts.plugin import hookimpl as hookimpl
     from invsolve.contracts.prior import Prior as Prior
+    from invsolve.contracts.prior import per_row as per_row
     from invsolve.contracts.problem import Problem as Problem
     from invsolve.contracts.result import Reconstruction as Reconstruction
     from invsolve.contracts.scale import Scale as Scale
@@ -78,6 +79,7 @@ HOME = {
     "Strategy": "invsolve.contracts.strategy",
     "Problem": "invsolve.contracts.problem",
     "Prior": "invsolve.contracts.prior",
+    "per_row": "invsolve.contracts.prior",
     "Noise": "invsolve.contracts.noise",
     "Gaussian": "invsolve.contracts.noise",
     "Poisson": "invsolve.contracts.noise",

@@ -241,8 +241,8 @@ def check_planes(planes: int, prior: Prior | None, image_shape: Sequence[int], c
         raise UserError(f"planes=3 is about the prior, and strategy {strategy!r} was given none: leave it out")
     if not (coupled or isinstance(prior, SliceWise)):
         raise Unsuited(
-            f"planes=3 needs the whole volume, but strategy {strategy!r} takes the items one by one: leave it out, or take one "
-            "that couples slices",
+            f"planes=3 needs the whole volume, but strategy {strategy!r} takes the items one by one: take one that couples "
+            "slices, or leave it out",
             lambda other: bool(getattr(other, "couples_items", False)) and "prior" in getattr(other, "needs", ()),
         )
     if None not in prior.event_shape[-2:]:

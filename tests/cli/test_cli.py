@@ -202,7 +202,7 @@ WRONG_PARAMETERS = [
     (("--strategy", "tv", "--set", "steps=many"), "steps='many' is not int"),
     (("--strategy", "tv", "--set", "steps"), "KEY=VALUE"),
     (("--strategy", "dps"), "needs a prior"),
-    (("--strategy", "tv", "--noise", "gaussian:x"), "gaussian:0.01"),
+    (("--strategy", "tv", "--noise", "gaussian:x"), "sigma='x' is not float"),
     (("--strategy", "tv", "--noise", "gausian:1"), "'gaussian'"),
     (("--strategy", "tv", "--device", "abacus"), "device"),
     (("--strategy", "tv", "--layout", "dxchagne"), "'dxchange'"),
