@@ -16,6 +16,7 @@ from invsolve.contracts.measurement import Images, Measurement
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.errors import UserError
+from invsolve.testing.log import Log
 from invsolve.testing.report import Report
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -32,7 +33,7 @@ def check_layout(layout: Layout, make: Make, example: Callable[[Path], Path] | N
     Returns:
         Report: one line a property. `assert check_layout(layout, invsolve.make)` in a test shows them all when one fails.
     """
-    report = Report(f"layout {layout.name or type(layout).__name__}")
+    report = Log(f"layout {layout.name or type(layout).__name__}")
     write = example or getattr(layout, "write_example", None)
     if write is None:
         remedy = "give the class a class method write_example(folder) that writes a small file and returns its path"
@@ -80,7 +81,7 @@ def _knows(layout: Layout, path: Path) -> bool:
         return layout.recognises(file)
 
 
-def _recognises(report: Report, layout: Layout, path: Path, folder: Path) -> None:
+def _recognises(report: Log, layout: Layout, path: Path, folder: Path) -> None:
     kind = type(layout)
     asked = kind.recognises.__func__ is Layout.recognises.__func__ and kind.opens.__func__ is Layout.opens.__func__  # type: ignore[attr-defined]
     if asked:
@@ -97,7 +98,7 @@ def _recognises(report: Report, layout: Layout, path: Path, folder: Path) -> Non
         report.holds(f"leaves {other.name} to others", not _knows(layout, other), remedy)
 
 
-def _opens(report: Report, layout: Layout, path: Path, make: Make) -> None:
+def _opens(report: Log, layout: Layout, path: Path, make: Make) -> None:
     content = _open(layout, path, make)
     rows = _rows(content)
     remedy = (
@@ -138,7 +139,7 @@ def _files(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
 
 
-def _fingerprint(report: Report, layout: Layout, path: Path, changed: Path, make: Make) -> None:
+def _fingerprint(report: Log, layout: Layout, path: Path, changed: Path, make: Make) -> None:
     mark = _open(layout, path, make).fingerprint
     report.holds("the same file, the same fingerprint", _open(layout, path, make).fingerprint == mark, "it changes")
     for file in _files(changed):
@@ -158,7 +159,7 @@ def _fingerprint(report: Report, layout: Layout, path: Path, changed: Path, make
     report.holds("another file, another fingerprint", different, remedy)
 
 
-def _broken(report: Report, layout: Layout, path: Path, make: Make) -> None:
+def _broken(report: Log, layout: Layout, path: Path, make: Make) -> None:
     whole = {file: file.read_bytes() for file in _files(path)}
     for what, content in (
         ("empty", b""),
@@ -185,7 +186,7 @@ def _broken(report: Report, layout: Layout, path: Path, make: Make) -> None:
         file.write_bytes(whole[path])
 
 
-def _refused(report: Report, name: str, layout: Layout, path: Path, make: Make, may_open: bool = False) -> None:
+def _refused(report: Log, name: str, layout: Layout, path: Path, make: Make, may_open: bool = False) -> None:
     try:
         rows = _rows(_open(layout, path, make))
         rows[0 : len(rows)]

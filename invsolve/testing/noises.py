@@ -10,6 +10,7 @@ from torch import Tensor
 from invsolve.contracts.noise import Noise
 from invsolve.errors import UserError
 from invsolve.numerics.random import ChainRandom
+from invsolve.testing.log import Log
 from invsolve.testing.report import Report
 
 #: Rows drawn; the standard error of each figure below is taken from the draws themselves.
@@ -29,7 +30,7 @@ def check_noise(noise: Noise, device: str = "cpu") -> Report:
     Returns:
         Report: one line a property. `assert check_noise(noise)` in a test shows them all when one fails.
     """
-    report = Report(f"noise {noise.name or type(noise).__name__}")
+    report = Log(f"noise {noise.name or type(noise).__name__}")
     # Away from zero, because counts and intensities are positive.
     clean = torch.rand(3, *_SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 + 0.5
     clean = clean.to(device)
@@ -48,7 +49,7 @@ def _rng(rows: int, seed: int = 0) -> ChainRandom:
     return ChainRandom(seed, [(item, 0) for item in range(rows)])
 
 
-def _draws(report: Report, noise: Noise, clean: Tensor, label: str) -> None:
+def _draws(report: Log, noise: Noise, clean: Tensor, label: str) -> None:
     before = torch.get_rng_state()
     y = noise.sample(clean, _rng(3))
     remedy = "draw with rng.normal(like), rng.uniform() and rng.poisson(rate), never from torch's own generator"
@@ -68,7 +69,7 @@ def _draws(report: Report, noise: Noise, clean: Tensor, label: str) -> None:
     report.holds(f"rows are drawn by themselves, {label}", torch.equal(alone, y), remedy)
 
 
-def _likelihood(report: Report, noise: Noise, clean: Tensor, label: str) -> None:
+def _likelihood(report: Log, noise: Noise, clean: Tensor, label: str) -> None:
     y = noise.sample(clean, _rng(3))
     value = noise.log_likelihood(y, clean)
     shaped = value.shape == (3,) and value.dtype == clean.dtype
@@ -91,7 +92,7 @@ def _likelihood(report: Report, noise: Noise, clean: Tensor, label: str) -> None
     report.holds(f"standard deviation fits y, {label}", fits, remedy)
 
 
-def _gradient(report: Report, noise: Noise, clean: Tensor) -> None:
+def _gradient(report: Log, noise: Noise, clean: Tensor) -> None:
     y = noise.sample(clean, _rng(3))
     # A prediction beside the truth, where no model is at a kink of its density.
     point = (clean * 1.07).requires_grad_()
@@ -112,7 +113,7 @@ def _gradient(report: Report, noise: Noise, clean: Tensor) -> None:
     report.below("gradient against differences", error, 1e-6, "autograd's gradient of log_likelihood is not its slope")
 
 
-def _spread(report: Report, noise: Noise, clean: Tensor) -> None:
+def _spread(report: Log, noise: Noise, clean: Tensor) -> None:
     """What `sample` draws against `std`, and against `log_likelihood`."""
     many = clean.expand(_DRAWS, *_SHAPE)
     y = noise.sample(many, _rng(_DRAWS, seed=2))
@@ -134,7 +135,7 @@ def _spread(report: Report, noise: Noise, clean: Tensor) -> None:
     report.below("likelihood against the draws", figure, _ERRORS, remedy)
 
 
-def _complex(report: Report, noise: Noise, clean: Tensor) -> None:
+def _complex(report: Log, noise: Noise, clean: Tensor) -> None:
     wanted = torch.complex(clean, clean.flip(-1))
     try:
         y = noise.sample(wanted, _rng(3))
@@ -146,7 +147,7 @@ def _complex(report: Report, noise: Noise, clean: Tensor) -> None:
     report.holds("likelihood of complex numbers is real", not value.is_complex(), f"log_likelihood gives {value.dtype}")
 
 
-def _copies(report: Report, noise: Noise, clean: Tensor) -> None:
+def _copies(report: Log, noise: Noise, clean: Tensor) -> None:
     copy = pickle.loads(pickle.dumps(noise))
     same = torch.equal(copy.sample(clean, _rng(3)), noise.sample(clean, _rng(3)))
     report.holds(

@@ -128,7 +128,7 @@ def test_the_posterior_of_a_part_is_that_of_an_operator_that_measures_the_part()
 
 
 def test_the_kits_field_is_the_registered_one() -> None:
-    ours, theirs = Field(12, 0.4), invsolve.load_prior("gaussian", size=12, std=0.4)
+    ours, theirs = Field(12, 0.4), invsolve.load_prior("gaussian-field", size=12, std=0.4)
     x = torch.randn(2, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for sigma in (torch.tensor(0.1), torch.tensor([0.2, 3.0])):
         assert torch.equal(ours.denoise(x, sigma), theirs.denoise(x, sigma))

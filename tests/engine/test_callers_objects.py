@@ -122,7 +122,7 @@ def test_what_cannot_be_copied_is_refused_with_the_way_out() -> None:
 def test_threads_that_share_an_operator_get_the_answers_and_counts_of_one() -> None:
     operator = invsolve.operator("blur", sigma=0.8, boundary="reflect")
     operator.image_shape = (1, 16, 16)
-    prior = invsolve.load_prior("gaussian", size=16)
+    prior = invsolve.load_prior("gaussian-field", size=16)
     noise = invsolve.Gaussian(0.1)
     y = invsolve.simulate(invsolve.sample(prior, 2, seed=0), operator, noise)
     chosen = invsolve.strategy("red-diff", steps=30)
@@ -215,7 +215,7 @@ class Hard(LinearOperator):
 def test_solves_that_do_not_converge_are_in_the_diagnostics(monkeypatch: pytest.MonkeyPatch) -> None:
     # As for an operator too large for its dense matrix.
     monkeypatch.setattr("invsolve.contracts.data_step.small", lambda *_: False)
-    prior, noise = invsolve.load_prior("gaussian", size=SIZE), invsolve.Gaussian(1e-4)
+    prior, noise = invsolve.load_prior("gaussian-field", size=SIZE), invsolve.Gaussian(1e-4)
     y = Hard()(invsolve.sample(prior, 2, seed=0))
     y[1] = 0
 
@@ -246,7 +246,7 @@ def test_a_latent_prior_has_a_state_of_its_own_shape() -> None:
     # What the data say is still about images.
     assert problem.tikhonov(y, 0.1).shape == problem.blank().shape == (3, 1, SIZE, SIZE)
     plain = make_problem(
-        invsolve.load_prior("gaussian", size=SIZE), operator, problem.noise, y, (1, SIZE, SIZE), Scale()
+        invsolve.load_prior("gaussian-field", size=SIZE), operator, problem.noise, y, (1, SIZE, SIZE), Scale()
     )
     assert plain.state_shape == plain.image_shape
     assert copy.copy(plain).zeros().shape == (3, 1, SIZE, SIZE)

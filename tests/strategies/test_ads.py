@@ -128,7 +128,7 @@ def test_the_score_of_a_group_is_the_papers_over_its_entries(kind: str) -> None:
 @pytest.mark.parametrize("name", ["ct", "mri"])
 def test_the_stored_baseline_is_of_what_was_acquired(name: str) -> None:
     operator = invsolve.operator(name, image_size=8, **({"angles": 8} if name == "ct" else {}))
-    prior = invsolve.load_prior("gaussian", size=8)
+    prior = invsolve.load_prior("gaussian-field", size=8)
     truth = prior.sample(ChainRandom(3, [(i, 0) for i in range(2)]), torch.zeros(1))
     y = invsolve.simulate(truth, operator, invsolve.Gaussian(0.01))
     measurement = invsolve.Measurement(y, operator, invsolve.Gaussian(0.01))
@@ -156,7 +156,7 @@ def test_the_stored_baseline_is_of_what_was_acquired(name: str) -> None:
 class TestADS:
     def run(self, **settings: Any) -> tuple[Reconstruction, invsolve.Operator]:
         operator = invsolve.operator("mri", image_size=16)
-        prior = invsolve.load_prior("gaussian", size=16, std=0.3)
+        prior = invsolve.load_prior("gaussian-field", size=16, std=0.3)
         truth = prior.sample(ChainRandom(3, [(i, 0) for i in range(2)]), torch.zeros(1))
         y = invsolve.simulate(truth, operator, invsolve.Gaussian(0.01))
         strategy = invsolve.strategy("ads", **{"steps": 120, "budget": 6, **settings})
@@ -185,7 +185,7 @@ class TestADS:
     def test_it_uses_only_what_it_acquired(self) -> None:
         # What is never acquired may be anything, even wrong by orders of magnitude.
         operator = invsolve.operator("mri", image_size=16)
-        prior = invsolve.load_prior("gaussian", size=16, std=0.3)
+        prior = invsolve.load_prior("gaussian-field", size=16, std=0.3)
         truth = prior.sample(ChainRandom(3, [(0, 0)]), torch.zeros(1))
         y = invsolve.simulate(truth, operator, invsolve.Gaussian(0.01))
         strategy = invsolve.strategy("ads", steps=100, budget=3, initial=(7, 8, 9))
@@ -223,6 +223,6 @@ class TestADS:
 
     def test_one_particle_is_refused(self) -> None:
         operator = invsolve.operator("inpainting", fraction=0.5, image_size=8)
-        prior = invsolve.load_prior("gaussian", size=8)
+        prior = invsolve.load_prior("gaussian-field", size=8)
         with pytest.raises(invsolve.UserError, match="samples"):
             invsolve.reconstruct(torch.zeros(1, 1, 8, 8), operator, prior, noise=invsolve.Gaussian(0.1), strategy="ads")
