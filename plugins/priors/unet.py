@@ -13,11 +13,12 @@ from torch import Tensor
 
 from invsolve.contracts.prior import Prior, per_row
 from invsolve.errors import UserError
+from invsolve.plugins.priors.nets.fast_unet import FastUNet
 from invsolve.plugins.priors.nets.unet import UNet
 
 HEADER = "invsolve_prior"
-#: `UNet2DModel` is of diffusers; `UNet` is ours, for one and three dimensions.
-NETWORKS = ("UNet2DModel", "UNet")
+#: `UNet2DModel` is of diffusers; `UNet` is ours, for one and three dimensions; `FastUNet` ours for two, the fast one.
+NETWORKS = ("UNet2DModel", "UNet", "FastUNet")
 
 
 class UNetPrior(Prior):
@@ -72,7 +73,9 @@ class UNetPrior(Prior):
         self.unit = header["unit"]
         self.source = header["source"]
         self.error_curve = header.get("error_curve")
-        self.multiple = 2 ** (len(header["architecture"]["config"]["block_out_channels"]) - 1)
+        halvings = len(header["architecture"]["config"]["block_out_channels"]) - 1
+        # The fast network folds the image to half its size before its first level.
+        self.multiple = 2 ** (halvings + (header["architecture"]["class"] == "FastUNet"))
 
     @classmethod
     def create(cls, header: Mapping[str, Any]) -> UNetPrior:
@@ -114,6 +117,8 @@ def make_network(architecture: Mapping[str, Any]) -> torch.nn.Module:
     """The network that a header's `architecture` names, on the CPU with random weights."""
     if architecture["class"] == "UNet":
         return UNet(**architecture["config"])
+    if architecture["class"] == "FastUNet":
+        return FastUNet(**architecture["config"]).to(memory_format=torch.channels_last)
     from diffusers import UNet2DModel
 
     network: Any = UNet2DModel(**architecture["config"])
