@@ -21,7 +21,9 @@ def draw_weights(images: Images, rows: np.ndarray, settings: Settings) -> np.nda
         except ValueError:
             raise UserError(f"{images.path}: weight {settings.weight!r} must hold one number an image") from None
         if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
-            raise UserError(f"{images.path}: weight {settings.weight!r} must hold numbers of at least 0, and not only zeros")
+            raise UserError(
+                f"{images.path}: weight {settings.weight!r} must hold numbers of at least 0, and not only zeros"
+            )
         return weights / weights.sum()
     if not (settings.balance and settings.groups):
         return None

@@ -26,7 +26,7 @@ from invsolve.training.settings import Settings
 #: Least noise level of a prior and of its training; below, bf16 weights see nothing.
 SIGMA_MIN = 0.005
 # The second number of a chain's key: draws for different ends must not coincide.
-_IMAGE, _NOISE, _REFERENCE = 0, 1, 2
+_IMAGE, _NOISE, _REFERENCE, _OUTLIER = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,13 @@ class Batch:
         noisy: (B, C, *size), image plus noise.
         sigma: (B,), the noise level.
         target: (B, C, *size), what the denoiser should say: the image, or the stable target.
+        outlier: (B,), which images are noise instead; None where there are none.
     """
 
     noisy: Tensor
     sigma: Tensor
     target: Tensor
+    outlier: Tensor | None = None
 
 
 class Batches:
@@ -89,12 +91,22 @@ class Batches:
         s = self.settings
         indices = [self.image_at(step * s.batch_size + row) for row in self.mine]
         clean = self._augmented(indices, self._random(step, _IMAGE, len(self.mine)))
+        clean, outlier = self._with_outliers(clean, step)
         rng = self._random(step, _NOISE, len(self.mine))
         level = self._levels(clean, rng)
         sigma = (s.sigma_mean + s.sigma_std * level).exp().clamp(SIGMA_MIN / 2, s.sigma_max)
         noisy = clean + per_row(sigma, clean) * self._noise(clean, rng)
         target = self._stable(clean, noisy, sigma, step) if s.stable_target else clean
-        return Batch(noisy, sigma, target)
+        return Batch(noisy, sigma, target, outlier)
+
+    def _with_outliers(self, clean: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
+        """Some images replaced by white noise, a tenth to three times as strong as images, and which they are."""
+        if not self.settings.outliers:
+            return clean, None
+        rng = self._random(step, _OUTLIER, len(self.mine))
+        chosen = rng.uniform() < self.settings.outliers
+        strength = (0.1 * 30 ** rng.uniform()).float()
+        return torch.where(per_row(chosen, clean), per_row(strength, clean) * rng.normal(clean), clean), chosen
 
     def _random(self, step: int, purpose: int, rows: int) -> ChainRandom:
         """Random numbers of a step for one purpose; those of the reference batch are not shared out over processes."""

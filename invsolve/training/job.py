@@ -22,6 +22,7 @@ from invsolve.training import data
 from invsolve.training.batches import SIGMA_MIN, crop_size, held_out
 from invsolve.training.calibration import MEASURED, error_curve
 from invsolve.training.checkpoint import LossCurve, read_checkpoint, remove
+from invsolve.training.limits import begin_limits, measure_limits
 from invsolve.training.loop import Training
 from invsolve.training.parallel import join
 from invsolve.training.phases import fixed_phases, turn
@@ -82,6 +83,7 @@ def train_file(
         if other is not None:
             record["start"] = other.fingerprint()
         prior = _new_prior(images, settings, (low, high), record)
+        begin_limits(prior, other)
         if other is not None:
             _begin_with(prior, other, settings.start, say)
         config = settings.config(record)
@@ -260,6 +262,7 @@ def _finish(
     }
     # Dropout is a matter of training; the network that is used has none.
     averaged.header["architecture"]["config"]["dropout"] = 0.0
+    measure_limits(averaged, seen, settings.batch_size, team.device)
     temporary = request.out.with_name(f".{request.out.stem}.tmp.safetensors")
     try:
         averaged.save(temporary)

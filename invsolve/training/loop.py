@@ -181,7 +181,11 @@ class Training:
             estimate = self.model(noisy, sigma)
         # Karras 2022, table 1: the network's own output has the same weight at every noise level.
         weight = (sigma**2 + s.sigma_data**2) / (sigma * s.sigma_data) ** 2
-        loss = (weight * (estimate.float() - target).square().flatten(1).mean(1)).mean()
+        each = weight * (estimate.float() - target).square().flatten(1).mean(1)
+        if batch.outlier is not None:
+            # Far from the images the error may be of any size; it must not rule the step.
+            each = torch.where(batch.outlier.to(device), each.log1p(), each)
+        loss = each.mean()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.prior.parameters(), s.clip_gradient)

@@ -86,7 +86,9 @@ class ResidentBatches(Batches):
             start = (place[:, axis] * (full - size + 1)).long().clamp(max=full - size)
             at = start[:, None] + torch.arange(size, device=self.device)
             shape = [len(at), 1, *(size if k == axis else 1 for k in range(len(self.size)))]
-            images = images.gather(2 + axis, at.view(shape).expand(*images.shape[: 2 + axis], size, *images.shape[3 + axis :]))
+            images = images.gather(
+                2 + axis, at.view(shape).expand(*images.shape[: 2 + axis], size, *images.shape[3 + axis :])
+            )
         return images
 
     def ahead(self, first: int, workers: int) -> Generator[Batch]:

@@ -17,7 +17,11 @@ _NOISE = 7
 
 @torch.no_grad()
 def denoising_psnr(
-    prior: Prior, images: Tensor, levels: Sequence[float] = LEVELS, batch_size: int = 16, device: torch.device | str = "cpu"
+    prior: Prior,
+    images: Tensor,
+    levels: Sequence[float] = LEVELS,
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
 ) -> list[float]:
     """Mean PSNR over images of D(x + sigma n, sigma) at sigma = level * range, for each level.
 

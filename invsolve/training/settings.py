@@ -51,6 +51,8 @@ class Settings:
         gain: half of the images are multiplied by 1 - gain to 1 + gain.
         phase: strength of smooth random phases, radians; above 0, magnitude images are trained on as complex ones, in two
             channels (real, imaginary), with another phase each time.
+        outliers: share of the images that are white noise of random strength instead: a network without norms must be told
+            what to do far from its images. Their loss counts by its logarithm.
         balance: 0 trains on all images equally often, 1 on all `groups`, 0.5 between them.
         weight: dataset of numbers, how often an image is trained on compared with others; goes before `balance`.
         resident: keep the images on the device and prepare batches there, all of a batch at once; "auto" does so on a GPU
@@ -101,6 +103,7 @@ class Settings:
     warped: float = 1.0
     gain: float = 0.0
     phase: float = 0.0
+    outliers: float = 0.0
     balance: float = 0.0
     weight: str | None = None
     resident: Literal["auto", "yes", "no"] = "auto"
@@ -127,9 +130,14 @@ class Settings:
         _require(self, at_least_one, lambda v: v >= 1, "at least 1")
         positive = ("minutes", "lr", "clip_gradient", "sigma_std", "sigma_data")
         _require(self, positive, lambda v: v > 0, "above 0")
-        _require(self, ("seed", "warmup", "stable_target", "rotate", "zoom", "shift", "phase"), lambda v: v >= 0, "at least 0")
+        _require(
+            self,
+            ("seed", "warmup", "stable_target", "rotate", "zoom", "shift", "phase"),
+            lambda v: v >= 0,
+            "at least 0",
+        )
         _require(self, ("balance", "warped"), lambda v: 0 <= v <= 1, "in [0, 1]")
-        _require(self, ("dropout", "ema", "gain"), lambda v: 0 <= v < 1, "in [0, 1)")
+        _require(self, ("dropout", "ema", "gain", "outliers"), lambda v: 0 <= v < 1, "in [0, 1)")
         _require(self, ("validation",), lambda v: 0 < v < 1, "in (0, 1)")
         _require(self, ("width",), lambda v: v > 0 and v % 8 == 0, "a multiple of 8")
         _require(self, ("sigma_max",), lambda v: v > 1, "above 1")

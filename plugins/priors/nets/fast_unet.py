@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,8 @@ class _Block(nn.Module):
 
     def __init__(self, width: int, label: int, dropout: float) -> None:
         super().__init__()
+        #: Largest root mean square of a pixel's features that is let in; a pixel with more is scaled down to it.
+        self.limit: float | None = None
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.label = nn.Linear(label, 2 * width)
@@ -31,6 +35,10 @@ class _Block(nn.Module):
         nn.init.zeros_(self.label.bias)
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        if self.limit is not None:
+            # Nothing inside keeps numbers in bounds: far from the images of the training they would grow from block to block.
+            power = x.square().mean(1, keepdim=True).clamp(min=self.limit**2)
+            x = x * (self.limit * power.rsqrt())
         scale, shift = self.label(label)[:, :, None, None].chunk(2, 1)
         hidden = F.silu(self.conv1(x) * (1 + scale) + shift)
         if self.training and self.dropout:
@@ -50,6 +58,8 @@ class FastUNet(nn.Module):
         block_out_channels: width of each level, finest first; the finest works at half the image's size.
         layers_per_block: residual blocks a level on the way down, and as many on the way up; the lowest level has one more.
         dropout: probability that a feature of a block is left out, in training.
+        limits: of each block in the order of the computation, the root mean square of a pixel's features beyond which they
+            are scaled down: the largest that images have, with a margin; None for no limits.
     """
 
     def __init__(
@@ -59,6 +69,7 @@ class FastUNet(nn.Module):
         block_out_channels: Sequence[int],
         layers_per_block: int = 2,
         dropout: float = 0.0,
+        limits: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         widths = list(block_out_channels)
@@ -73,16 +84,31 @@ class FastUNet(nn.Module):
             return nn.ModuleList(_Block(width, label, dropout) for _ in range(layers_per_block))
 
         self.down = nn.ModuleList(blocks(w) for w in widths)
-        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False))
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
         self.up = nn.ModuleList(blocks(w) for w in widths[:-1])
         self.middle = _Block(widths[-1], label, dropout)
-        self.grow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False))
+        self.grow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))
         self.leave = nn.Conv2d(first, 4 * out_channels, 3, padding=1)
         for conv, gain in ((self.enter, 1.0), *((c, 1.0) for c in (*self.shrink, *self.grow)), (self.leave, 0.3)):
             _he(conv, gain / math.sqrt(2))
+        if limits is not None:
+            self.limit(limits)
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """The residual blocks in the order in which they compute."""
+        for level in self.down:
+            yield from cast(nn.ModuleList, level)
+        yield self.middle
+        for level in reversed(list(self.up)):
+            yield from cast(nn.ModuleList, level)
+
+    def limit(self, limits: Sequence[float]) -> None:
+        """Set the limits of all blocks, in the order of `blocks`."""
+        for block, limit in zip(self.blocks(), limits, strict=True):
+            cast(_Block, block).limit = float(limit)
 
     def forward(self, x: Tensor, label: Tensor, return_dict: bool = False) -> tuple[Tensor]:
-        """x (B, C, rows, columns), label (B,), 250 times the logarithm of the noise level; (estimate,), as diffusers returns it."""
+        """x (B, C, rows, columns), label (B,), 250 times the logarithm of the noise level; (estimate,), as diffusers does."""
         angles = label.float()[:, None] * self.rates
         embedded = self.embed(torch.cat([angles.cos(), angles.sin()], 1))
         hidden = self.enter(F.pixel_unshuffle(x, 2))
