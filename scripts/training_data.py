@@ -13,7 +13,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import skimage
-
 from prior_data import HELD_OUT_PHOTOS, SCIKIT
 
 #: Images of one source that are validated on, at most: no source may rule the choice of the weights.
