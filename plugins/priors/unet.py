@@ -167,9 +167,9 @@ class Bundled(UNetPrior):
 
 
 class Ct128(Bundled):
-    """Chest and abdomen CT slices in Hounsfield units, -1000 (air) to 1200; trained at 128 x 128, any size works.
+    """Axial CT of chest, abdomen, pelvis and limbs in HU, -1000 (air) to 1200; trained at 128 x 128, any size works.
 
-    73 slices of 39 patients: a demonstration and a test prior. Do not read patients with it.
+    1647 slices and lung crops of about 830 people, listed in docs/bundled-priors.md. Do not read patients with it.
     """
 
     name = "ct-128"
@@ -179,9 +179,9 @@ class Ct128(Bundled):
 
 
 class Mr128(Bundled):
-    """Head MR magnitudes, 1 at the volume's 99.8 % quantile; trained at 128 x 128, any size works.
+    """MR magnitudes of heads, limbs, spine, breast and abdomen, 1 at the 99.7 % quantile; trained at 128 x 128, any size works.
 
-    One T1 volume cut three ways, with invented weightings of it: a demonstration and a test prior, no more.
+    2298 slices of about 290 people, listed in docs/bundled-priors.md. Do not read patients with it.
     """
 
     name = "mr-128"
@@ -191,7 +191,7 @@ class Mr128(Bundled):
 
 
 class MrComplex128(Bundled):
-    """Complex head MR images in two channels (real, imaginary): the magnitudes of `mr-128` with smooth random phases."""
+    """Complex MR images in two channels (real, imaginary): the magnitudes of `mr-128` with smooth random phases."""
 
     name = "mr-complex-128"
 
@@ -200,7 +200,7 @@ class MrComplex128(Bundled):
 
 
 class Natural(Bundled):
-    """Grey photographs, 0 (black) to 1 (white); trained on patches of 64 x 64, any size works."""
+    """Grey photographs, 0 (black) to 1 (white); trained on parts of 128 x 128, any size works."""
 
     name = "natural"
 
