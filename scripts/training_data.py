@@ -77,7 +77,9 @@ def write(
     train = split == "train"
     for name, count in Counter(source[train]).most_common():
         share = weight[train & (source == name)].sum() / weight[train].sum()
-        print(f"  {share:6.1%} of the draws from {count:5d} slices of {len({*group[source == name]}):4d} groups: {name}")
+        print(
+            f"  {share:6.1%} of the draws from {count:5d} slices of {len({*group[source == name]}):4d} groups: {name}"
+        )
 
 
 def load(path: Path) -> tuple[np.ndarray, ...]:

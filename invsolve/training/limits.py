@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from invsolve.contracts.prior import Prior, per_row
-from invsolve.contracts.random import ChainRandom
+from invsolve.numerics.random import ChainRandom
 from invsolve.training.calibration import log_spaced
 
 #: Over the largest that was seen on images.

@@ -11,8 +11,9 @@ import torch
 
 import invsolve
 from invsolve.contracts.scale import Scale
-from invsolve.plugins._fast_unet import FastUNet
-from invsolve.plugins.unet import UNetPrior
+from invsolve.errors import Interrupted
+from invsolve.plugins.priors.nets.fast_unet import FastUNet
+from invsolve.plugins.priors.unet import UNetPrior
 from invsolve.testing import check_prior
 from invsolve.training import data
 from invsolve.training.balance import draw_weights, epoch_order
@@ -144,7 +145,7 @@ def test_a_fast_training_resumes_to_the_bit(pictures: Path, tmp_path: Path) -> N
     given = {"range": "0:1", "network": "fast", "width": 8, "levels": 3, "batch_size": 8, "lr": 3e-3, "resident": "yes"}
     request = Request(pictures, parts, make_settings({**given, **options}), device="cpu")
     asked = iter([False, False, True])
-    with pytest.raises(invsolve.engine.Interrupted):
+    with pytest.raises(Interrupted):
         train_file(request, should_stop=lambda: next(asked))
     assert UNetPrior.opens(request.snapshot)
     train_file(request)
