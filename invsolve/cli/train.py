@@ -58,9 +58,9 @@ def train(
 
     Several GPUs: torchrun --nproc-per-node 4 -m invsolve train ...
 
-    More with --set: layout, read (as read={view="axial"}), augmentation (rotate, zoom, gain),
-    clip, unit, validation, blocks, dropout, lr, warmup, ema, sigma_mean, sigma_std, sigma_data, sigma_max,
-    immiscible, stable_target, validate_every, log_every, store.
+    More with --set: layout, read (as read={view="axial"}), augmentation (rotate, zoom, shift, warped, gain, phase),
+    network (fast), outliers, balance, weight, resident, compile, clip, unit, validation, blocks, dropout, lr, warmup,
+    ema, sigma_mean, sigma_std, sigma_data, sigma_max, immiscible, stable_target, validate_every, log_every, store.
     """
     start(None)
     from invsolve.errors import Interrupted, UserError

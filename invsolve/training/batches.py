@@ -18,28 +18,32 @@ from invsolve.contracts.prior import per_row
 from invsolve.contracts.scale import Scale
 from invsolve.errors import UserError
 from invsolve.numerics.random import ChainRandom
+from invsolve.training.balance import draw_weights, epoch_order
 from invsolve.training.data import Images
+from invsolve.training.phases import DRAWS, smooth_phase, turn
 from invsolve.training.settings import Settings
 
 #: Least noise level of a prior and of its training; below, bf16 weights see nothing.
 SIGMA_MIN = 0.005
 # The second number of a chain's key: draws for different ends must not coincide.
-_IMAGE, _NOISE, _REFERENCE = 0, 1, 2
+_IMAGE, _NOISE, _REFERENCE, _OUTLIER = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step of training sees, network units, on the CPU.
+    """What one step of training sees, network units, on the CPU unless the images are resident on a device.
 
     Attributes:
         noisy: (B, C, *size), image plus noise.
         sigma: (B,), the noise level.
         target: (B, C, *size), what the denoiser should say: the image, or the stable target.
+        outlier: (B,), which images are noise instead; None where there are none.
     """
 
     noisy: Tensor
     sigma: Tensor
     target: Tensor
+    outlier: Tensor | None = None
 
 
 class Batches:
@@ -67,16 +71,17 @@ class Batches:
         dimensions = len(images.spatial)
         if any(not 0 <= axis < dimensions for axis in self.flips):
             raise UserError(f"{images.where}: flip {self.flips}: images have the spatial axes 0..{dimensions - 1}")
-        self.warps = bool(settings.rotate or settings.zoom)
+        self.weights = draw_weights(images, rows, settings)
+        self.warps = bool(settings.rotate or settings.zoom or settings.shift)
         if self.warps and dimensions == 1:
-            raise UserError(f"{images.where}: rotate and zoom are for two and three dimensions; leave them out")
+            raise UserError(f"{images.where}: rotate, zoom and shift are for two and three dimensions; leave them out")
 
     def image_at(self, position: int) -> int:
-        """Index of the image at a position of the endless order: every epoch is a permutation of its own."""
+        """Index of the image at a position of the endless order: every epoch is drawn anew."""
         epoch, within = divmod(position, len(self.rows))
         order = self._orders.get(epoch)
         if order is None:
-            order = np.random.default_rng((self.settings.seed, 2, epoch)).permutation(len(self.rows))
+            order = epoch_order(len(self.rows), self.weights, np.random.default_rng((self.settings.seed, 2, epoch)))
             # A batch spans two epochs at most, but other threads may still be at the one before.
             self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 2} | {epoch: order}
         return int(self.rows[order[within]])
@@ -85,13 +90,42 @@ class Batches:
         """The batch of a step, counted from 0."""
         s = self.settings
         indices = [self.image_at(step * s.batch_size + row) for row in self.mine]
-        clean = self._augmented(indices, ChainRandom(s.seed, [(row, _IMAGE) for row in self.mine]).at(step))
-        rng = ChainRandom(s.seed, [(row, _NOISE) for row in self.mine]).at(step)
-        level = rng.normal(clean.new_zeros(len(clean), 1))[:, 0]
+        clean = self._augmented(indices, self._random(step, _IMAGE, len(self.mine)))
+        clean, outlier = self._with_outliers(clean, step)
+        rng = self._random(step, _NOISE, len(self.mine))
+        level = self._levels(clean, rng)
         sigma = (s.sigma_mean + s.sigma_std * level).exp().clamp(SIGMA_MIN / 2, s.sigma_max)
         noisy = clean + per_row(sigma, clean) * self._noise(clean, rng)
         target = self._stable(clean, noisy, sigma, step) if s.stable_target else clean
-        return Batch(noisy, sigma, target)
+        return Batch(noisy, sigma, target, outlier)
+
+    def _with_outliers(self, clean: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
+        """Some images replaced by white noise, a tenth to three times as strong as images, and which they are."""
+        if not self.settings.outliers:
+            return clean, None
+        rng = self._random(step, _OUTLIER, len(self.mine))
+        chosen = rng.uniform() < self.settings.outliers
+        strength = (0.1 * 30 ** rng.uniform()).float()
+        return torch.where(per_row(chosen, clean), per_row(strength, clean) * rng.normal(clean), clean), chosen
+
+    def _random(self, step: int, purpose: int, rows: int) -> ChainRandom:
+        """Random numbers of a step for one purpose; those of the reference batch are not shared out over processes."""
+        mine = range(rows) if purpose == _REFERENCE else self.mine
+        return ChainRandom(self.settings.seed, [(row, purpose) for row in mine]).at(step)
+
+    def _levels(self, clean: Tensor, rng: ChainRandom) -> Tensor:
+        """Standard normal numbers (B,), from which the noise levels follow."""
+        return rng.normal(clean.new_zeros(len(clean), 1))[:, 0]
+
+    def _full(self, indices: Sequence[int]) -> Tensor:
+        """Whole images (B, C, *spatial) in physical units."""
+        return torch.stack([torch.from_numpy(self.images.read(i)) for i in indices])
+
+    def _cut(self, indices: Sequence[int], place: Tensor) -> Tensor:
+        """Windows (B, C, *size) of the images at places between 0 and 1 along each axis."""
+        return torch.stack(
+            [torch.from_numpy(self.images.read(i, self._window(at))) for i, at in zip(indices, place, strict=True)]
+        )
 
     def _noise(self, clean: Tensor, rng: ChainRandom) -> Tensor:
         """Noise for each image: of k draws the nearest one (immiscible diffusion with k nearest neighbours, Li 2025)."""
@@ -109,8 +143,7 @@ class Batches:
         count = self.settings.stable_target
         picker = np.random.default_rng((self.settings.seed, 3, step))
         indices = picker.choice(self.rows, size=count, replace=count > len(self.rows)).tolist()
-        chains = [(row, _REFERENCE) for row in range(count)]
-        others = self._augmented(indices, ChainRandom(self.settings.seed, chains).at(step))
+        others = self._augmented(indices, self._random(step, _REFERENCE, count))
         targets = []
         for image, seen, level in zip(clean, noisy, sigma.tolist(), strict=True):
             candidates = torch.cat([image[None], others])
@@ -125,20 +158,23 @@ class Batches:
         # One uniform number an image and purpose, drawn whether used or not: options do not shift one another's draws.
         place = torch.stack([rng.uniform() for _ in range(3)], 1)
         mirror = torch.stack([rng.uniform() for _ in range(3)], 1) < 0.5
-        turn, magnify, bright = rng.normal(torch.zeros(len(indices), 1))[:, 0], rng.uniform(), rng.uniform()
+        angle = rng.normal(place.new_zeros(len(indices), 1, dtype=torch.float32))[:, 0]
+        magnify, bright = rng.uniform(), rng.uniform()
         if self.warps:
-            full = torch.stack([torch.from_numpy(self.images.read(i)) for i in indices])
-            clean = self._warped(full, place, turn, magnify)
+            shift = torch.stack([rng.uniform() for _ in range(3)], 1)
+            plain = rng.uniform() >= self.settings.warped
+            clean = self._warped(self._full(indices), place, angle, magnify, shift, plain)
         else:
-            clean = torch.stack(
-                [torch.from_numpy(self.images.read(i, self._window(at))) for i, at in zip(indices, place, strict=True)]
-            )
+            clean = self._cut(indices, place)
         for axis in self.flips:
             clean = torch.where(per_row(mirror[:, axis], clean), clean.flip(2 + axis), clean)
         if self.settings.gain:
             strength = torch.where(bright < 0.5, 1 + self.settings.gain * (4 * bright - 1), 1.0).float()
             zero = 0.0 if low <= 0 < high else low
             clean = zero + (clean - zero) * per_row(strength, clean)
+        if self.settings.phase:
+            numbers = torch.stack([rng.uniform() for _ in range(DRAWS)], 1)
+            clean = turn(clean, smooth_phase(numbers, self.size, self.settings.phase))
         if self.settings.clip:
             clean = clean.clamp(low, high)
         return self.scale.to_network(clean)
@@ -150,21 +186,31 @@ class Batches:
         ]
         return [slice(start, start + size) for start, size in zip(starts, self.size, strict=True)]
 
-    def _warped(self, full: Tensor, place: Tensor, turn: Tensor, magnify: Tensor) -> Tensor:
-        """Rotation in the last two axes, magnification and crop in one resampling; edges are continued outwards."""
+    def _warped(
+        self, full: Tensor, place: Tensor, angle: Tensor, magnify: Tensor, shift: Tensor, plain: Tensor
+    ) -> Tensor:
+        """Rotation in the last two axes, magnification, shift and crop in one resampling; edges are continued outwards.
+
+        Images that are `plain` (B,) are only moved by whole pixels, which changes none of their values.
+        """
         size, spatial = self.size, full.shape[2:]
         # Normalised coordinates run over (x, y, z), the last axis first.
         window = [s / f for s, f in zip(reversed(size), reversed(spatial), strict=True)]
         zoom = ((2 * magnify - 1) * math.log1p(self.settings.zoom)).exp().float()
-        angle = turn * math.radians(self.settings.rotate)
+        zoom = torch.where(plain, 1.0, zoom)
+        angle = torch.where(plain, 0.0, angle * math.radians(self.settings.rotate))
         aspect = size[-1] / spatial[-2], size[-2] / spatial[-1]
-        matrix = torch.zeros(len(full), len(size), len(size) + 1)
+        matrix = torch.zeros(len(full), len(size), len(size) + 1, device=full.device)
         matrix[:, 0, 0], matrix[:, 0, 1] = zoom * angle.cos() * window[0], -zoom * angle.sin() * aspect[1]
         matrix[:, 1, 0], matrix[:, 1, 1] = zoom * angle.sin() * aspect[0], zoom * angle.cos() * window[1]
         if len(size) == 3:
             matrix[:, 2, 2] = zoom * window[2]
-        for axis, part in enumerate(window):
-            matrix[:, axis, -1] = (2 * place[:, axis].float() - 1) * (1 - part * zoom).clamp(min=0)
+        for axis, (length, part) in enumerate(zip(reversed(spatial), reversed(size), strict=True)):
+            room = (length - part * zoom).clamp(min=0)
+            start = place[:, axis].float() * room
+            move = (2 * shift[:, axis].float() - 1) * self.settings.shift
+            start = torch.where(plain, (start.round() + move.round()), start + move)
+            matrix[:, axis, -1] = (2 * start - room) / length
         grid = F.affine_grid(matrix, [*full.shape[:2], *size], align_corners=False)
         mode = "bicubic" if len(size) == 2 else "bilinear"
         return F.grid_sample(full, grid, mode=mode, padding_mode="border", align_corners=False)

@@ -30,7 +30,7 @@ class Images:
 
     Args:
         path: the file; stays open read-only, and is read when an image is asked for unless it is small.
-        settings: of these `dataset`, `axes`, `slice_axis` and `unit`.
+        settings: of these `dataset`, `axes`, `slice_axis`, `unit` and `phase`.
 
     Raises:
         UserError: unreadable, or its axes are unknown or look wrong.
@@ -47,7 +47,12 @@ class Images:
         self.cuts = size[axes.cut] if axes.cut is not None else 1
         channels = size[axes.channel] if axes.channel is not None else 1
         self.spatial = tuple(size[k] for k in axes.space)
+        # Magnitudes that are to be given phases are complex numbers without an imaginary part until then.
+        self.magnitudes = bool(settings.phase) and not self.complex
+        self.complex = self.complex or self.magnitudes
         self.shape = (channels * (2 if self.complex else 1), *self.spatial)
+        if self.magnitudes and len(self.spatial) != 2:
+            raise UserError(f"{self.where}: phase is for images of two dimensions; leave it out")
 
     def _open_hdf5(self, settings: Settings) -> tuple[int, ...]:
         self._open = ExitStack()
@@ -112,7 +117,9 @@ class Images:
         at = tuple(selection)
         values = read(self._data, at) if isinstance(self._data, h5py.Dataset) else self._data[at]
         values = values[None] if axes.channel is None else np.moveaxis(values, left.index(axes.channel), 0)
-        if self.complex:
+        if self.magnitudes:
+            values = np.stack([values, np.zeros_like(values)], 1).reshape(-1, *values.shape[1:])
+        elif self.complex:
             values = np.stack([values.real, values.imag], 1).reshape(-1, *values.shape[1:])
         image = np.ascontiguousarray(values, np.float32)
         if not np.isfinite(image).all():

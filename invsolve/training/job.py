@@ -19,11 +19,14 @@ from invsolve.contracts.scale import Scale
 from invsolve.datasets.hdf5 import check_target, replace
 from invsolve.errors import Interrupted, UserError
 from invsolve.training import data
-from invsolve.training.batches import SIGMA_MIN, Batches, crop_size, held_out
+from invsolve.training.batches import SIGMA_MIN, crop_size, held_out
 from invsolve.training.calibration import MEASURED, error_curve
 from invsolve.training.checkpoint import LossCurve, read_checkpoint, remove
+from invsolve.training.limits import begin_limits, measure_limits
 from invsolve.training.loop import Training
 from invsolve.training.parallel import join
+from invsolve.training.phases import fixed_phases, turn
+from invsolve.training.resident import make_batches
 from invsolve.training.settings import Request, Settings, digest
 from invsolve.training.sheet import sample_sheet
 from invsolve.training.split import Split, divide
@@ -31,6 +34,8 @@ from invsolve.training.split import Split, divide
 #: Held-out images of a validation during training, and of the sample sheet.
 VALIDATED, SHOWN = 32, 8
 _NOISE_LABEL_SCALE = 250.0
+#: Channels of each level of the fast network over the width that is set.
+_FAST_WIDTHS = (2, 3, 4, 6)
 
 
 def train_file(
@@ -72,12 +77,13 @@ def train_file(
     try:
         if settings.batch_size % team.world:
             raise UserError(f"batch_size {settings.batch_size} must be a multiple of the {team.world} processes")
-        batches = Batches(images, split.train, settings, scale, team.rank, team.world)
+        batches = make_batches(images, split.train, settings, scale, team.rank, team.world, team.device)
         record = _data_record(images, split, (low, high))
         other = api.load_prior(settings.start) if settings.start else None
         if other is not None:
             record["start"] = other.fingerprint()
         prior = _new_prior(images, settings, (low, high), record)
+        begin_limits(prior, other)
         if other is not None:
             _begin_with(prior, other, settings.start, say)
         config = settings.config(record)
@@ -111,6 +117,8 @@ def _check_output(request: Request) -> None:
 
 
 def _prepare(x: Tensor, scale: Scale, settings: Settings) -> Tensor:
+    if settings.phase:
+        x = turn(x, fixed_phases(len(x), tuple(x.shape[2:]), settings.phase, settings.seed))
     return scale.to_network(x.clamp(*scale.range) if settings.clip else x)
 
 
@@ -138,7 +146,22 @@ def _new_prior(
         "norm_num_groups": 8,
         "dropout": settings.dropout,
     }
-    if dimensions == 2:
+    if settings.network == "fast":
+        if dimensions != 2:
+            raise UserError(f"{images.where}: network 'fast' is for images; leave it out for {dimensions} dimensions")
+        if settings.levels > len(_FAST_WIDTHS):
+            raise UserError(f"training: network 'fast' has at most {len(_FAST_WIDTHS)} levels, got {settings.levels}")
+        # Its finest level works on the folded image, so that the same width has twice as many channels.
+        widths = [int(settings.width * part) for part in _FAST_WIDTHS[: settings.levels]]
+        fast = {
+            "in_channels": channels,
+            "out_channels": channels,
+            "block_out_channels": widths,
+            "layers_per_block": 2 * settings.blocks,
+            "dropout": settings.dropout,
+        }
+        architecture: dict[str, Any] = {"class": "FastUNet", "config": fast}
+    elif dimensions == 2:
         kinds = {
             "down_block_types": ["DownBlock2D"] * settings.levels,
             "up_block_types": ["UpBlock2D"] * settings.levels,
@@ -230,7 +253,7 @@ def _finish(
     command: str,
 ) -> dict[str, Any]:
     """Store the averaged weights, measure them as stored, draw the sheet, and remove the checkpoint."""
-    averaged: Any = training.averaged
+    averaged: Any = training.chosen()
     team, settings = training.team, request.settings
     averaged.header["training"] |= {
         "steps": training.step,
@@ -249,6 +272,7 @@ def _finish(
     }
     # Dropout is a matter of training; the network that is used has none.
     averaged.header["architecture"]["config"]["dropout"] = 0.0
+    measure_limits(averaged, seen, settings.batch_size, team.device)
     temporary = request.out.with_name(f".{request.out.stem}.tmp.safetensors")
     try:
         averaged.save(temporary)
@@ -269,6 +293,7 @@ def _finish(
         with suppress(OSError):
             temporary.unlink()
     remove(request.checkpoint)
+    remove(request.snapshot)
     return {
         "output": str(request.out),
         "steps": training.step,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from itertools import pairwise
@@ -16,11 +18,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from invsolve.contracts.prior import Prior
+from invsolve.datasets.hdf5 import replace
 from invsolve.errors import Interrupted, NonFinite
 from invsolve.training.batches import Batch, Batches, worker_count
 from invsolve.training.calibration import log_spaced, mean_squared_error
 from invsolve.training.checkpoint import LossCurve, write_checkpoint
 from invsolve.training.parallel import Team
+from invsolve.training.selection import LEVELS, denoising_psnr
 from invsolve.training.settings import Request
 
 BANDS = 8
@@ -53,11 +57,16 @@ class Training:
         self.averaged = copy.deepcopy(self.prior).requires_grad_(False).eval()
         self.model = team.wrap(self.prior)
         self.optimiser = torch.optim.AdamW(
-            self.prior.parameters(), lr=self.settings.lr, betas=(0.9, 0.99), weight_decay=1e-4
+            self.prior.parameters(),
+            lr=self.settings.lr,
+            betas=(0.9, 0.99),
+            weight_decay=1e-4,
+            fused=team.device.type == "cuda",
         )
         self.step, self.elapsed = 0, 0.0
         self.loss_sum, self.loss_count = torch.zeros((), dtype=torch.float64, device=team.device), 0
         self.last: dict[str, Any] = {}
+        self.best: dict[str, Any] = {}
         edges = log_spaced(prior.sigma_min, prior.sigma_max, BANDS + 1)
         self.bands = [math.sqrt(a * b) for a, b in pairwise(edges)]
         self.half = self.settings.precision == "bf16" or (
@@ -75,6 +84,7 @@ class Training:
             "loss_sum": self.loss_sum,
             "loss_count": self.loss_count,
             "last": self.last,
+            "best": self.best,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -85,6 +95,7 @@ class Training:
         self.optimiser.load_state_dict(state["optimiser"])
         self.loss_sum = state["loss_sum"].to(self.team.device)
         self.loss_count, self.last = int(state["loss_count"]), dict(state["last"])
+        self.best = dict(state.get("best", {}))
 
     def progress(self) -> float:
         """Share of the run that is done, by steps or by the clock, whichever is further."""
@@ -106,6 +117,7 @@ class Training:
         """
         began, before = time.perf_counter(), self.elapsed
         saved_at = before
+        self._compile()
         hidden = True if not self.team.leads else None if bar is None else not bar
         source = self.batches.ahead(self.step, worker_count(self.team.device))
         with (
@@ -132,6 +144,28 @@ class Training:
                     of = f" of {self.settings.total}" if self.settings.total else ""
                     raise Interrupted(f"stopped after step {self.step}{of}; run the same command to go on")
 
+    def _compile(self) -> None:
+        """Compile the network where it pays; where it cannot be compiled, say so and train it as it is."""
+        wanted, device = self.settings.compile, self.team.device
+        if device.type == "cuda":
+            # Every batch has the same shape, so the search for the fastest convolution is made once.
+            torch.backends.cudnn.benchmark = True
+        if wanted == "no" or self.team.world > 1 or (wanted == "auto" and device.type != "cuda"):
+            return
+        network: Any = self.prior.network
+        try:
+            # In place: the names of the weights stay what they are.
+            network.compile()
+            batch = self.batches.at(self.step)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.half):
+                estimate = self.model(batch.noisy.to(device), batch.sigma.to(device))
+            estimate.float().square().mean().backward()
+        except Exception as error:  # whatever a compiler or its tools raise
+            network._compiled_call_impl = None
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            warnings.warn(f"the network is trained uncompiled: {reason}", stacklevel=2)
+        self.optimiser.zero_grad(set_to_none=True)
+
     def _learn(self, batch: Batch) -> None:
         """One step: forward, backward, optimiser, average."""
         s, device = self.settings, self.team.device
@@ -147,7 +181,11 @@ class Training:
             estimate = self.model(noisy, sigma)
         # Karras 2022, table 1: the network's own output has the same weight at every noise level.
         weight = (sigma**2 + s.sigma_data**2) / (sigma * s.sigma_data) ** 2
-        loss = (weight * (estimate.float() - target).square().flatten(1).mean(1)).mean()
+        each = weight * (estimate.float() - target).square().flatten(1).mean(1)
+        if batch.outlier is not None:
+            # Far from the images the error may be of any size; it must not rule the step.
+            each = torch.where(batch.outlier.to(device), each.log1p(), each)
+        loss = each.mean()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.prior.parameters(), s.clip_gradient)
@@ -187,11 +225,29 @@ class Training:
         weights = [(sigma**2 + s**2) / (sigma * s) ** 2 for sigma in self.bands]
         loss = sum(w * m for w, m in zip(weights, mse, strict=True)) / len(mse)
         bands = {f"{sigma:.3g}": value for sigma, value in zip(self.bands, mse, strict=True)}
-        self.last |= {"validation_loss": loss, "validation_mse": bands}
-        curve.write({"step": self.step, "validation_loss": loss, "validation_mse": bands})
+        psnr = denoising_psnr(self.averaged, self.validation, LEVELS, len(self.batches.mine), self.team.device)
+        scores = {f"{level:g}": value for level, value in zip(LEVELS, psnr, strict=True)}
+        found = {"validation_loss": loss, "validation_mse": bands, "validation_psnr": scores}
+        self.last |= found
+        curve.write({"step": self.step, **found})
+        score = sum(psnr) / len(psnr)
+        if score > self.best.get("score", -math.inf):
+            weights = {name: value.detach().clone() for name, value in self.averaged.state_dict().items()}
+            self.best = {"score": score, "step": self.step, "weights": weights, "found": found}
+
+    def chosen(self) -> Prior:
+        """The averaged network with the weights of the validation that denoised best; `last` then tells of them."""
+        if self.best:
+            self.averaged.load_state_dict(self.best["weights"])
+            self.last |= {**self.best["found"], "kept_step": self.best["step"]}
+        return self.averaged
 
     def _keep(self) -> None:
         """Write a checkpoint, unless the state is spoilt."""
         self._check(self.team.mean(float(self.loss_sum)))
         if self.team.leads:
             write_checkpoint(self.request.checkpoint, self.config, self.state())
+            path = self.request.snapshot
+            temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.safetensors")
+            self.averaged.save(temporary)
+            replace(temporary, path)
