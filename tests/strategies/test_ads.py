@@ -17,6 +17,7 @@ from invsolve.contracts.problem import Problem
 from invsolve.contracts.result import Reconstruction
 from invsolve.contracts.scale import Scale
 from invsolve.engine.batch import run_batch
+from invsolve.engine.options import Options
 from invsolve.numerics.random import ChainRandom
 from invsolve.testing.exact import exact_posterior
 
@@ -132,7 +133,7 @@ def test_the_stored_baseline_is_of_what_was_acquired(name: str) -> None:
     truth = prior.sample(ChainRandom(3, [(i, 0) for i in range(2)]), torch.zeros(1))
     y = invsolve.simulate(truth, operator, invsolve.Gaussian(0.01))
     measurement = invsolve.Measurement(y, operator, invsolve.Gaussian(0.01))
-    run = api.plan(measurement, prior, invsolve.strategy("ads", steps=12, budget=3), 2, 0, 4, "cpu", scale=Scale())
+    run = api.plan(measurement, prior, invsolve.strategy("ads", steps=12, budget=3), Options(samples=2, scale=Scale()))
     run.linear_too = True
     whole = api.Memory(2)
     run.execute(whole)
