@@ -77,7 +77,7 @@ class Counted(torch.autograd.Function):
         return gradient
 
 
-class FieldDenoiser(dinv.models.Denoiser):  # type: ignore[misc]
+class FieldDenoiser(dinv.models.Denoiser):  # type: ignore[name-defined]  # it has no types
     """The Gaussian field as their denoiser, between 0 and 1 (or in network units): the same arithmetic as ours."""
 
     def __init__(self, low: float = 0.0) -> None:

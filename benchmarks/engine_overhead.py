@@ -60,7 +60,7 @@ def main() -> None:
                 for _ in range(arguments.steps):
                     prior.denoise(x, sigma)
                     operator(x)
-                    operator.adjoint(y)  # type: ignore[operator]
+                    operator.adjoint(y)
 
         for strategy, raw in (("dps", raw_dps), ("red-diff", raw_red_diff)):
             measurement = invsolve.Measurement(y.cpu(), operator, invsolve.Gaussian(0.1))

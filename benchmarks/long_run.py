@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -35,6 +36,12 @@ from invsolve.numerics.random import ChainRandom
 from invsolve.testing.distances import draws
 
 SIZE = 32
+
+
+def linear(name: str, **settings: Any) -> invsolve.LinearOperator:
+    operator = invsolve.operator(name, **settings)
+    assert isinstance(operator, invsolve.LinearOperator)
+    return operator
 
 
 class Blurred(invsolve.Prior):
@@ -77,16 +84,12 @@ PROBLEMS = {
         0,
         1,
         (48, 48),
-        lambda: invsolve.operator("inpainting", fraction=0.5, image_size=SIZE),
+        lambda: linear("inpainting", fraction=0.5, image_size=SIZE),
         0.05,
     ),
-    "blur": Cut("natural", "natural", 0, 1, (48, 48), lambda: invsolve.operator("blur", sigma=1.5), 0.05),
-    "ct": Cut(
-        "ct-128", "ct-128", -1000, 1200, (40, 40), lambda: invsolve.operator("ct", image_size=SIZE, angles=12), 0.5
-    ),
-    "mri": Cut(
-        "mr-128", "mr-128", 0, 1, (48, 48), lambda: invsolve.operator("mri", image_size=SIZE, acceleration=3), 0.05
-    ),
+    "blur": Cut("natural", "natural", 0, 1, (48, 48), lambda: linear("blur", sigma=1.5), 0.05),
+    "ct": Cut("ct-128", "ct-128", -1000, 1200, (40, 40), lambda: linear("ct", image_size=SIZE, angles=12), 0.5),
+    "mri": Cut("mr-128", "mr-128", 0, 1, (48, 48), lambda: linear("mri", image_size=SIZE, acceleration=3), 0.05),
 }
 
 

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -142,20 +143,20 @@ def speed(batch: int, repeats: int, device: str, modes: list[str]) -> None:
         )
         for mode in modes:
             prior = invsolve.load_prior(name).to(device).requires_grad_(False)
-            network = prior.network
+            network: Any = prior.network
             network.to(memory_format=torch.contiguous_format if mode == "eager" else torch.channels_last)
             if mode == "compiled":
                 prior.network = torch.compile(network)
-            x = torch.randn(batch, prior.event_shape[0], 128, 128, device=device)
+            x = torch.randn(batch, prior.event_shape[0] or 1, 128, 128, device=device)
             if mode != "eager":
                 x = x.contiguous(memory_format=torch.channels_last)
             sigma = torch.tensor(0.5, device=device)
 
-            def forward(prior=prior, x=x, sigma=sigma) -> None:
+            def forward(prior: invsolve.Prior = prior, x: torch.Tensor = x, sigma: torch.Tensor = sigma) -> None:
                 with torch.no_grad():
                     prior.denoise(x, sigma)
 
-            def backward(prior=prior, x=x, sigma=sigma) -> None:
+            def backward(prior: invsolve.Prior = prior, x: torch.Tensor = x, sigma: torch.Tensor = sigma) -> None:
                 inside = x.clone().requires_grad_()
                 prior.denoise(inside, sigma).square().sum().backward()
 

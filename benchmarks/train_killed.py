@@ -21,7 +21,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from priors import LEVELS, best, psnr
+from priors import LEVELS, best, psnr  # type: ignore[import-not-found]  # beside it, when it is run
 from safetensors.torch import load_file
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 

@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -100,7 +101,7 @@ def main() -> None:
         noise = invsolve.Gaussian(0.005 * float(clean.max()))
         y = invsolve.simulate(truth, operator, noise, seed=arguments.seed)
         for method in arguments.methods:
-            cls = registry.find("strategy", method)
+            cls: Any = registry.find("strategy", method)
             strategy = invsolve.strategy(method, **given.get(method, {}))
             if method in (*FEW, *MANY):
                 # Evaluations: dps goes backward through the network as often as forward.

@@ -100,7 +100,7 @@ def render(ellipses: Sequence[Ellipse], size: int, supersample: int = 4) -> Tens
 
 def sinogram(
     ellipses: Sequence[Ellipse],
-    angles_degrees: Sequence[float],
+    angles_degrees: Sequence[float] | np.ndarray,
     detectors: int,
     image_size: int,
     detector_spacing: float | None = None,

@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import skimage
-from prior_data import HELD_OUT_PHOTOS, SCIKIT
+from prior_data import HELD_OUT_PHOTOS, SCIKIT  # type: ignore[import-not-found]  # beside this script
 
 #: Images of one source that are validated on, at most: no source may rule the choice of the weights.
 VALIDATED = 24

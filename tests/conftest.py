@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import h5py
@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from invsolve import registry
+from invsolve.api.discrepancy import DiscrepancyWarning
 from invsolve.cli.app import run
+from tests.support import seeding
+from tests.support.types import Cli, CliProcess
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -22,6 +25,48 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("../shared/data is not here")
     return SHARED
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--seed", metavar="N", help="seed of all that the tests draw (default: INVSOLVE_TEST_SEED, else 0)"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    seeding.configure_hypothesis(config, seeding.chosen(config))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {seeding.chosen(config)}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Before every fixture, those of a module included: no test's numbers depend on which tests ran before it.
+    seeding.seed_everything(seeding.chosen(item.config))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """A test marked `discrepant` must be told that its samples and its noise disagree; others must not.
+
+    The mark's arguments, where there are any, name the cases for which it holds.
+    """
+    mark = item.get_closest_marker("discrepant")
+    if mark is None or (mark.args and item.name.partition("[")[2][:-1] not in mark.args):
+        return (yield)
+    with pytest.warns(DiscrepancyWarning):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        report.sections.append(("seed", f"this test ran with --seed {seeding.chosen(item.config)}"))
+    return report
 
 
 # The tests' tensors are small: a second thread costs more than it brings.
@@ -46,7 +91,7 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def cli(capfd: pytest.CaptureFixture[str]) -> Cli:
     """Run the command line in this process: (exit code, standard output, standard error)."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
@@ -62,12 +107,21 @@ def cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]
 
 
 @pytest.fixture
-def cli_process() -> Callable[..., "subprocess.Popen[str]"]:
-    """Start the command line as a process of its own."""
+def cli_process() -> Iterator[CliProcess]:
+    """Start the command line as a process of its own; what still runs when the test ends is killed."""
+    started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: object, start_new_session: bool = False) -> "subprocess.Popen[str]":
         command = [sys.executable, "-P", "-m", "invsolve", *(str(a) for a in arguments)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, **pipes, text=True, start_new_session=start_new_session)
+        started.append(
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=start_new_session
+            )
+        )
+        return started[-1]
 
-    return start
+    yield start
+    for process in started:
+        process.kill()
+        # Reads what is left, closes the pipes and waits.
+        process.communicate()

@@ -40,6 +40,7 @@ class Images:
         self.path, self.name = path, settings.dataset or "x"
         self._file: h5py.File | dict[str, h5py.Dataset] = {}
         self._data: h5py.Dataset | np.ndarray | _Rows
+        self.complex: bool
         foreign = settings.layout is not None or _is_foreign(path)
         size = self._open_by_layout(settings) if foreign else self._open_hdf5(settings)
         axes = self.axes

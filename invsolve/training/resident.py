@@ -62,7 +62,7 @@ class ResidentBatches(Batches):
         held = torch.stack([torch.from_numpy(images.read(row)) for row in rows.tolist()])
         self.held = held.to(self.device)
 
-    def _random(self, step: int, purpose: int, rows: int) -> DeviceRandom:
+    def _random(self, step: int, purpose: int, rows: int) -> DeviceRandom:  # type: ignore[override]
         return DeviceRandom([self.settings.seed, 6, step, self.rank, purpose], rows, self.device)
 
     def _levels(self, clean: Tensor, rng: DeviceRandom) -> Tensor:  # type: ignore[override]

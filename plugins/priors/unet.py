@@ -120,11 +120,13 @@ def make_network(architecture: Mapping[str, Any]) -> torch.nn.Module:
     """The network that a header's `architecture` names, on the CPU with random weights."""
     if architecture["class"] == "UNet":
         return UNet(**architecture["config"])
+    network: Any
     if architecture["class"] == "FastUNet":
-        return FastUNet(**architecture["config"]).to(memory_format=torch.channels_last)
-    from diffusers import UNet2DModel
+        network = FastUNet(**architecture["config"])
+    else:
+        from diffusers import UNet2DModel
 
-    network: Any = UNet2DModel(**architecture["config"])
+        network = UNet2DModel(**architecture["config"])
     return network.to(memory_format=torch.channels_last)
 
 

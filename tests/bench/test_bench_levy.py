@@ -14,6 +14,7 @@ from invsolve.contracts.problem import make_problem
 from invsolve.contracts.scale import Scale
 from invsolve.testing import check_operator
 from invsolve.testing.distances import draws
+from tests.support.types import Cli
 
 
 def walk(increments: str, length: int = levy.LENGTH) -> invsolve.Prior:
@@ -106,7 +107,7 @@ def test_strategies_sample_walks(increments: str) -> None:
     assert float(signals.mean(0).abs().max()) < 0.1  # a symmetric posterior
 
 
-def test_command(cli) -> None:
+def test_command(cli: Cli) -> None:
     options = ["--family", "levy", "--problem", "gaussian-sampling", "--strategy", "moment", "--samples", 128]
     code, out, err = cli("bench", "posterior", *options, "--repeats", 1, "--json")
     assert code == 0, err

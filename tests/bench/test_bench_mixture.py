@@ -11,6 +11,7 @@ from invsolve import bench
 from invsolve.bench.matrix import Matrix
 from invsolve.bench.mixture import MixturePosterior, figures, make, modes, random_problem
 from invsolve.testing import check_operator
+from tests.support.types import Cli
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_strategies_take_signals() -> None:
     assert found["evaluations"] > 28
 
 
-def test_command(cli) -> None:
+def test_command(cli: Cli) -> None:
     options = ["--family", "mixture", "--problem", "d8-m1", "--samples", 16, "--evaluations", 20]
     code, out, err = cli("bench", "posterior", *options, "--repeats", 2, "--json")
     assert code == 0, err

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics.random import ChainRandom
 from invsolve.testing.operators import dense
+from tests.support.types import Cli, linear_operator
 
 SIZE = 6
 SIGMA = 0.1
@@ -39,7 +41,7 @@ def field() -> invsolve.Prior:
 
 
 def blur() -> invsolve.LinearOperator:
-    return invsolve.operator("blur", sigma=0.7)
+    return linear_operator("blur", sigma=0.7)
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class TestUniformity:
         assert counts.sum() == 8
 
 
-def test_figure(tmp_path) -> None:
+def test_figure(tmp_path: Path) -> None:
     found = Calibration(7, {"norm": np.arange(40) % 8, "misfit": np.zeros(40, dtype=int)}, "made up")
     draw_figure(found, tmp_path / "ranks.png")
     assert (tmp_path / "ranks.png").read_bytes()[:4] == b"\x89PNG"
@@ -168,11 +170,22 @@ def test_figure(tmp_path) -> None:
         draw_figure(found, tmp_path / "ranks.pdf")
 
 
-def test_command(cli, tmp_path) -> None:
+def test_command(cli: Cli, tmp_path: Path) -> None:
     picture = tmp_path / "ranks.png"
     call = ["bench", "calibrate", "--prior", "gaussian-field", "--set-prior", "size=8", "--operator", "inpainting"]
-    call += ["--set", "fraction=0.5", "--noise", "gaussian:0.1", "--strategy", "moment", "--trials", 12, "--samples", 7]
-    call += ["--set-strategy", "steps=8", "--batch-size", 100]
+    call += [
+        "--set",
+        "fraction=0.5",
+        "--noise",
+        "gaussian:0.1",
+        "--strategy",
+        "moment",
+        "--trials",
+        "12",
+        "--samples",
+        "7",
+    ]
+    call += ["--set-strategy", "steps=8", "--batch-size", "100"]
     code, out, err = cli(*call, "--figure", picture)
     assert code == 0, err
     assert "p ECDF band" in out

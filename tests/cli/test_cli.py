@@ -4,13 +4,16 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from tests.support.types import Cli, CliProcess
 from tests.support.volumes import PRIOR
 
 CT = ("--operator", "ct", "--set", "angles=12", "--noise", "gaussian:0.05")
@@ -24,14 +27,14 @@ def plugin(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def scan(images: Path, tmp_path: Path, cli) -> Path:
+def scan(images: Path, tmp_path: Path, cli: Cli) -> Path:
     path = tmp_path / "scan.h5"
     code, _, err = cli("simulate", images, "-o", path, *CT)
     assert code == 0, err
     return path
 
 
-def test_a_point_estimate_repeated_has_no_coverage(scan: Path, tmp_path: Path, cli) -> None:
+def test_a_point_estimate_repeated_has_no_coverage(scan: Path, tmp_path: Path, cli: Cli) -> None:
     recon = tmp_path / "recon.h5"
     assert cli("reconstruct", scan, "-o", recon, "--strategy", "tv", "--samples", 2)[0] == 0
     code, out, _ = cli("evaluate", recon, "--json")
@@ -44,7 +47,7 @@ def test_a_point_estimate_repeated_has_no_coverage(scan: Path, tmp_path: Path, c
     assert "coverage_90" not in re.findall(r'"names":\s*\[[^]]*\]', text)[0]
 
 
-def test_from_truth_to_report(images: Path, scan: Path, tmp_path: Path, plugin: Path, cli) -> None:
+def test_from_truth_to_report(images: Path, scan: Path, tmp_path: Path, plugin: Path, cli: Cli) -> None:
     recon = tmp_path / "recon.h5"
     options = ("--prior", "small", "--plugin", plugin, "--set", "steps=60", "--samples", 3, "--seed", 1)
     code, out, err = cli("reconstruct", scan, "-o", recon, *options, "--json")
@@ -74,7 +77,7 @@ def test_from_truth_to_report(images: Path, scan: Path, tmp_path: Path, plugin: 
     assert 'id="frame-4"' in (tmp_path / "page.html").read_text()
 
 
-def test_the_same_command_gives_the_same_file(scan: Path, tmp_path: Path, cli) -> None:
+def test_the_same_command_gives_the_same_file(scan: Path, tmp_path: Path, cli: Cli) -> None:
     results = []
     for name in ("a.h5", "b.h5"):
         code, _, _ = cli("reconstruct", scan, "-o", tmp_path / name, "--strategy", "tv", "--set", "steps=30")
@@ -84,7 +87,7 @@ def test_the_same_command_gives_the_same_file(scan: Path, tmp_path: Path, cli) -
     np.testing.assert_array_equal(*results)
 
 
-def test_an_existing_output_is_kept(scan: Path, tmp_path: Path, cli) -> None:
+def test_an_existing_output_is_kept(scan: Path, tmp_path: Path, cli: Cli) -> None:
     out = tmp_path / "recon.h5"
     assert cli("reconstruct", scan, "-o", out, "--strategy", "linear")[0] == 0
     before = out.read_bytes()
@@ -95,7 +98,7 @@ def test_an_existing_output_is_kept(scan: Path, tmp_path: Path, cli) -> None:
     assert cli("reconstruct", scan, "-o", out, "--strategy", "linear", "--overwrite")[0] == 0
 
 
-def test_the_unit_of_the_images_reaches_the_scan(images: Path, tmp_path: Path, cli) -> None:
+def test_the_unit_of_the_images_reaches_the_scan(images: Path, tmp_path: Path, cli: Cli) -> None:
     with h5py.File(images, "a") as file:
         file.attrs["unit"] = "HU"
     scan = tmp_path / "scan.h5"
@@ -107,7 +110,7 @@ def test_the_unit_of_the_images_reaches_the_scan(images: Path, tmp_path: Path, c
         assert file.attrs["image_unit"] == "HU"
 
 
-def start_slow(cli_process, scan: Path, out: Path, plugin: Path, batch: int = 2):
+def start_slow(cli_process: CliProcess, scan: Path, out: Path, plugin: Path, batch: int = 2) -> "subprocess.Popen[str]":
     options = [
         "--prior",
         "small",
@@ -125,9 +128,9 @@ def start_slow(cli_process, scan: Path, out: Path, plugin: Path, batch: int = 2)
     return cli_process("reconstruct", scan, "-o", out, *options)
 
 
-def wait_for_items(partial: Path, process, count: int) -> int:
+def wait_for_items(partial: Path, process: "subprocess.Popen[str]", count: int) -> int:
     """Wait until the partial result holds `count` items, and return how many it holds."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with h5py.File(partial, "r", locking=False) as file:
@@ -140,7 +143,9 @@ def wait_for_items(partial: Path, process, count: int) -> int:
     raise AssertionError(f"never saw {count} items: {process.communicate()}")
 
 
-def test_kill_and_resume_gives_the_unkilled_samples(scan: Path, tmp_path: Path, plugin: Path, cli_process) -> None:
+def test_kill_and_resume_gives_the_unkilled_samples(
+    scan: Path, tmp_path: Path, plugin: Path, cli_process: CliProcess
+) -> None:
     whole, broken = tmp_path / "whole.h5", tmp_path / "broken.h5"
     process = start_slow(cli_process, scan, whole, plugin)
     _, err = process.communicate()
@@ -161,7 +166,7 @@ def test_kill_and_resume_gives_the_unkilled_samples(scan: Path, tmp_path: Path, 
         assert b["done"][:].all()
 
 
-def test_sigterm_keeps_what_is_done(scan: Path, tmp_path: Path, plugin: Path, cli_process) -> None:
+def test_sigterm_keeps_what_is_done(scan: Path, tmp_path: Path, plugin: Path, cli_process: CliProcess) -> None:
     out = tmp_path / "recon.h5"
     process = start_slow(cli_process, scan, out, plugin)
     partial = Path(f"{out}.partial.h5")
@@ -175,7 +180,9 @@ def test_sigterm_keeps_what_is_done(scan: Path, tmp_path: Path, plugin: Path, cl
         assert file["done"][:].any()
 
 
-def test_another_configuration_does_not_resume(scan: Path, tmp_path: Path, plugin: Path, cli_process, cli) -> None:
+def test_another_configuration_does_not_resume(
+    scan: Path, tmp_path: Path, plugin: Path, cli_process: CliProcess, cli: Cli
+) -> None:
     out = tmp_path / "recon.h5"
     process = start_slow(cli_process, scan, out, plugin)
     wait_for_items(Path(f"{out}.partial.h5"), process, 1)
@@ -189,7 +196,7 @@ def test_another_configuration_does_not_resume(scan: Path, tmp_path: Path, plugi
     assert "--overwrite" in err
 
 
-def test_nothing_is_printed_but_the_result(scan: Path, tmp_path: Path, cli) -> None:
+def test_nothing_is_printed_but_the_result(scan: Path, tmp_path: Path, cli: Cli) -> None:
     code, out, err = cli("reconstruct", scan, "-o", tmp_path / "r.h5", "--strategy", "tv", "--set", "steps=5")
     assert code == 0
     assert len(out.splitlines()) == 1
@@ -218,7 +225,7 @@ WRONG_PARAMETERS = [
 
 @pytest.mark.parametrize(("options", "text"), WRONG_PARAMETERS)
 def test_wrong_parameters_are_one_line_and_write_nothing(
-    options: tuple, text: str, scan: Path, tmp_path: Path, cli
+    options: tuple, text: str, scan: Path, tmp_path: Path, cli: Cli
 ) -> None:
     out = tmp_path / "recon.h5"
     before = sorted(os.listdir(tmp_path))
@@ -230,7 +237,7 @@ def test_wrong_parameters_are_one_line_and_write_nothing(
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def edited(scan: Path, change) -> Path:
+def edited(scan: Path, change: Callable[[h5py.File], object]) -> Path:
     path = scan.with_name("broken_scan.h5")
     path.write_bytes(scan.read_bytes())
     with h5py.File(path, "r+") as file:
@@ -277,7 +284,9 @@ def drop_noise(file: h5py.File) -> None:
         (drop_noise, "--noise"),
     ],
 )
-def test_broken_scans_are_one_line_and_write_nothing(change, text: str, scan: Path, tmp_path: Path, cli) -> None:
+def test_broken_scans_are_one_line_and_write_nothing(
+    change: Callable[[h5py.File], object], text: str, scan: Path, tmp_path: Path, cli: Cli
+) -> None:
     broken = edited(scan, change)
     before = sorted(os.listdir(tmp_path))
     code, _, err = cli("reconstruct", broken, "-o", tmp_path / "recon.h5", "--strategy", "tv", "--set", "steps=5")
@@ -325,7 +334,9 @@ def folder(path: Path) -> None:
         (folder, "folder"),
     ],
 )
-def test_unreadable_inputs_are_one_line_and_write_nothing(make, text: str, tmp_path: Path, cli) -> None:
+def test_unreadable_inputs_are_one_line_and_write_nothing(
+    make: Callable[[Path], object], text: str, tmp_path: Path, cli: Cli
+) -> None:
     path = tmp_path / "input.h5"
     make(path)
     for command in (
@@ -344,7 +355,7 @@ def test_unreadable_inputs_are_one_line_and_write_nothing(make, text: str, tmp_p
         assert not list(tmp_path.glob("*.partial.h5"))
 
 
-def test_simulate_refuses_what_it_cannot_do(images: Path, tmp_path: Path, cli) -> None:
+def test_simulate_refuses_what_it_cannot_do(images: Path, tmp_path: Path, cli: Cli) -> None:
     with h5py.File(tmp_path / "flat.h5", "w") as file:
         file["x"] = np.zeros((4, 16, 16), "f4")
     for options, text in (
@@ -361,7 +372,7 @@ def test_simulate_refuses_what_it_cannot_do(images: Path, tmp_path: Path, cli) -
         assert not (tmp_path / "scan.h5").exists()
 
 
-def test_every_command_explains_itself_on_one_screen(cli) -> None:
+def test_every_command_explains_itself_on_one_screen(cli: Cli) -> None:
     for command in (
         "",
         "demo",
@@ -387,7 +398,7 @@ def test_every_command_explains_itself_on_one_screen(cli) -> None:
         assert "Usage" in out
 
 
-def test_plugins_list_and_show(cli) -> None:
+def test_plugins_list_and_show(cli: Cli) -> None:
     code, out, _ = cli("plugins", "list", "--json")
     assert code == 0
     listed = json.loads(out)
@@ -404,13 +415,13 @@ def test_plugins_list_and_show(cli) -> None:
     assert "'dps'" in err
 
 
-def test_version(cli) -> None:
+def test_version(cli: Cli) -> None:
     import invsolve
 
     assert cli("--version")[1].strip() == invsolve.__version__
 
 
-def test_bench_posterior_measures_the_distance(cli) -> None:
+def test_bench_posterior_measures_the_distance(cli: Cli) -> None:
     code, out, err = cli(
         "bench", "posterior", "--strategy", "moment", "--operator", "inpainting", "--samples", 128, "--json"
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +43,7 @@ def network() -> invsolve.Prior:
     prior = invsolve.prior_from(
         Net(), "denoiser", event_shape=(1, None, None), label="sigma", sigma_min=0.02, sigma_max=10
     )
-    prior.net.train()  # type: ignore[union-attr]
+    prior.net.train()
     return prior
 
 
@@ -53,7 +55,7 @@ def facts(module: nn.Module) -> list[object]:
     return [each, own]
 
 
-OPERATORS = {
+OPERATORS: dict[str, dict[str, Any]] = {
     "inpainting": {"fraction": 0.5, "image_size": SIZE},
     "blur": {"sigma": 0.8, "boundary": "zero"},
     "ct": {"image_size": SIZE, "angles": 5},
@@ -235,7 +237,7 @@ def test_a_latent_prior_has_a_state_of_its_own_shape() -> None:
     class Latent(invsolve.Prior):
         """Its state is an image of half the size in four channels."""
 
-        def state_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        def state_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
             return (4, *(n // 2 for n in image_shape[1:]))
 
     operator = invsolve.operator("inpainting", fraction=0.5, image_size=SIZE)

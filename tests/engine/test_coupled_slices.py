@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import h5py
 import numpy as np
@@ -26,9 +26,14 @@ from invsolve.engine.batch import run_batch
 from invsolve.numerics.random import ChainRandom
 from invsolve.plugins.strategies._through_plane_tv import ThroughPlaneTV
 from invsolve.testing.operators import dense
+from tests.support.types import Cli
 
 SIGMA = 0.05
-COUPLED = {"mbir": {"steps": 8}, "dds-3d": {"steps": 6, "weight": 2e-3}, "tv-3d": {"steps": 40}}
+COUPLED: dict[str, dict[str, Any]] = {
+    "mbir": {"steps": 8},
+    "dds-3d": {"steps": 6, "weight": 2e-3},
+    "tv-3d": {"steps": 40},
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +49,12 @@ def ct() -> invsolve.Operator:
 @pytest.fixture(scope="module")
 def y(prior: invsolve.Prior, ct: invsolve.Operator) -> Tensor:
     """Seven slices that change little from one to the next."""
-    draws = prior.sample(ChainRandom(3, [(i, 0) for i in range(2)]), torch.zeros(1))  # type: ignore[operator]
+    draws = prior.sample(ChainRandom(3, [(i, 0) for i in range(2)]), torch.zeros(1))
     part = torch.linspace(0, 0.3, 7).view(-1, 1, 1, 1)
     return invsolve.simulate(draws[:1] * (1 - part) + draws[1:] * part, ct, invsolve.Gaussian(SIGMA))
 
 
-def run(y: Tensor, operator: invsolve.Operator, prior: invsolve.Prior, name: str, **options: object) -> Tensor:
+def run(y: Tensor, operator: invsolve.Operator, prior: invsolve.Prior, name: str, **options: Any) -> Tensor:
     settings = {
         "noise": invsolve.Gaussian(SIGMA),
         "strategy": invsolve.strategy(name, **COUPLED[name]),
@@ -128,6 +133,7 @@ def test_one_sweep_at_a_time_with_kept_duals_is_many_sweeps() -> None:
     torch.testing.assert_close(x, whole, atol=1e-6 * float(whole.norm()), rtol=0)  # CG's own limit
 
 
+@pytest.mark.discrepant("mbir-without0")
 @pytest.mark.parametrize(
     ("name", "without"), [("mbir", {"weight": 0.0}), ("dds-3d", {"weight": 0.0}), ("tv-3d", {"through_plane": 0.0})]
 )
@@ -142,6 +148,7 @@ def test_without_coupling_every_slice_is_alone(
     torch.testing.assert_close(whole, alone, atol=2e-5, rtol=0)
 
 
+@pytest.mark.discrepant
 def test_dds_3d_without_coupling_is_dds(y: Tensor, ct: invsolve.Operator, prior: invsolve.Prior) -> None:
     if "dds" not in registry.available("strategy"):
         pytest.skip("there is no strategy 'dds'")
@@ -172,6 +179,7 @@ def test_tv_3d_of_a_step_across_slices_has_a_closed_form() -> None:
     torch.testing.assert_close(x, wanted, atol=2e-4, rtol=0)
 
 
+@pytest.mark.discrepant("dds-3d", "mbir")
 @pytest.mark.parametrize("name", COUPLED)
 def test_coupling_changes_the_slices_but_not_with_the_chunk(
     name: str, y: Tensor, ct: invsolve.Operator, prior: invsolve.Prior
@@ -183,6 +191,7 @@ def test_coupling_changes_the_slices_but_not_with_the_chunk(
     assert float((alone - one[:1]).abs().max()) > 1e-3
 
 
+@pytest.mark.discrepant
 def test_a_chunk_too_large_for_memory_is_halved(y: Tensor, ct: invsolve.Operator, prior: invsolve.Prior) -> None:
     seen = []
 
@@ -198,6 +207,7 @@ def test_a_chunk_too_large_for_memory_is_halved(y: Tensor, ct: invsolve.Operator
     assert seen[:3] == [7, 3, 1]
 
 
+@pytest.mark.discrepant
 def test_samples_differ_and_do_not_depend_on_their_number(
     y: Tensor, ct: invsolve.Operator, prior: invsolve.Prior
 ) -> None:
@@ -219,6 +229,7 @@ def test_labels_part_the_items_into_volumes(y: Tensor, ct: invsolve.Operator, pr
         invsolve.reconstruct(measurement, strategy=strategy, progress=False)
 
 
+@pytest.mark.discrepant
 def test_physical_units_and_complex_data(y: Tensor, ct: invsolve.Operator, prior: invsolve.Prior) -> None:
     factor, offset = 250.0, 1000.0
     shift = ct(torch.full((1, 1, 16, 16), offset))
@@ -227,7 +238,7 @@ def test_physical_units_and_complex_data(y: Tensor, ct: invsolve.Operator, prior
     )
     torch.testing.assert_close((scaled - offset) / factor, run(y, ct, prior, "dds-3d"), atol=2e-3, rtol=0)
     mri = invsolve.operator("mri", image_size=16, acceleration=2)
-    truth = prior.sample(ChainRandom(3, [(i, 0) for i in range(4)]), torch.zeros(1))  # type: ignore[operator]
+    truth = prior.sample(ChainRandom(3, [(i, 0) for i in range(4)]), torch.zeros(1))
     kspace = invsolve.simulate(truth, mri, invsolve.Gaussian(0.01))
     for name in COUPLED:
         one, four = (run(kspace, mri, prior, name, noise=invsolve.Gaussian(0.01), batch_size=b) for b in (1, 4))
@@ -244,8 +255,9 @@ class Squeezed(invsolve.LinearOperator):
         return x[:, :, ::2] + x[:, :, 1::2]
 
 
+@pytest.mark.discrepant
 def test_a_2d_prior_serves_a_3d_operator(prior: invsolve.Prior) -> None:
-    slice_ = prior.sample(ChainRandom(3, [(0, 0)]), torch.zeros(1))[:, :, None]  # type: ignore[operator]
+    slice_ = prior.sample(ChainRandom(3, [(0, 0)]), torch.zeros(1))[:, :, None]
     truth = slice_.expand(2, 1, 6, 16, 16) * torch.linspace(1, 1.2, 6).view(6, 1, 1)
     y = invsolve.simulate(truth, Squeezed(), invsolve.Gaussian(SIGMA))
     errors = {}
@@ -305,7 +317,7 @@ def invsolve_priors():
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_volume(y: Tensor, ct: invsolve.Operator, tmp_path: Path, cli) -> None:
+def test_two_processes_share_a_volume(y: Tensor, ct: invsolve.Operator, tmp_path: Path, cli: Cli) -> None:
     from invsolve.datasets.hdf5 import write_scan
 
     (tmp_path / "small.py").write_text(PLUGIN)
@@ -326,7 +338,7 @@ def test_two_processes_share_a_volume(y: Tensor, ct: invsolve.Operator, tmp_path
 
     def start(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [*together, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path)
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path)
 
     options = ["--prior", "small", "--plugin", tmp_path / "small.py", "--strategy", "dds-3d", "--set", "steps=8"]
     options += ["--set", "weight=0.002", "--samples", 2]
@@ -336,15 +348,15 @@ def test_two_processes_share_a_volume(y: Tensor, ct: invsolve.Operator, tmp_path
     assert cli("reconstruct", scan, "-o", tmp_path / "one.h5", *options)[0] == 0
     with h5py.File(tmp_path / "one.h5") as one, h5py.File(tmp_path / "two.h5") as two:
         np.testing.assert_allclose(two["samples"][:], one["samples"][:], atol=1e-5)
-        residuals = [file["diagnostics/residual"][:] for file in (one, two)]
-        np.testing.assert_allclose(*residuals, rtol=1e-3)
+        residual = "diagnostics/residual"
+        np.testing.assert_allclose(one[residual][:], two[residual][:], rtol=1e-3)
         assert two["done"][:].all()
     # What two processes began, one ends.
     slow = [*options, "--set", "steps=200", "--checkpoint-every", 0]
     process = subprocess.Popen(
         [*together, *map(str, ("reconstruct", scan, "-o", tmp_path / "cut.h5", *slow))], env=environment, cwd=tmp_path
     )
-    state, deadline = tmp_path / "cut.h5.partial.state", time.monotonic() + 60
+    state, deadline = tmp_path / "cut.h5.partial.state", time.monotonic() + 300
     while not state.exists():
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -5,7 +5,8 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import h5py
 import pytest
@@ -14,10 +15,12 @@ import torch
 import invsolve
 from invsolve import registry
 from invsolve.api.discrepancy import DiscrepancyWarning
+from invsolve.contracts.operator import LinearOperator
 from invsolve.contracts.problem import Problem, make_problem
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics.random import ChainRandom
+from tests.support.types import Cli, linear_operator
 
 SIZE = 12
 SIGMA = 0.1
@@ -39,7 +42,14 @@ def y(prior: invsolve.Prior, operator: invsolve.Operator) -> torch.Tensor:
     return invsolve.simulate(truth, operator, invsolve.Gaussian(SIGMA), seed=1)
 
 
-def run(y, operator, prior, sigma=SIGMA, strategy="moment", **options):
+def run(
+    y: torch.Tensor,
+    operator: LinearOperator,
+    prior: invsolve.Prior,
+    sigma: float = SIGMA,
+    strategy: str | invsolve.Strategy = "moment",
+    **options: Any,
+) -> invsolve.Reconstruction:
     return invsolve.reconstruct(
         y, operator, prior, noise=invsolve.Gaussian(sigma), strategy=strategy, samples=2, **options
     )
@@ -78,13 +88,13 @@ class TestDefinition:
         expected = y[..., :3, :].flatten(1).norm(dim=1) / (SIGMA * seen.sqrt())
         torch.testing.assert_close(ratio, expected)
 
-    def test_no_noise_is_not_judged(self, y, operator, prior) -> None:
+    def test_no_noise_is_not_judged(self, y: torch.Tensor, operator: LinearOperator, prior: invsolve.Prior) -> None:
         rec = run(y, operator, prior, sigma=0.0)
         assert "not judged" in rec.diagnostics["discrepancy_report"]
 
 
 class TestJudgement:
-    def test_the_right_noise_fits(self, y, operator, prior) -> None:
+    def test_the_right_noise_fits(self, y: torch.Tensor, operator: LinearOperator, prior: invsolve.Prior) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error", DiscrepancyWarning)
             rec = run(y, operator, prior)
@@ -99,34 +109,38 @@ class TestJudgement:
             (0.04, r"larger than stated .*, 0.(09|1)\d* would"),
         ],
     )
-    def test_wrong_noise_where_the_prior_leaves_little_free(self, operator, stated: float, text: str) -> None:
+    def test_wrong_noise_where_the_prior_leaves_little_free(
+        self, operator: LinearOperator, stated: float, text: str
+    ) -> None:
         smooth = invsolve.load_prior("gaussian-field", size=SIZE, std=0.4, length=8.0, decay=4.0)
         truth = smooth.sample(ChainRandom(0, [(i, 0) for i in range(4)]), torch.zeros(1))
         y = invsolve.simulate(truth, operator, invsolve.Gaussian(SIGMA), seed=1)
         with pytest.warns(DiscrepancyWarning, match=text):
             run(y, operator, smooth, sigma=stated)
 
-    def test_too_weak_a_strategy_and_its_own_parameters(self, y, operator, prior) -> None:
+    def test_too_weak_a_strategy_and_its_own_parameters(
+        self, y: torch.Tensor, operator: LinearOperator, prior: invsolve.Prior
+    ) -> None:
         weak = invsolve.strategy("dps", steps=40, zeta=0.01)
         with pytest.warns(DiscrepancyWarning, match=r"raise zeta, now 0.01, or take more steps, now 40"):
             rec = run(y, operator, prior, strategy=weak)
         assert rec.diagnostics["discrepancy_report"].startswith("warning: the samples miss the data")
 
-    def test_one_bad_item_among_many(self, y, operator, prior) -> None:
+    def test_one_bad_item_among_many(self, y: torch.Tensor, operator: LinearOperator, prior: invsolve.Prior) -> None:
         spoiled = y.clone()
         spoiled[2] += 3 * torch.randn(y.shape[1:], generator=torch.Generator().manual_seed(2)) * operator.measured()
         with pytest.warns(DiscrepancyWarning, match="in 1 of 6 items"):
             run(spoiled, operator, prior)
 
-    def test_few_numbers_excuse_much(self, prior) -> None:
+    def test_few_numbers_excuse_much(self, prior: invsolve.Prior) -> None:
         mask = torch.zeros(SIZE, SIZE)
         mask[0, :3] = 1
         y = torch.full((1, 1, SIZE, SIZE), 0.0)
         with warnings.catch_warnings():
             warnings.simplefilter("error", DiscrepancyWarning)
-            run(y, invsolve.operator("inpainting", mask=mask), prior)
+            run(y, linear_operator("inpainting", mask=mask), prior)
 
-    def test_point_estimates_may_fit_closely(self, y, operator) -> None:
+    def test_point_estimates_may_fit_closely(self, y: torch.Tensor, operator: LinearOperator) -> None:
         @dataclass(frozen=True)
         class Copy(Strategy):
             draws: ClassVar[bool] = False
@@ -134,10 +148,10 @@ class TestJudgement:
             def schedule(self, problem: Problem) -> torch.Tensor:
                 return torch.tensor([1.0, 0.0])
 
-            def init(self, problem: Problem, rng) -> State:
+            def init(self, problem: Problem, rng: ChainRandom) -> State:
                 return {"x": problem.y.clone()}
 
-            def step(self, problem: Problem, state: State, sigma: float, sigma_next: float, rng) -> State:
+            def step(self, problem: Problem, state: State, sigma: float, sigma_next: float, rng: ChainRandom) -> State:
                 return state
 
         class Anything(invsolve.Prior):
@@ -149,9 +163,12 @@ class TestJudgement:
             rec = run(y, operator, Anything(), strategy=Copy())
         assert float(rec.diagnostics["discrepancy"].max()) == 0
 
-    def test_active_acquisition_is_judged_by_what_it_acquired(self, y, operator, prior) -> None:
+    @pytest.mark.discrepant
+    def test_active_acquisition_is_judged_by_what_it_acquired(
+        self, y: torch.Tensor, operator: LinearOperator, prior: invsolve.Prior
+    ) -> None:
         # It must pay no heed to pixels that it never saw, however strange.
-        everything = invsolve.operator("inpainting", mask=torch.ones(SIZE, SIZE))
+        everything = linear_operator("inpainting", mask=torch.ones(SIZE, SIZE))
         full = torch.zeros(1, 1, SIZE, SIZE)
         strategy = invsolve.strategy("ads", steps=20, budget=5, initial=(0, 1, 2, 3, 4))
         rec = run(full, everything, prior, strategy=strategy)
@@ -160,13 +177,13 @@ class TestJudgement:
 
 @pytest.mark.parametrize("name", registry.available("strategy"))
 def test_strength_names_parameters(name: str) -> None:
-    cls = registry.find("strategy", name)
+    cls: Any = registry.find("strategy", name)
     assert isinstance(cls.data_strength, Mapping)
     assert set(cls.data_strength) <= set(cls.__dataclass_fields__)
     assert set(cls.data_strength.values()) <= {1, -1}
 
 
-def test_command_tells(images, tmp_path, cli) -> None:
+def test_command_tells(images: Path, tmp_path: Path, cli: Cli) -> None:
     scan, out = tmp_path / "scan.h5", tmp_path / "recon.h5"
     cli("simulate", images, "-o", scan, "--operator", "inpainting", "--set", "fraction=0.5", "--noise", "gaussian:0.1")
     with h5py.File(scan) as file:

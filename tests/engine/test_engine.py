@@ -1,6 +1,7 @@
 """The loop: batches, keyed noise, counts, callbacks, checks, memory, and refusal before the first step."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import pytest
@@ -27,7 +28,7 @@ def operator() -> invsolve.Operator:
 
 @pytest.fixture(scope="module")
 def y(prior: invsolve.Prior, operator: invsolve.Operator) -> torch.Tensor:
-    truth = prior.sample(ChainRandom(3, [(i, 0) for i in range(5)]), torch.zeros(1))  # type: ignore[operator]
+    truth = prior.sample(ChainRandom(3, [(i, 0) for i in range(5)]), torch.zeros(1))
     return invsolve.simulate(truth, operator, invsolve.Gaussian(SIGMA))
 
 
@@ -86,7 +87,7 @@ class OnlyItem:
     def is_done(self, item: int) -> bool:
         return item != self.item
 
-    def write(self, item: int, arrays: dict, facts: dict) -> None:
+    def write(self, item: int, arrays: Mapping[str, torch.Tensor], facts: Mapping[str, float]) -> None:
         self.inner.write(item, arrays, facts)
 
 
@@ -124,6 +125,7 @@ def test_operators_are_left_without_meters(y: torch.Tensor, operator: invsolve.O
     assert "adjoint" not in operator.__dict__
 
 
+@pytest.mark.discrepant
 def test_callback_sees_every_step_and_can_stop(
     y: torch.Tensor, operator: invsolve.Operator, prior: invsolve.Prior
 ) -> None:
@@ -134,7 +136,12 @@ def test_callback_sees_every_step_and_can_stop(
     assert seen[-1].sigma == 0
     assert seen[0].estimate().shape == (4, 1, 16, 16)
     seen.clear()
-    run(y[:1], operator, prior, callback=lambda info: seen.append(info) or info.step == 5)
+
+    def stop_at_five(info: engine.StepInfo) -> bool:
+        seen.append(info)
+        return info.step == 5
+
+    run(y[:1], operator, prior, callback=stop_at_five)
     assert len(seen) == 5
 
 
@@ -263,10 +270,11 @@ def test_nan_in_y_is_named(y: torch.Tensor, operator: invsolve.Operator, prior: 
         run(broken, operator, prior)
 
 
+@pytest.mark.discrepant
 def test_physical_units_go_in_and_come_out(operator: invsolve.Operator, y: torch.Tensor, prior: invsolve.Prior) -> None:
     factor, offset = 250.0, 1000.0
     ct = invsolve.operator("ct", image_size=16, angles=12)
-    truth = prior.sample(ChainRandom(3, [(i, 0) for i in range(2)]), torch.zeros(1))  # type: ignore[operator]
+    truth = prior.sample(ChainRandom(3, [(i, 0) for i in range(2)]), torch.zeros(1))
     network = invsolve.simulate(truth, ct, invsolve.Gaussian(0.1))
     physical = invsolve.simulate(truth * factor + offset, ct, invsolve.Gaussian(0.1 * factor))
     a = run(network, ct, prior, noise=invsolve.Gaussian(0.1))
@@ -275,6 +283,7 @@ def test_physical_units_go_in_and_come_out(operator: invsolve.Operator, y: torch
     torch.testing.assert_close(b.std, a.std * factor, atol=0.02 * factor, rtol=0)
 
 
+@pytest.mark.discrepant("red-diff")
 @pytest.mark.parametrize("strategy", ["linear", "tv", "red-diff"])
 def test_a_short_detector_is_no_trouble_for_an_offset(strategy: str, prior: invsolve.Prior) -> None:
     # The rays miss the image's corners, where the offset lies too.
@@ -292,9 +301,10 @@ def test_a_short_detector_is_no_trouble_for_an_offset(strategy: str, prior: invs
         assert float((rec.mean - disc).abs().mean()) < 0.1
 
 
+@pytest.mark.discrepant
 def test_complex_operator_with_real_and_with_two_channel_priors(prior: invsolve.Prior) -> None:
     mri = invsolve.operator("mri", image_size=16, acceleration=2)
-    truth = prior.sample(ChainRandom(3, [(0, 0)]), torch.zeros(1))  # type: ignore[operator]
+    truth = prior.sample(ChainRandom(3, [(0, 0)]), torch.zeros(1))
     y = invsolve.simulate(truth, mri, invsolve.Gaussian(0.01))
     assert y.is_complex()
     rec = run(y, mri, prior, noise=invsolve.Gaussian(0.01), strategy="tv", samples=1)
@@ -315,7 +325,7 @@ def test_complex_operator_with_real_and_with_two_channel_priors(prior: invsolve.
 
 def test_poisson_noise_reaches_dps(prior: invsolve.Prior) -> None:
     blur = invsolve.operator("blur", sigma=1.0)
-    truth = 2.0 + prior.sample(ChainRandom(3, [(0, 0)]), torch.zeros(1))  # type: ignore[operator]
+    truth = 2.0 + prior.sample(ChainRandom(3, [(0, 0)]), torch.zeros(1))
     noise = invsolve.Poisson(400.0)
     y = invsolve.simulate(truth, blur, noise)
     rec = run(

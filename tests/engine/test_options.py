@@ -155,7 +155,7 @@ def test_option_is_recorded_and_compared_on_resume(option: Option, tmp_path: Pat
         hdf5.ResultFile.create(out, 2, 1, after).close()
 
 
-WRONG = [
+WRONG: list[tuple[dict[str, Any], str]] = [
     ({"samples": 0}, "samples must be at least 1, got 0"),
     ({"samples": 2.0}, "samples must be a whole number, got 2.0"),
     ({"samples": True}, "samples must be a whole number, got True"),

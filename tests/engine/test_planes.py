@@ -11,6 +11,7 @@ from torch import Tensor
 import invsolve
 from invsolve.datasets import hdf5
 from invsolve.engine.volume import RowsOfAVolume, SliceWise
+from tests.support.types import Cli
 
 CPU = torch.device("cpu")
 
@@ -117,7 +118,7 @@ def test_rows_and_image_axis_are_the_same(truth: Tensor, y: Tensor) -> None:
 
 
 class Fixed(Smooth):
-    event_shape = (1, 12, 10)
+    event_shape = (1, 12, 10)  # type: ignore[assignment]  # Smooth is of any size
 
 
 @pytest.mark.parametrize(
@@ -132,11 +133,11 @@ class Fixed(Smooth):
 def test_what_cannot_be_is_refused(y: Tensor, options: dict, message: str) -> None:
     given = {"prior": Smooth(), "strategy": "dds-3d", "planes": 3} | options
     with pytest.raises(invsolve.UserError, match=message) as caught:
-        invsolve.reconstruct(y, Sparse(), noise=invsolve.Gaussian(0.05), **given)  # type: ignore[arg-type]
+        invsolve.reconstruct(y, Sparse(), noise=invsolve.Gaussian(0.05), **given)
     assert "\n" not in str(caught.value)
 
 
-def test_from_the_command_line(tmp_path: Path, cli) -> None:
+def test_from_the_command_line(tmp_path: Path, cli: Cli) -> None:
     with h5py.File(tmp_path / "truth.h5", "w") as file:
         file["x"] = torch.rand(8, 1, 16, 16).numpy()
     scan = tmp_path / "scan.h5"

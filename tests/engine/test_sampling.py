@@ -16,6 +16,7 @@ import invsolve
 from invsolve.api import sampling
 from invsolve.numerics.ode.solvers import SOLVERS, DPMpp2M
 from invsolve.numerics.random import ChainRandom
+from tests.support.types import Cli
 
 DOUBLE = torch.zeros(1, dtype=torch.float64)
 NARROW = """
@@ -91,7 +92,7 @@ def test_bad_requests_are_refused(arguments: dict, text: str) -> None:
         invsolve.sample(invsolve.load_prior("gaussian-field", size=8), **arguments)
 
 
-def test_command_writes_an_image_file(tmp_path: Path, cli) -> None:
+def test_command_writes_an_image_file(tmp_path: Path, cli: Cli) -> None:
     plugin = tmp_path / "narrow.py"
     plugin.write_text(NARROW)
     out = tmp_path / "samples.h5"

@@ -1,11 +1,11 @@
 """Layouts "array" and "lodopab": files that say nothing about themselves, with what the user says."""
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-import tifffile
 import torch
 
 import invsolve
@@ -14,6 +14,7 @@ from invsolve.datasets.layouts.lodopab import MU_MAX, LoDoPaB
 from invsolve.datasets.phantoms import Ellipse, sinogram
 from invsolve.errors import UserError
 from tests.support.mri_files import scene
+from tests.support.types import offered
 
 ITEMS, ROWS, COLUMNS = 3, 8, 6
 DEGREES = np.arange(30) * 6.0
@@ -33,12 +34,13 @@ def store(kind: str, folder: Path, values: np.ndarray) -> Path:
         with h5py.File(path, "w") as file:
             file["deep/volume"] = values
     elif kind == "tiff":
+        tifffile = pytest.importorskip("tifffile")
         tifffile.imwrite(path, values, photometric="minisblack")
     else:
         path.mkdir()
         # Names that sort wrongly as text.
         for k, page in enumerate(values):
-            tifffile.imwrite(path / f"slice_{8 + k}.tif", page, photometric="minisblack")
+            pytest.importorskip("tifffile").imwrite(path / f"slice_{8 + k}.tif", page, photometric="minisblack")
     return path
 
 
@@ -72,18 +74,18 @@ def test_sinograms(kind: str, values: str, tmp_path: Path) -> None:
     lines = (0.05 * lines).astype(np.float32)
     stored = (np.exp(-lines) if values == "transmissions" else lines).transpose(1, 0, 2)
     path = store(kind, tmp_path, np.ascontiguousarray(stored))
-    options = {"axes": "theta,y,x", "angles": 30, "values": values}
-    scan = Array(**options).open(path, invsolve.operator)
+    options: dict[str, Any] = {"axes": "theta,y,x", "angles": 30, "values": values}
+    scan = Array(**options).open(path, invsolve.make)
     assert torch.allclose(scan.y[0:2], torch.from_numpy(lines), atol=1e-5)
     assert abs(scan.operator.geometry.centre - 18.6) < 0.3
-    assert np.allclose(scan.operator.geometry.angles, DEGREES)
+    assert np.allclose(offered(scan.operator).geometry.angles, DEGREES)
     assert scan.noise is None
     assert scan.unit == "1/pixel"
     angles = torch.from_numpy(DEGREES + 3)
     given = Array(**{**options, "angles": angles}, thin=3, centre=18.6, pixel_size=0.5, length_unit="mm").open(
-        path, invsolve.operator
+        path, invsolve.make
     )
-    assert np.allclose(given.operator.geometry.angles, DEGREES[::3] + 3)
+    assert np.allclose(offered(given.operator).geometry.angles, DEGREES[::3] + 3)
     assert torch.equal(given.y[1:2], scan.y[1:2][:, ::3])
     assert (given.unit, given.operator.geometry.pixel_size) == ("1/mm", 0.5)
 
@@ -94,15 +96,15 @@ def test_kspace(tmp_path: Path) -> None:
     mask = np.random.default_rng(0).random((64, 36)) < 0.4
     mask[22:42, 8:28] = True
     np.save(tmp_path / "k.npy", kspace * mask)
-    scan = Array(axes="slice,coil,row,column").open(tmp_path / "k.npy", invsolve.operator)
+    scan = Array(axes="slice,coil,row,column").open(tmp_path / "k.npy", invsolve.make)
     assert np.array_equal(scan.operator.mask.numpy(), mask)
     assert np.allclose(scan.y[1:2].numpy()[0], kspace[1] * mask, atol=1e-6)
-    assert not torch.equal(scan.operator_for(0).coil_maps, scan.operator_for(1).coil_maps)
-    one = Array(axes="coil,row,column").open(_saved(tmp_path / "one.npy", kspace[0][:, :, ::2]), invsolve.operator)
+    assert not torch.equal(offered(scan.operator_for(0)).coil_maps, offered(scan.operator_for(1)).coil_maps)
+    one = Array(axes="coil,row,column").open(_saved(tmp_path / "one.npy", kspace[0][:, :, ::2]), invsolve.make)
     assert one.y[0:1].shape == (1, 4, 64, 18)
     columns = kspace[0] * (np.arange(36) % 2 == 0)
     columns[:, :, 10:26] = kspace[0][:, :, 10:26]
-    by_columns = Array(axes="coil,row,column").open(_saved(tmp_path / "columns.npy", columns), invsolve.operator)
+    by_columns = Array(axes="coil,row,column").open(_saved(tmp_path / "columns.npy", columns), invsolve.make)
     assert int(by_columns.operator.mask[0].sum()) == 26
 
 
@@ -128,10 +130,10 @@ def _saved(path: Path, values: np.ndarray) -> Path:
         ((0, 8, 6), {"axes": "z,y,x"}, "(0, 8, 6) is empty"),
     ],
 )
-def test_what_arrays_refuse(tmp_path: Path, shape, options, expected: str) -> None:
+def test_what_arrays_refuse(tmp_path: Path, shape: tuple[int, ...], options: dict[str, Any], expected: str) -> None:
     path = _saved(tmp_path / "a.npy", np.ones(shape, np.float32))
     with pytest.raises(UserError) as caught:
-        Array(**options).open(path, invsolve.operator)
+        Array(**options).open(path, invsolve.make)
     assert expected in str(caught.value)
     assert str(caught.value).startswith(str(path))
 
@@ -149,7 +151,7 @@ def test_damaged_and_mixed_files(tmp_path: Path, images: np.ndarray) -> None:
     with pytest.raises(UserError, match=r"a\.tif: .*(cannot be read|no pixels)"):
         Array(axes="z,y,x").images(tiff).x[0:1]
     folder = store("folder", tmp_path, images)
-    tifffile.imwrite(folder / "slice_99.tif", np.zeros((4, 4), np.uint16))
+    pytest.importorskip("tifffile").imwrite(folder / "slice_99.tif", np.zeros((4, 4), np.uint16))
     with pytest.raises(UserError, match=r"slice_99\.tif: has pages \(4, 4\)"):
         Array(axes="z,y,x").images(folder)
     path = tmp_path / "two.h5"
@@ -184,17 +186,17 @@ def test_lodopab_geometry_truth_and_noise(tmp_path: Path) -> None:
     values[1] = -np.log(np.maximum(rng.poisson(np.full((1000, 513), 4096 * np.exp(-1.5))), 0.1) / 4096) / MU_MAX
     with h5py.File(path, "w") as file, h5py.File(tmp_path / "ground_truth_test_003.hdf5", "w") as truth:
         file["data"], truth["data"] = values, np.stack([image, image])
-    scan = LoDoPaB(thin=250).open(path, invsolve.operator)
+    scan = LoDoPaB(thin=250).open(path, invsolve.make)
     assert torch.equal(scan.truth[0:1][0, 0], torch.from_numpy(image))
     predicted = scan.operator(scan.truth[0:1])
     assert predicted.shape == scan.y[0:1].shape == (1, 4, 513)
     error = (predicted - scan.y[0:1]).norm() / scan.y[0:1].norm()
     # Mirrored or turned geometries are an order of magnitude off.
     assert float(error) < 0.06
-    one = LoDoPaB(thin=250, items=[1, 2]).open(path, invsolve.operator)
+    one = LoDoPaB(thin=250, items=[1, 2]).open(path, invsolve.make)
     assert one.noise.sigma == pytest.approx(float(one.y[0:1].std()), rel=0.05)
     assert LoDoPaB().images(tmp_path / "ground_truth_test_003.hdf5").x[0:1].shape == (1, 1, 362, 362)
     with pytest.raises(UserError, match=r"ground_truth_test_003\.hdf5: .*it is a ground truth"):
-        LoDoPaB().open(tmp_path / "ground_truth_test_003.hdf5", invsolve.operator)
+        LoDoPaB().open(tmp_path / "ground_truth_test_003.hdf5", invsolve.make)
     with h5py.File(path) as file:
         assert not LoDoPaB.recognises(file)

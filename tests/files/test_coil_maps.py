@@ -43,7 +43,7 @@ def scene() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return image, coils(), kspace + SIGMA * noise
 
 
-def test_known_maps_are_found(scene) -> None:
+def test_known_maps_are_found(scene: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     image, truth, kspace = scene
     found = espirit(calibration_region(kspace, np.ones((ROWS, COLUMNS), bool), 24, "x"), (ROWS, COLUMNS), SIGMA)
     inside = np.abs(image) > 0.1 * np.abs(image).max()
@@ -60,7 +60,7 @@ def test_known_maps_are_found(scene) -> None:
     assert np.quantile(np.abs(steps), 0.99) < 0.5
 
 
-def test_the_phase_of_the_image_moves_into_the_maps(scene) -> None:
+def test_the_phase_of_the_image_moves_into_the_maps(scene: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     image, truth, kspace = scene
     centre = calibration_region(kspace, np.ones((ROWS, COLUMNS), bool), 24, "x")
     maps = absorb_phase(espirit(centre, (ROWS, COLUMNS), SIGMA).maps, centre)

@@ -1,6 +1,8 @@
 """Layout "dxchange": synthetic files whose answer is known, what is refused, and the real tooth."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -11,6 +13,7 @@ import invsolve
 from invsolve.datasets.layouts.dxchange import DXchange
 from invsolve.datasets.phantoms import Ellipse, render, sinogram, thorax
 from invsolve.errors import UserError
+from tests.support.types import offered
 
 TOOTH = Path(__file__).parents[3] / "shared" / "data" / "ct_tooth" / "tooth.h5"
 SIZE, ANGLES, CENTRE = 96, 90, 44.3
@@ -29,7 +32,7 @@ def ideal(rows: int = 3, degrees: np.ndarray = DEGREES, width: int = SIZE) -> np
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path: Path) -> Path:
     return write(tmp_path / "scan.h5")
 
 
@@ -54,17 +57,17 @@ def write(
     return path
 
 
-def refuse(path: Path, **options) -> str:
+def refuse(path: Path, **options: Any) -> str:
     with pytest.raises(UserError) as caught:
-        DXchange(**options).open(path, invsolve.operator)
+        DXchange(**options).open(path, invsolve.make)
     text = str(caught.value)
     assert "\n" not in text
     assert text.startswith(str(path))
     return text
 
 
-def test_line_integrals_noise_and_notes(path):
-    scan = DXchange(centre=CENTRE).open(path, invsolve.operator)
+def test_line_integrals_noise_and_notes(path: Path) -> None:
+    scan = DXchange(centre=CENTRE).open(path, invsolve.make)
     with h5py.File(path) as file:
         assert DXchange.recognises(file)
     y = scan.y[0:3]
@@ -90,19 +93,19 @@ def test_line_integrals_noise_and_notes(path):
 @pytest.mark.parametrize(
     "degrees", [DEGREES, np.arange(91) * 2.0, np.arange(120) * 3.0, 20 + np.arange(80) * 2.2, np.arange(80) * 2.0]
 )
-def test_centre_is_found(tmp_path, degrees):
+def test_centre_is_found(tmp_path: Path, degrees: np.ndarray) -> None:
     path = write(tmp_path / "scan.h5", degrees=degrees)
-    scan = DXchange().open(path, invsolve.operator)
+    scan = DXchange().open(path, invsolve.make)
     assert scan.operator.geometry.centre == pytest.approx(CENTRE, abs=0.25)
     assert "rotation centre 44." in " ".join(scan.notes)
 
 
-def test_thin_bin_rows_and_units(path):
-    fine = DXchange(centre=CENTRE).open(path, invsolve.operator)
+def test_thin_bin_rows_and_units(path: Path) -> None:
+    fine = DXchange(centre=CENTRE).open(path, invsolve.make)
     scan = DXchange(thin=3, bin=2, centre=CENTRE, rows=[1, 3], image_size=40, pixel_size=0.5, length_unit="mm").open(
-        path, invsolve.operator
+        path, invsolve.make
     )
-    g = scan.operator.geometry
+    g = offered(scan.operator).geometry
     assert len(scan.y) == 2
     assert np.allclose(g.angles, DEGREES[::3])
     assert (g.detectors, g.image_size, g.pixel_size, g.detector_spacing) == (48, 40, 1.0, 1.0)
@@ -115,11 +118,11 @@ def test_thin_bin_rows_and_units(path):
     assert scan.fingerprint != fine.fingerprint
 
 
-def test_binned_scan_reconstructs_in_physical_units(tmp_path):
+def test_binned_scan_reconstructs_in_physical_units(tmp_path: Path) -> None:
     lines = sinogram(thorax(), DEGREES, SIZE, SIZE, 1.0, CENTRE).numpy()[None] * 0.02
     path = write(tmp_path / "scan.h5", lines, counts=20 * COUNTS)
     truth = render(thorax(), 48) * 0.02
-    scan = DXchange(bin=2).open(path, invsolve.operator)
+    scan = DXchange(bin=2).open(path, invsolve.make)
     image = scan.operator.baseline(scan.y[0:1])[0]
     rows, columns = torch.meshgrid(*(torch.arange(48) - 23.5 for _ in range(2)), indexing="ij")
     seen = rows.hypot(columns) < CENTRE / 2
@@ -132,8 +135,8 @@ def test_binned_scan_reconstructs_in_physical_units(tmp_path):
 
 
 @pytest.mark.parametrize("order", ["y:theta:x", "x:y:theta", "y, theta, x"])
-def test_other_axis_orders_are_honoured(path, order):
-    wanted = DXchange(centre=CENTRE).open(path, invsolve.operator).y[0:3]
+def test_other_axis_orders_are_honoured(path: Path, order: str) -> None:
+    wanted = DXchange(centre=CENTRE).open(path, invsolve.make).y[0:3]
     names = order.replace(", ", ":").split(":")
     with h5py.File(path, "a") as file:
         for name in ("data", "data_white"):
@@ -142,39 +145,39 @@ def test_other_axis_orders_are_honoured(path, order):
             file[f"exchange/{name}"] = values
             file[f"exchange/{name}"].attrs["axes"] = order.replace("theta", "theta_white") if "_" in name else order
         file["exchange/data_dark"].attrs["axes"] = "theta_dark:y:x"
-    scan = DXchange(centre=CENTRE).open(path, invsolve.operator)
+    scan = DXchange(centre=CENTRE).open(path, invsolve.make)
     assert torch.equal(scan.y[0:3], wanted)
     assert torch.equal(scan.y[2:3], wanted[2:3])
 
 
-def test_flats_without_axes_lie_as_the_projections_do(path):
-    wanted = DXchange(centre=CENTRE).open(path, invsolve.operator).y[0:3]
+def test_flats_without_axes_lie_as_the_projections_do(path: Path) -> None:
+    wanted = DXchange(centre=CENTRE).open(path, invsolve.make).y[0:3]
     with h5py.File(path, "a") as file:
         for name in ("data", "data_white", "data_dark"):
             values = file[f"exchange/{name}"][:].transpose(1, 0, 2)
             del file[f"exchange/{name}"]
             file[f"exchange/{name}"] = values
         file["exchange/data"].attrs["axes"] = "y:theta:x"
-    assert torch.equal(DXchange(centre=CENTRE).open(path, invsolve.operator).y[0:3], wanted)
+    assert torch.equal(DXchange(centre=CENTRE).open(path, invsolve.make).y[0:3], wanted)
 
 
-def test_one_averaged_flat_and_dark_leave_the_noise_unknown(path):
+def test_one_averaged_flat_and_dark_leave_the_noise_unknown(path: Path) -> None:
     with h5py.File(path, "a") as file:
         for name in ("data_white", "data_dark"):
             mean = file[f"exchange/{name}"][:].mean(0)
             del file[f"exchange/{name}"]
             file[f"exchange/{name}"] = mean
-    scan = DXchange(centre=CENTRE).open(path, invsolve.operator)
+    scan = DXchange(centre=CENTRE).open(path, invsolve.make)
     assert scan.noise is None
     assert "noise not known from the file" in " ".join(scan.notes)
     assert torch.allclose(scan.y[:][:, :, 5], torch.from_numpy(ideal())[:, :, 5], atol=0.2)
 
 
-def test_dead_and_dark_pixels_are_counted(path):
+def test_dead_and_dark_pixels_are_counted(path: Path) -> None:
     with h5py.File(path, "a") as file:
         file["exchange/data_white"][:, 1, 30] = 0
         file["exchange/data"][7, 2, 40] = 0
-    scan = DXchange(centre=CENTRE).open(path, invsolve.operator)
+    scan = DXchange(centre=CENTRE).open(path, invsolve.make)
     text = " | ".join(scan.notes)
     assert "1 dead detector pixels" in text
     assert "single values in the 3 detector rows looked at stand out" in text
@@ -183,54 +186,54 @@ def test_dead_and_dark_pixels_are_counted(path):
     assert torch.allclose(y[1, :, 30], (y[1, :, 29] + y[1, :, 31]) / 2, atol=0.05)
     assert float(y[2, 7, 40]) == pytest.approx(ideal()[2, 7, 40], abs=0.06)
     # As it is in the file, when that is asked for: no count, and the floor.
-    raw = DXchange(centre=CENTRE, zingers=False).open(path, invsolve.operator)
+    raw = DXchange(centre=CENTRE, zingers=False).open(path, invsolve.make)
     assert f"1 of {3 * ANGLES * SIZE} transmissions" in " | ".join(raw.notes)
     assert float(raw.y[:][2, 7, 40]) == pytest.approx(-np.log(1e-4), rel=1e-4)
 
 
-def test_radians(path):
+def test_radians(path: Path) -> None:
     with h5py.File(path, "a") as file:
         file["exchange/theta"][:] = np.deg2rad(DEGREES)
         file["exchange/theta"].attrs["units"] = "radians"
     assert np.allclose(
-        DXchange(centre=CENTRE).open(path, invsolve.operator).operator.geometry.angles, DEGREES, atol=1e-4
+        offered(DXchange(centre=CENTRE).open(path, invsolve.make).operator).geometry.angles, DEGREES, atol=1e-4
     )
 
 
-def test_theta_without_units_is_noted_or_refused(path):
+def test_theta_without_units_is_noted_or_refused(path: Path) -> None:
     with h5py.File(path, "a") as file:
         del file["exchange/theta"].attrs["units"]
-    assert "taken as degrees" in " ".join(DXchange(centre=CENTRE).open(path, invsolve.operator).notes)
+    assert "taken as degrees" in " ".join(DXchange(centre=CENTRE).open(path, invsolve.make).notes)
     with h5py.File(path, "a") as file:
         file["exchange/theta"][:] = np.deg2rad(DEGREES)
     assert "has no units" in refuse(path, centre=CENTRE)
 
 
-def test_normalised_data_need_no_fields(path):
+def test_normalised_data_need_no_fields(path: Path) -> None:
     with h5py.File(path, "a") as file:
         file["exchange/data"][:] = np.exp(-ideal()).transpose(1, 0, 2)
         del file["exchange/data_dark"]
     assert "has no darks (/exchange/data_dark)" in refuse(path)
-    scan = DXchange(normalised=True, centre=CENTRE).open(path, invsolve.operator)
+    scan = DXchange(normalised=True, centre=CENTRE).open(path, invsolve.make)
     assert torch.allclose(scan.y[:], torch.from_numpy(ideal()), atol=1e-4)
     assert scan.noise is None
 
 
-def _without(name):
+def _without(name: str) -> Callable[[h5py.File], object]:
     return lambda file: file.__delitem__(f"exchange/{name}")
 
 
-def _cut_theta(file):
+def _cut_theta(file: h5py.File) -> None:
     del file["exchange/theta"]
     file["exchange/theta"] = DEGREES[:-1]
 
 
-def _wrong_flats(file):
+def _wrong_flats(file: h5py.File) -> None:
     del file["exchange/data_white"]
     file["exchange/data_white"] = np.ones((5, 3, SIZE + 1))
 
 
-def _flat_data(file):
+def _flat_data(file: h5py.File) -> None:
     del file["exchange/data"]
     file["exchange/data"] = np.ones((ANGLES, SIZE))
 
@@ -259,19 +262,21 @@ def _flat_data(file):
         (lambda f: None, {"bin": 60}, "bin=60 leaves fewer than 2"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(path, harm, options, expected):
+def test_what_is_wrong_is_said_in_one_line(
+    path: Path, harm: Callable[[h5py.File], object], options: dict[str, Any], expected: str
+) -> None:
     with h5py.File(path, "a") as file:
         harm(file)
     assert expected in refuse(path, **options)
 
 
 @pytest.mark.parametrize("options", [{"thin": 0}, {"bin": -1}, {"pixel_size": 0.1}, {"length_unit": "mm"}])
-def test_bad_options(options):
+def test_bad_options(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="layout 'dxchange'"):
         DXchange(**options)
 
 
-def test_options_are_read_from_the_signature():
+def test_options_are_read_from_the_signature() -> None:
     from invsolve import registry
     from invsolve.registry.parameters import build, parameters
 
@@ -283,23 +288,23 @@ def test_options_are_read_from_the_signature():
 @pytest.mark.shared
 @pytest.mark.skipif(not TOOTH.exists(), reason="the reference data are not in ../shared/data")
 class TestTooth:
-    def test_centre_noise_and_range(self):
-        scan = DXchange(thin=6, bin=5).open(TOOTH, invsolve.operator)
+    def test_centre_noise_and_range(self) -> None:
+        scan = DXchange(thin=6, bin=5).open(TOOTH, invsolve.make)
         unbinned = (scan.operator.geometry.centre + 0.5) * 5 - 0.5
         assert 295.5 <= unbinned <= 296.0
-        y = DXchange(centre=295.75, thin=40).open(TOOTH, invsolve.operator).y[0:2]
+        y = DXchange(centre=295.75, thin=40).open(TOOTH, invsolve.make).y[0:2]
         assert y.shape == (2, 4, 640)  # 181 angles hold four complete groups of 40
         assert -0.15 < float(y.min()) < 0 < 1.5 < float(y.max()) < 2
         # Beside the tooth nothing absorbs, so that the scatter is noise (and a little drift).
-        air = DXchange(centre=295.75, bin=5).open(TOOTH, invsolve.operator)
+        air = DXchange(centre=295.75, bin=5).open(TOOTH, invsolve.make)
         seen = float(air.y[0:2][:, :, :12].std(1).mean())
         assert 0.7 * seen < air.noise.sigma < 2 * seen
-        assert 0.005 < DXchange(centre=295.75, thin=90).open(TOOTH, invsolve.operator).noise.sigma < 0.009
+        assert 0.005 < DXchange(centre=295.75, thin=90).open(TOOTH, invsolve.make).noise.sigma < 0.009
 
-    def test_back_projection_is_sharp_and_sane(self):
+    def test_back_projection_is_sharp_and_sane(self) -> None:
         images = {}
         for centre in (None, 319.5):
-            scan = DXchange(bin=4, centre=centre).open(TOOTH, invsolve.operator)
+            scan = DXchange(bin=4, centre=centre).open(TOOTH, invsolve.make)
             images[centre] = scan.operator.baseline(scan.y[0:1])[0, 0]
         found, wrong = images[None], images[319.5]
         rows, columns = torch.meshgrid(*(torch.arange(160) - 79.5 for _ in range(2)), indexing="ij")

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import h5py
@@ -23,7 +24,7 @@ def message(path: Path, dataset: str = "x") -> str:
 
 
 @pytest.fixture
-def good(tmp_path):
+def good(tmp_path: Path) -> Path:
     path = tmp_path / "images.h5"
     with h5py.File(path, "w") as file:
         file["x"] = np.arange(4 * 6 * 5, dtype=np.float32).reshape(4, 1, 6, 5)
@@ -40,7 +41,7 @@ def good(tmp_path):
         (b"\x93NUMPY" + bytes(60), ".npy", "convert"),
     ],
 )
-def test_content_that_is_no_hdf5(tmp_path, content, fault, remedy):
+def test_content_that_is_no_hdf5(tmp_path: Path, content: bytes, fault: str, remedy: str) -> None:
     path = tmp_path / "scan.h5"
     path.write_bytes(content)
     text = message(path)
@@ -48,16 +49,16 @@ def test_content_that_is_no_hdf5(tmp_path, content, fault, remedy):
     assert remedy in text
 
 
-def test_missing_file_suggests_its_neighbour(good):
+def test_missing_file_suggests_its_neighbour(good: Path) -> None:
     assert "Did you mean 'images.h5'" in message(good.with_name("image.h5"))
     assert "does not exist either" in message(good.parent / "nowhere" / "a.h5")
 
 
-def test_folder(tmp_path):
+def test_folder(tmp_path: Path) -> None:
     assert "is a folder" in message(tmp_path)
 
 
-def test_truncated_file(good):
+def test_truncated_file(good: Path) -> None:
     data = good.read_bytes()
     good.write_bytes(data[: len(data) // 2])
     text = message(good)
@@ -65,26 +66,26 @@ def test_truncated_file(good):
     assert f"{len(data) // 2} of {len(data)} bytes" in text
 
 
-def test_damaged_structure(good):
+def test_damaged_structure(good: Path) -> None:
     data = bytearray(good.read_bytes())
     data[9:60] = b"\xa5" * 51
     good.write_bytes(data)
     assert "again" in message(good)
 
 
-def _hold(path, ready, done):
+def _hold(path: Path, ready: Event, done: Event) -> None:
     with h5py.File(path, "r+"):
         ready.set()
-        done.wait(20)
+        done.wait(120)
 
 
-def test_locked_by_a_writer(good):
+def test_locked_by_a_writer(good: Path) -> None:
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
     writer = context.Process(target=_hold, args=(good, ready, done))
     writer.start()
     try:
-        assert ready.wait(20)
+        assert ready.wait(120)
         assert "another process has it open for writing" in message(good)
     finally:
         done.set()
@@ -92,7 +93,7 @@ def test_locked_by_a_writer(good):
     assert LazyRows(good, "x").shape == (4, 1, 6, 5)
 
 
-def test_unknown_filter(good):
+def test_unknown_filter(good: Path) -> None:
     with h5py.File(good, "a") as file:
         properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         properties.set_chunk((2, 2))
@@ -105,7 +106,7 @@ def test_unknown_filter(good):
     assert "hdf5plugin" in text
 
 
-def test_broken_links(good):
+def test_broken_links(good: Path) -> None:
     with h5py.File(good, "a") as file:
         file["away"] = h5py.ExternalLink("gone.h5", "/entry/data")
         file["loose"] = h5py.SoftLink("/not/there")
@@ -114,7 +115,7 @@ def test_broken_links(good):
     assert "'/not/there'" in message(good, "loose")
 
 
-def test_missing_dataset_lists_what_is_there(good):
+def test_missing_dataset_lists_what_is_there(good: Path) -> None:
     with h5py.File(good, "a") as file:
         file["entry/kspace"] = np.zeros((3, 2))
     text = message(good, "entry/kspce")
@@ -124,7 +125,7 @@ def test_missing_dataset_lists_what_is_there(good):
     assert "is a group (holding kspace)" in message(good, "entry")
 
 
-def test_text_scalar_empty_and_unwritten(good):
+def test_text_scalar_empty_and_unwritten(good: Path) -> None:
     with h5py.File(good, "a") as file:
         file["words"] = ["a", "b"]
         file["scalar"] = 3.0
@@ -136,7 +137,7 @@ def test_text_scalar_empty_and_unwritten(good):
     assert "never completely written" in message(good, "half")
 
 
-def test_virtual_dataset_without_its_source(good, tmp_path):
+def test_virtual_dataset_without_its_source(good: Path, tmp_path: Path) -> None:
     layout = h5py.VirtualLayout((4, 1, 6, 5), "f4")
     layout[:] = h5py.VirtualSource("images.h5", "x", (4, 1, 6, 5))
     path = tmp_path / "virtual.h5"
@@ -147,7 +148,7 @@ def test_virtual_dataset_without_its_source(good, tmp_path):
     assert "'images.h5', which is missing" in message(path)
 
 
-def test_bit_flip_is_caught_by_the_checksum(tmp_path):
+def test_bit_flip_is_caught_by_the_checksum(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     values = np.random.default_rng(0).random((2, 50)).astype(np.float32)
     with h5py.File(path, "w") as file:
@@ -160,7 +161,7 @@ def test_bit_flip_is_caught_by_the_checksum(tmp_path):
 
 
 @pytest.mark.parametrize("rows", [slice(0, 1), slice(1, 3), slice(-1, None), slice(None), slice(3, 0, -2), slice(2, 2)])
-def test_slices_are_those_of_an_array(good, rows):
+def test_slices_are_those_of_an_array(good: Path, rows: slice) -> None:
     with h5py.File(good) as file:
         wanted = file["x"][:][rows]
     lazy = pickle.loads(pickle.dumps(LazyRows(good, "x")))
@@ -168,7 +169,7 @@ def test_slices_are_those_of_an_array(good, rows):
     assert np.array_equal(LazyRows(good, "x", items=[2, 0])[0:2].numpy()[:, 0, 0, 0], [60, 0])
 
 
-def test_types(good):
+def test_types(good: Path) -> None:
     with h5py.File(good, "a") as file:
         file["counts"] = np.array([[1, 65535]], np.uint16)
         file["wide"] = np.array([[1 + 2j]], np.complex128)
@@ -181,7 +182,7 @@ def test_types(good):
         assert rows[:].tolist() == [[1 + 2j]]
 
 
-def test_a_file_that_changes_is_noticed(good):
+def test_a_file_that_changes_is_noticed(good: Path) -> None:
     rows = LazyRows(good, "x")
     with h5py.File(good, "a") as file:
         file["more"] = np.zeros(1000)
@@ -189,14 +190,14 @@ def test_a_file_that_changes_is_noticed(good):
         rows[0:1]
 
 
-def test_input_is_opened_read_only(good):
+def test_input_is_opened_read_only(good: Path) -> None:
     before = good.read_bytes()
     with open_readonly(good) as file, pytest.raises((OSError, ValueError, KeyError)):
         file["new"] = 1
     assert good.read_bytes() == before
 
 
-def test_images_need_a_channel_axis(tmp_path):
+def test_images_need_a_channel_axis(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         file["x"] = np.zeros((3, 8, 8), np.float32)
@@ -207,7 +208,7 @@ def test_images_need_a_channel_axis(tmp_path):
     assert read_images(path).shape == (3, 8, 8)
 
 
-def test_fingerprint(good, tmp_path, monkeypatch):
+def test_fingerprint(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = fingerprint(good)
     copy = tmp_path / "copy.h5"
     copy.write_bytes(good.read_bytes())

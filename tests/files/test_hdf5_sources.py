@@ -13,6 +13,7 @@ import torch
 
 from invsolve.datasets.hdf5 import LazyRows, datasets, open_readonly, source_files
 from invsolve.errors import UserError
+from tests.support.types import Cli
 
 VALUES = np.arange(1, 4 * 3 * 5 + 1, dtype=np.float32).reshape(4, 3, 5)
 
@@ -222,7 +223,7 @@ def test_external_storage_is_refused(tmp_path: Path) -> None:
     assert "'/etc/passwd'" in text
 
 
-def test_a_pipe_is_not_opened(tmp_path: Path, cli) -> None:
+def test_a_pipe_is_not_opened(tmp_path: Path, cli: Cli) -> None:
     pipe = tmp_path / "scan.h5"
     os.mkfifo(pipe)
     for command in (("inspect", pipe), ("reconstruct", pipe, "-o", tmp_path / "r.h5", "--strategy", "pinv")):
@@ -265,7 +266,7 @@ def test_a_size_that_no_file_holds(tmp_path: Path) -> None:
     assert "no file does" in refuse(path)
 
 
-def test_names_that_are_no_utf8(tmp_path: Path, cli) -> None:
+def test_names_that_are_no_utf8(tmp_path: Path, cli: Cli) -> None:
     path = store(tmp_path / "scan.h5", VALUES, "frames")
     with h5py.File(path, "a") as file:
         file.create_dataset(b"caf\xe9\x1b[31m", data=VALUES)

@@ -2,7 +2,9 @@
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -10,10 +12,11 @@ import pytest
 
 from tests.support.ct_files import write_dxchange, write_nxtomo
 from tests.support.mri_files import ismrmrd_lines, write_fastmri, write_lines
+from tests.support.types import Cli, CliProcess
 
 
 @pytest.fixture
-def look(cli, tmp_path: Path, monkeypatch):
+def look(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Inspect a file from an empty working folder: what it found."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
@@ -26,7 +29,7 @@ def look(cli, tmp_path: Path, monkeypatch):
     return call
 
 
-def run(cli, command: str, *more: str) -> Path:
+def run(cli: Cli, command: str, *more: str) -> Path:
     """Run a printed command; returns what it wrote."""
     words = shlex.split(command)
     assert words[0] == "invsolve"
@@ -44,7 +47,7 @@ def quick(found: dict) -> str:
     return found["commands"][0]["command"]
 
 
-def test_dxchange(tmp_path: Path, look, cli) -> None:
+def test_dxchange(tmp_path: Path, look: Callable[..., dict[str, Any]], cli: Cli) -> None:
     twin = write_dxchange(tmp_path / "twin.h5")
     found = look(twin)
     assert (found["kind"], found["layout"]) == ("measurement", "dxchange")
@@ -66,7 +69,7 @@ def test_dxchange(tmp_path: Path, look, cli) -> None:
         assert part in out
 
 
-def test_nxtomo_with_options(tmp_path: Path, look, cli) -> None:
+def test_nxtomo_with_options(tmp_path: Path, look: Callable[..., dict[str, Any]], cli: Cli) -> None:
     found = look(write_nxtomo(tmp_path / "scan.nxs"), "--read", "thin=2", "--read", "centre=18.4")
     assert found["layout"] == "nxtomo"
     assert found["y"]["shape"] == [18, 40]
@@ -75,7 +78,7 @@ def test_nxtomo_with_options(tmp_path: Path, look, cli) -> None:
 
 
 @pytest.mark.parametrize("layout", ["fastmri", "ismrmrd"])
-def test_mri(layout: str, tmp_path: Path, look, cli) -> None:
+def test_mri(layout: str, tmp_path: Path, look: Callable[..., dict[str, Any]], cli: Cli) -> None:
     path = tmp_path / "a scan.h5"
     write_fastmri(path) if layout == "fastmri" else write_lines(path, ismrmrd_lines())
     found = look(path)
@@ -97,7 +100,7 @@ def test_mri(layout: str, tmp_path: Path, look, cli) -> None:
             assert "PSNR" in out
 
 
-def test_arrays_are_guessed_and_then_read(tmp_path: Path, look, cli) -> None:
+def test_arrays_are_guessed_and_then_read(tmp_path: Path, look: Callable[..., dict[str, Any]], cli: Cli) -> None:
     path = tmp_path / "volume.npy"
     np.save(path, np.random.default_rng(0).random((3, 12, 12), np.float32))
     found = look(path)
@@ -113,7 +116,7 @@ def test_arrays_are_guessed_and_then_read(tmp_path: Path, look, cli) -> None:
     run(cli, quick(sinograms))
 
 
-def test_unknown_hdf5_lists_what_it_holds(tmp_path: Path, look) -> None:
+def test_unknown_hdf5_lists_what_it_holds(tmp_path: Path, look: Callable[..., dict[str, Any]]) -> None:
     path = tmp_path / "lab.h5"
     with h5py.File(path, "w") as file:
         file["run 1/counts"] = np.ones((5, 9, 8))
@@ -130,7 +133,7 @@ def test_unknown_hdf5_lists_what_it_holds(tmp_path: Path, look) -> None:
         look(*shlex.split(command)[2:], *(["--read", "centre=3.5"] if "angles" in command else []))
 
 
-def test_own_files(images: Path, tmp_path: Path, look, cli) -> None:
+def test_own_files(images: Path, tmp_path: Path, look: Callable[..., dict[str, Any]], cli: Cli) -> None:
     found = look(images)
     assert (found["kind"], found["image"]["items"]) == ("images", 5)
     scan = run(cli, quick(found))
@@ -150,7 +153,7 @@ def test_own_files(images: Path, tmp_path: Path, look, cli) -> None:
         assert cli(*shlex.split(prior["commands"][0]["command"])[1:])[0] == 0
 
 
-def test_a_file_that_cannot_be_read_as_it_stands(tmp_path: Path, look) -> None:
+def test_a_file_that_cannot_be_read_as_it_stands(tmp_path: Path, look: Callable[..., dict[str, Any]]) -> None:
     twin = write_dxchange(tmp_path / "twin.h5")
     with h5py.File(twin, "a") as file:
         del file["exchange/theta"]
@@ -160,7 +163,7 @@ def test_a_file_that_cannot_be_read_as_it_stands(tmp_path: Path, look) -> None:
     assert found["commands"] == []
 
 
-def test_mistakes_are_one_line(tmp_path: Path, cli) -> None:
+def test_mistakes_are_one_line(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "empty.h5").write_bytes(b"")
     for arguments, expected in [
         ((tmp_path / "empty.h5",), "is empty"),
@@ -175,7 +178,7 @@ def test_mistakes_are_one_line(tmp_path: Path, cli) -> None:
         assert err.count("\n") == 1
 
 
-def test_inspect_in_a_process_of_its_own(tmp_path: Path, cli_process) -> None:
+def test_inspect_in_a_process_of_its_own(tmp_path: Path, cli_process: CliProcess) -> None:
     """Nothing else has been imported there: a layout must still come by its operators."""
     process = cli_process("inspect", write_dxchange(tmp_path / "twin.h5"))
     out, err = process.communicate()

@@ -1,5 +1,6 @@
 """Every layout against every way in which a file can be broken: one line, exit code 2, nothing written."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -8,6 +9,7 @@ import pytest
 
 from tests.support.ct_files import DETECTOR, write_dxchange, write_nxtomo
 from tests.support.mri_files import ismrmrd_lines, write_fastmri, write_lines
+from tests.support.types import Cli
 
 
 def write_lodopab(path: Path) -> Path:
@@ -91,7 +93,7 @@ def _nan(path: Path, name: str) -> None:
         file.create_dataset(name, data=values, dtype=kind)
 
 
-def _bytes(content: bytes):
+def _bytes(content: bytes) -> Callable[[Path, str], object]:
     return lambda path, name: path.write_bytes(content)
 
 
@@ -113,7 +115,9 @@ def _bytes(content: bytes):
     ],
     ids=["empty", "lfs", "text", "truncated", "missing", "link", "filter", "group", "words", "axes", "nan"],
 )
-def test_one_line_exit_two_and_nothing_written(layout: str, harm, expected: str, tmp_path: Path, cli) -> None:
+def test_one_line_exit_two_and_nothing_written(
+    layout: str, harm: Callable[[Path, str], object], expected: str, tmp_path: Path, cli: Cli
+) -> None:
     write, name, options = FILES[layout]
     path = write(tmp_path / "scan.h5")
     harm(path, name)
@@ -133,7 +137,7 @@ def test_one_line_exit_two_and_nothing_written(layout: str, harm, expected: str,
 
 
 @pytest.mark.parametrize("layout", FILES)
-def test_unharmed_they_are_read(layout: str, tmp_path: Path, cli) -> None:
+def test_unharmed_they_are_read(layout: str, tmp_path: Path, cli: Cli) -> None:
     write, _, options = FILES[layout]
     path = write(tmp_path / "scan.h5")
     named = ("--layout", layout) if layout in ("lodopab", "array") else ()

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import invsolve
 from invsolve.datasets.layouts.dicom import DICOM
 from invsolve.datasets.layouts.nifti import NIfTI
 from invsolve.errors import UserError
+from tests.support.types import Cli
 
 nibabel = pytest.importorskip("nibabel")
 pydicom = pytest.importorskip("pydicom")
@@ -33,7 +35,9 @@ def saved(path: Path, order: tuple[int, int, int] = (0, 1, 2), signs: tuple[int,
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
 @pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, -1), (-1, -1, 1)])
 @pytest.mark.parametrize("ending", ["nii", "nii.gz"])
-def test_slices_look_the_same_however_they_are_stored(tmp_path: Path, order, signs, ending) -> None:
+def test_slices_look_the_same_however_they_are_stored(
+    tmp_path: Path, order: tuple[int, int, int], signs: tuple[int, int, int], ending: str
+) -> None:
     path = saved(tmp_path / f"a.{ending}", order, signs)
     assert NIfTI.opens(path)
     axial = NIfTI(unit="HU").images(path)
@@ -60,12 +64,16 @@ def test_nifti_scaling_volumes_and_damage(tmp_path: Path) -> None:
     stored = np.frombuffer(raw[352:], np.int16).reshape(2, Z, Y, X)[1, 3].astype(np.float32)
     found = NIfTI(volume=1).images(path)
     assert np.array_equal(found.x[3:4].numpy()[0, 0], 0.5 * stored[::-1, ::-1] - 1000)
-    wrong = [({}, "holds 2 volumes"), ({"volume": 2}, "must be 0 to 1"), ({"volume": 0, "slices": [5, 9]}, "7 axial")]
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({}, "holds 2 volumes"),
+        ({"volume": 2}, "must be 0 to 1"),
+        ({"volume": 0, "slices": [5, 9]}, "7 axial"),
+    ]
     for options, expected in wrong:
         with pytest.raises(UserError, match=expected):
             NIfTI(**options).images(path)
     with pytest.raises(UserError, match="holds images, not a measurement"):
-        NIfTI().open(path, invsolve.operator)
+        NIfTI().open(path, invsolve.make)
     damaged = {b"": "is empty", b"version https://git-lfs": "git-LFS", bytes(raw[:300]): "cannot be read as NIfTI"}
     for content, expected in damaged.items():
         path.write_bytes(content)
@@ -76,7 +84,7 @@ def test_nifti_scaling_volumes_and_damage(tmp_path: Path) -> None:
         NIfTI(volume=1).images(path).x[3:4]
 
 
-def write_slice(path: Path, values: np.ndarray, position: float, number: int, uid: str = "1.2.3", **more) -> None:
+def write_slice(path: Path, values: np.ndarray, position: float, number: int, uid: str = "1.2.3", **more: Any) -> None:
     data = pydicom.Dataset()
     data.file_meta = pydicom.dataset.FileMetaDataset()
     data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
@@ -144,14 +152,16 @@ def test_what_dicom_refuses(series: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("layout", "module", "name"), [(NIfTI, "nibabel", "a.nii"), (DICOM, "pydicom", "a.dcm")])
-def test_a_missing_package_is_named_with_its_extra(layout, module: str, name: str, tmp_path: Path, monkeypatch) -> None:
+def test_a_missing_package_is_named_with_its_extra(
+    layout: type[NIfTI | DICOM], module: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / name).write_bytes(bytes(128) + b"DICM" + bytes(300))
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=rf"needs the package {module} .*pip install 'invsolve\[{layout.name}\]'"):
         layout().images(tmp_path / name)
 
 
-def test_simulate_and_train_from_them(series: Path, tmp_path: Path, cli) -> None:
+def test_simulate_and_train_from_them(series: Path, tmp_path: Path, cli: Cli) -> None:
     volume = tmp_path / "brain.nii.gz"
     rng = np.random.default_rng(0)
     nibabel.save(nibabel.Nifti1Image(rng.normal(size=(16, 16, 6)).astype(np.float32), np.eye(4)), volume)

@@ -1,6 +1,8 @@
 """Layouts "fastmri" and "ismrmrd": padding, oversampling, noise scans, reversed lines, maps; and what is refused."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -30,6 +32,7 @@ from tests.support.mri_files import (
     write_fastmri,
     write_lines,
 )
+from tests.support.types import offered
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_oversampling_and_padding_are_no_measurements(path: Path) -> None:
-    scan = FastMRI().open(path, invsolve.operator)
+    scan = FastMRI().open(path, invsolve.make)
     y = scan.y[0:2]
     assert y.shape == (SLICES, COILS, ROWS, PHASE)
     measured = torch.zeros(PHASE, dtype=torch.bool)
@@ -53,8 +56,8 @@ def test_oversampling_and_padding_are_no_measurements(path: Path) -> None:
 
 
 def test_each_slice_has_its_own_maps_and_the_result_is_the_scanners(path: Path) -> None:
-    scan = FastMRI().open(path, invsolve.operator)
-    assert not torch.equal(scan.operator_for(0).coil_maps, scan.operator_for(1).coil_maps)
+    scan = FastMRI().open(path, invsolve.make)
+    assert not torch.equal(offered(scan.operator_for(0)).coil_maps, offered(scan.operator_for(1)).coil_maps)
     rec = invsolve.reconstruct(scan, strategy="linear")
     assert rec.mean.shape == (SLICES, 2, ROWS, COLUMNS)
     truth = scan.truth[0:2]
@@ -66,7 +69,7 @@ def test_each_slice_has_its_own_maps_and_the_result_is_the_scanners(path: Path) 
         assert float(error) < 0.03
     # The phase went into the maps: what is left is real.
     assert float(rec.mean[:, 1].norm()) < 0.1 * float(rec.mean[:, 0].norm())
-    swapped = FastMRI(slices=[1, 2]).open(path, invsolve.operator)
+    swapped = FastMRI(slices=[1, 2]).open(path, invsolve.make)
     assert torch.allclose(invsolve.reconstruct(swapped, strategy="linear").mean[0], rec.mean[1], atol=1e-4)
 
 
@@ -74,7 +77,7 @@ def test_the_mask_of_a_test_file_is_kept(tmp_path: Path) -> None:
     mask = np.zeros(PHASE, bool)
     mask[::3] = True
     mask[14:26] = True
-    scan = FastMRI().open(write_fastmri(tmp_path / "test.h5", mask), invsolve.operator)
+    scan = FastMRI().open(write_fastmri(tmp_path / "test.h5", mask), invsolve.make)
     inside = mask.copy()
     inside[:2] = inside[2 + LARGEST + 1 :] = False
     assert np.array_equal(scan.operator.mask[0].numpy(), inside)
@@ -88,10 +91,10 @@ def test_single_coil_has_a_phase_map_or_none(path: Path) -> None:
         kspace, target = file["kspace"][:, 0], file["reconstruction_rss"][:]
         del file["kspace"], file["reconstruction_rss"]
         file["kspace"], file["reconstruction_esc"] = kspace, target
-    scan = FastMRI().open(path, invsolve.operator)
+    scan = FastMRI().open(path, invsolve.make)
     assert scan.y[0:1].shape == (1, 1, ROWS, PHASE)
     assert torch.allclose(scan.operator.coil_maps.abs(), torch.ones(1), atol=1e-5)
-    plain = FastMRI(real=False).open(path, invsolve.operator)
+    plain = FastMRI(real=False).open(path, invsolve.make)
     assert not hasattr(plain.operator, "coil_maps")
     both = [invsolve.reconstruct(s, strategy="linear").mean.norm(dim=1) for s in (scan, plain)]
     inside = both[1] > 0.1 * both[1].max()
@@ -100,32 +103,35 @@ def test_single_coil_has_a_phase_map_or_none(path: Path) -> None:
 
 def test_given_maps_are_used(path: Path) -> None:
     maps = torch.randn(COILS, ROWS, PHASE, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
-    scan = FastMRI(coil_maps=maps, real=False).open(path, invsolve.operator)
-    assert torch.equal(scan.operator.coil_maps, maps)
+    scan = FastMRI(coil_maps=maps, real=False).open(path, invsolve.make)
+    assert torch.equal(offered(scan.operator).coil_maps, maps)
     each = torch.stack([maps, 2 * maps])
     assert torch.equal(
-        FastMRI(coil_maps=each, real=False).open(path, invsolve.operator).operator_for(1).coil_maps, 2 * maps
+        offered(FastMRI(coil_maps=each, real=False).open(path, invsolve.make).operator_for(1)).coil_maps, 2 * maps
     )
     with h5py.File(path, "a") as file:
         file["sensitivity_maps"] = np.arange(SLICES * COILS * READOUT * PHASE).reshape(2, COILS, READOUT, PHASE) * 1j
-    stored = FastMRI(real=False).open(path, invsolve.operator)
+    stored = FastMRI(real=False).open(path, invsolve.make)
     with h5py.File(path) as file:
         assert np.array_equal(stored.operator_for(1).coil_maps.numpy(), file["sensitivity_maps"][1, :, 16 : 16 + ROWS])
     with pytest.raises(UserError, match=r"volume\.h5: coil_maps .* expected complex \(4, 32, 40\)"):
-        FastMRI(coil_maps=maps[:3]).open(path, invsolve.operator)
+        FastMRI(coil_maps=maps[:3]).open(path, invsolve.make)
 
 
 def test_acceleration_thins_the_measured_columns(path: Path) -> None:
-    scan = FastMRI(acceleration=3).open(path, invsolve.operator)
+    scan = FastMRI(acceleration=3).open(path, invsolve.make)
     assert int(scan.operator.mask[0].sum()) == 12
     assert bool(scan.operator.mask[0][18:22].all())
-    assert torch.equal(FastMRI(acceleration=3).open(path, invsolve.operator).operator.mask, scan.operator.mask)
+    assert torch.equal(
+        offered(FastMRI(acceleration=3).open(path, invsolve.make).operator).mask, offered(scan.operator).mask
+    )
     assert not torch.equal(
-        FastMRI(acceleration=3, seed=1).open(path, invsolve.operator).operator.mask, scan.operator.mask
+        offered(FastMRI(acceleration=3, seed=1).open(path, invsolve.make).operator).mask,
+        offered(scan.operator).mask,
     )
     assert (
-        FastMRI(acceleration=3).open(path, invsolve.operator).fingerprint
-        != FastMRI(acceleration=4).open(path, invsolve.operator).fingerprint
+        FastMRI(acceleration=3).open(path, invsolve.make).fingerprint
+        != FastMRI(acceleration=4).open(path, invsolve.make).fingerprint
     )
 
 
@@ -142,11 +148,11 @@ def test_ismrmrd_puts_every_line_in_its_place(tmp_path: Path, path: Path) -> Non
     with h5py.File(raw) as file:
         assert ISMRMRD.recognises(file)
         assert not FastMRI.recognises(file)
-    scan, other = ISMRMRD().open(raw, invsolve.operator), FastMRI().open(path, invsolve.operator)
+    scan, other = ISMRMRD().open(raw, invsolve.make), FastMRI().open(path, invsolve.make)
     assert torch.allclose(scan.y[0:2], other.y[0:2], atol=1e-5)
-    assert torch.equal(scan.operator.mask, other.operator.mask)
+    assert torch.equal(offered(scan.operator).mask, offered(other.operator).mask)
     assert scan.region == other.region
-    assert np.allclose(rss(ISMRMRD(crop=False).open(raw, invsolve.operator).y[0:2].numpy()), rss(scene()[1]), atol=1e-5)
+    assert np.allclose(rss(ISMRMRD(crop=False).open(raw, invsolve.make).y[0:2].numpy()), rss(scene()[1]), atol=1e-5)
     assert scan.noise.sigma == pytest.approx(SIGMA, rel=0.05)
     text = " | ".join(scan.notes)
     assert "from the noise scans" in text
@@ -159,29 +165,29 @@ def test_calibration_lines_serve_the_maps_alone(tmp_path: Path) -> None:
     _, kspace = scene()
     lines = [line(kspace[0][:, :, 2 + s], s) for s in range(0, LARGEST + 1, 3)]
     lines += [line(kspace[0][:, :, 2 + s], s, flags=1 << 19) for s in range(8, 28)]
-    scan = ISMRMRD().open(write_lines(tmp_path / "raw.h5", lines), invsolve.operator)
+    scan = ISMRMRD().open(write_lines(tmp_path / "raw.h5", lines), invsolve.make)
     assert int(scan.operator.mask[0].sum()) == 12
     full = ISMRMRD().open(
         write_lines(tmp_path / "full.h5", [line(kspace[0][:, :, 2 + s], s) for s in range(LARGEST + 1)]),
-        invsolve.operator,
+        invsolve.make,
     )
     inside = scene()[0][0][16 : 16 + ROWS] > 0.3
     difference = (scan.operator.coil_maps - full.operator.coil_maps)[:, inside]
     assert float(difference.norm() / full.operator.coil_maps[:, inside].norm()) < 0.1
     with pytest.raises(UserError, match="too few to calibrate coil maps"):
-        ISMRMRD().open(write_lines(tmp_path / "few.h5", lines[:12]), invsolve.operator)
+        ISMRMRD().open(write_lines(tmp_path / "few.h5", lines[:12]), invsolve.make)
 
 
 def test_partial_echoes_are_masked(tmp_path: Path) -> None:
     _, kspace = scene()
     lines = [line(kspace[0][:, 12:, 2 + s], s, centre=READOUT // 2 - 12) for s in range(LARGEST + 1)]
-    scan = ISMRMRD().open(write_lines(tmp_path / "raw.h5", lines), invsolve.operator)
+    scan = ISMRMRD().open(write_lines(tmp_path / "raw.h5", lines), invsolve.make)
     assert scan.operator.mask[:12].sum() == 0
     assert bool(scan.operator.mask[12:, 2 : 2 + LARGEST + 1].all())
     assert torch.allclose(scan.y[0:1][0, :, 12:], torch.from_numpy(kspace[0][:, 12:]), atol=1e-5)
 
 
-def _change(index: int, field: str, value: int):
+def _change(index: int, field: str, value: int) -> Callable[[list[np.ndarray]], None]:
     def harm(lines: list[np.ndarray]) -> None:
         target = lines[index]["head"]
         *groups, name = field.split(".")
@@ -211,22 +217,28 @@ def _change(index: int, field: str, value: int):
         (None, "<ismrmrdHeader/>", {}, "has 0 encodings"),
     ],
 )
-def test_what_ismrmrd_refuses(tmp_path: Path, harm, xml, options, expected: str) -> None:
+def test_what_ismrmrd_refuses(
+    tmp_path: Path,
+    harm: Callable[[list[np.ndarray]], None] | None,
+    xml: str | None,
+    options: dict[str, Any],
+    expected: str,
+) -> None:
     _, kspace = scene()
     lines = [line(kspace[0][:, :, 2 + s], s) for s in range(LARGEST + 1)]
     if harm is not None:
         harm(lines)
     path = write_lines(tmp_path / "raw.h5", lines, xml)
     with pytest.raises(UserError) as caught:
-        ISMRMRD(**options).open(path, invsolve.operator).y[0:1]
+        ISMRMRD(**options).open(path, invsolve.make).y[0:1]
     text = str(caught.value)
     assert expected in text
     assert "\n" not in text
     assert text.startswith(str(path))
 
 
-def _replace(name, value):
-    def harm(file):
+def _replace(name: str, value: object) -> Callable[[h5py.File], object]:
+    def harm(file: h5py.File) -> None:
         if name in file:
             del file[name]
         if value is not None:
@@ -248,11 +260,11 @@ def _replace(name, value):
         (_replace("kspace", np.full((2, 4, 64, 40), np.nan, np.complex64)), "NaN or infinite values in slice 0"),
     ],
 )
-def test_what_fastmri_refuses(path: Path, harm, expected: str) -> None:
+def test_what_fastmri_refuses(path: Path, harm: Callable[[h5py.File], object], expected: str) -> None:
     with h5py.File(path, "a") as file:
         harm(file)
     with pytest.raises(UserError) as caught:
-        FastMRI().open(path, invsolve.operator)
+        FastMRI().open(path, invsolve.make)
     text = str(caught.value)
     assert expected in text
     assert "\n" not in text
@@ -262,7 +274,7 @@ def test_what_fastmri_refuses(path: Path, harm, expected: str) -> None:
 def test_a_file_without_header_is_read_as_it_stands(path: Path) -> None:
     with h5py.File(path, "a") as file:
         del file["ismrmrd_header"]
-    scan = FastMRI().open(path, invsolve.operator)
+    scan = FastMRI().open(path, invsolve.make)
     assert scan.y[0:1].shape == (1, COILS, READOUT, PHASE)
     assert scan.region is None
     assert scan.truth is None

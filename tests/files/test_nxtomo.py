@@ -1,6 +1,8 @@
 """Layout "nxtomo": found by class and definition; frames told apart by image_key; links; what is refused."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -32,8 +34,8 @@ def test_the_same_as_dxchange(path: Path, twin: Path, options: dict) -> None:
         assert NXtomo.recognises(file)
         assert not DXchange.recognises(file)
     scan, other = (
-        NXtomo(centre=CENTRE, **options).open(path, invsolve.operator),
-        DXchange(centre=CENTRE, **options).open(twin, invsolve.operator),
+        NXtomo(centre=CENTRE, **options).open(path, invsolve.make),
+        DXchange(centre=CENTRE, **options).open(twin, invsolve.make),
     )
     assert torch.equal(scan.y[0:2], other.y[0:2])
     assert scan.noise == other.noise
@@ -42,16 +44,16 @@ def test_the_same_as_dxchange(path: Path, twin: Path, options: dict) -> None:
 
 
 def test_data_behind_an_external_link(path: Path, tmp_path: Path) -> None:
-    wanted = NXtomo(centre=CENTRE).open(path, invsolve.operator)
+    wanted = NXtomo(centre=CENTRE).open(path, invsolve.make)
     with h5py.File(tmp_path / "frames.h5", "w") as raw, h5py.File(path, "a") as file:
         raw["raw/images"] = file[f"{DETECTOR}/data"][:]
         del file[f"{DETECTOR}/data"]
         file[f"{DETECTOR}/data"] = h5py.ExternalLink("frames.h5", "/raw/images")
-    scan = NXtomo(centre=CENTRE).open(path, invsolve.operator)
+    scan = NXtomo(centre=CENTRE).open(path, invsolve.make)
     assert torch.equal(scan.y[0:2], wanted.y[0:2])
     with h5py.File(tmp_path / "frames.h5", "a") as raw:
         raw["raw/images"][0, 0, 0] += 1
-    assert NXtomo(centre=CENTRE).open(path, invsolve.operator).fingerprint != scan.fingerprint
+    assert NXtomo(centre=CENTRE).open(path, invsolve.make).fingerprint != scan.fingerprint
     (tmp_path / "frames.h5").unlink()
     assert "is a link into 'frames.h5'" in refuse(path)
 
@@ -61,18 +63,18 @@ def test_the_files_own_centre_and_pixel_size(path: Path) -> None:
         file[f"{DETECTOR}/x_pixel_size"] = 6.5
         file[f"{DETECTOR}/x_pixel_size"].attrs["units"] = "um"
         file[f"{DETECTOR}/x_rotation_axis_pixel_position"] = -1.0
-    scan = NXtomo(bin=2).open(path, invsolve.operator)
+    scan = NXtomo(bin=2).open(path, invsolve.make)
     assert scan.unit == "1/mm"
     assert scan.operator.geometry.pixel_size == pytest.approx(0.013)
     # The middle of 40 pixels is 19.5.
     assert "the file says 18.5" in " ".join(scan.notes)
     assert abs((scan.operator.geometry.centre + 0.5) * 2 - 0.5 - CENTRE) < 0.5
     assert not [line for line in scan.missing if "centre" in line or "pixel" in line]
-    assert NXtomo(centre=CENTRE).open(path, invsolve.operator).missing == []
+    assert NXtomo(centre=CENTRE).open(path, invsolve.make).missing == []
     with h5py.File(path, "a") as file:
         angles = file["scan 1/tooth/rotation_angle"]
         angles[:] = angles[:] / 3
-    assert NXtomo().open(path, invsolve.operator).operator.geometry.centre == 18.5  # too few angles to search it
+    assert NXtomo().open(path, invsolve.make).operator.geometry.centre == 18.5  # too few angles to search it
 
 
 def test_several_entries(path: Path) -> None:
@@ -81,24 +83,24 @@ def test_several_entries(path: Path) -> None:
         file["scan 2/beamline/camera/data"][:] += 1
     assert "(/scan 1, /scan 2); choose one with entry=NAME" in refuse(path)
     assert "no NXtomo entry 'scan 3'" in refuse(path, entry="scan 3")
-    assert len(NXtomo(centre=CENTRE, entry="scan 2").open(path, invsolve.operator).y) == 2
+    assert len(NXtomo(centre=CENTRE, entry="scan 2").open(path, invsolve.make).y) == 2
 
 
-def refuse(path: Path, **options) -> str:
+def refuse(path: Path, **options: Any) -> str:
     with pytest.raises(UserError) as caught:
-        NXtomo(centre=CENTRE, **options).open(path, invsolve.operator)
+        NXtomo(centre=CENTRE, **options).open(path, invsolve.make)
     text = str(caught.value)
     assert "\n" not in text
     assert text.startswith(str(path))
     return text
 
 
-def _key(value):
+def _key(value: int) -> Callable[[h5py.File], object]:
     return lambda f: f[f"{DETECTOR}/image_key"].__setitem__(value == KEYS, 3)
 
 
-def _cut(name):
-    def harm(file):
+def _cut(name: str) -> Callable[[h5py.File], object]:
+    def harm(file: h5py.File) -> None:
         values = file[name][:-1]
         attributes = dict(file[name].attrs)
         del file[name]
@@ -124,7 +126,7 @@ def _cut(name):
         (lambda f: f.__delitem__("scan 1/definition"), "no group with NX_class NXentry and definition NXtomo"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(path: Path, harm, expected: str) -> None:
+def test_what_is_wrong_is_said_in_one_line(path: Path, harm: Callable[[h5py.File], object], expected: str) -> None:
     with h5py.File(path, "a") as file:
         harm(file)
     assert expected in refuse(path)

@@ -1,5 +1,9 @@
 """invsolve's own scan and image files: what is written comes back, and what is wrong gets one line."""
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
 import h5py
 import numpy as np
 import pytest
@@ -12,13 +16,13 @@ from invsolve.datasets.layouts.own import OwnLayout
 from invsolve.errors import UserError
 
 
-def one_line(caught) -> str:
+def one_line(caught: pytest.ExceptionInfo[UserError]) -> str:
     text = str(caught.value)
     assert "\n" not in text
     return text
 
 
-def scans():
+def scans() -> Iterator[tuple[Any, ...]]:
     generator = torch.Generator().manual_seed(0)
     ct = invsolve.operator("ct", image_size=16, angles=[0, 30, 60.5, 140], centre=11.3)
     image = torch.rand(3, 1, 16, 16, generator=generator)
@@ -32,7 +36,7 @@ def scans():
 
 
 @pytest.mark.parametrize("case", list(scans()), ids=lambda case: case[0])
-def test_round_trip(tmp_path, case):
+def test_round_trip(tmp_path: Path, case: tuple[Any, ...]) -> None:
     name, operator, y, image, noise = case
     path = tmp_path / "scan.h5"
     write_scan(path, y, operator, noise, truth=image, unit="1/cm", extra_attrs={"patient": "none"})
@@ -54,16 +58,16 @@ def test_round_trip(tmp_path, case):
     assert [p.name for p in tmp_path.iterdir()] == ["scan.h5"]
 
 
-def test_per_item_sigma(tmp_path):
+def test_per_item_sigma(tmp_path: Path) -> None:
     operator = invsolve.operator("inpainting", fraction=0.5, image_size=8)
     sigma = torch.tensor([0.1, 0.2]).reshape(2, 1, 1, 1)
     write_scan(tmp_path / "a.h5", torch.zeros(2, 1, 8, 8), operator, Gaussian(sigma))
     assert torch.equal(OwnLayout().open(tmp_path / "a.h5", invsolve.make).noise.sigma, sigma)
 
 
-def test_an_operator_made_directly_is_refused_with_the_remedy(tmp_path):
+def test_an_operator_made_directly_is_refused_with_the_remedy(tmp_path: Path) -> None:
     class Mine(invsolve.LinearOperator):
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return 2 * x
 
     with pytest.raises(UserError, match=r"Mine was made directly.*invsolve\.operator") as caught:
@@ -72,16 +76,16 @@ def test_an_operator_made_directly_is_refused_with_the_remedy(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path):
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     operator = invsolve.operator("inpainting", fraction=0.5, image_size=8)
     path = tmp_path / "a.h5"
     write_scan(path, torch.ones(1, 1, 8, 8), operator, None)
 
     class Breaks:
-        def __len__(self):
+        def __len__(self) -> int:
             return 3
 
-        def __getitem__(self, rows):
+        def __getitem__(self, rows: slice) -> torch.Tensor:
             if rows.start == 2:
                 raise RuntimeError("lost")
             return torch.zeros(1, 1, 8, 8)
@@ -93,14 +97,14 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
 
 
 @pytest.fixture
-def scan(tmp_path):
+def scan(tmp_path: Path) -> Path:
     path = tmp_path / "scan.h5"
     operator = invsolve.operator("inpainting", fraction=0.5, image_size=8)
     write_scan(path, torch.ones(2, 1, 8, 8), operator, Gaussian(0.1), truth=torch.ones(2, 1, 8, 8))
     return path
 
 
-def _rename(file, old, new):
+def _rename(file: h5py.File, old: str, new: str) -> None:
     file.move(old, new)
 
 
@@ -122,7 +126,7 @@ def _rename(file, old, new):
         (lambda f: (f.__delitem__("y"), f.__setitem__("y", np.ones(4))), "expected (items, *measurement)"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(scan, harm, expected):
+def test_what_is_wrong_is_said_in_one_line(scan: Path, harm: Callable[[h5py.File], object], expected: str) -> None:
     with h5py.File(scan, "a") as file:
         harm(file)
     with pytest.raises(UserError) as caught:
@@ -132,13 +136,13 @@ def test_what_is_wrong_is_said_in_one_line(scan, harm, expected):
     assert expected in text
 
 
-def test_noise_may_be_missing(scan):
+def test_noise_may_be_missing(scan: Path) -> None:
     with h5py.File(scan, "a") as file:
         del file["noise"]
     assert OwnLayout().open(scan, invsolve.make).noise is None
 
 
-def test_images(scan, tmp_path):
+def test_images(scan: Path, tmp_path: Path) -> None:
     assert read_images(scan, "truth").shape == (2, 1, 8, 8)
     with pytest.raises(UserError, match="no dataset 'x'; it has"):
         read_images(scan)
@@ -148,7 +152,7 @@ def test_images(scan, tmp_path):
     assert read_images(path)[0:1].dtype == torch.float32
 
 
-def test_images_round_trip(tmp_path):
+def test_images_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "x.h5"
     images = torch.rand(3, 2, 5, 4)
     write_images(path, images, unit="HU")
@@ -164,7 +168,7 @@ def test_images_round_trip(tmp_path):
         write_images(tmp_path / "flat.h5", images[0])
 
 
-def test_the_layout_is_registered():
+def test_the_layout_is_registered() -> None:
     from invsolve import registry
 
     assert registry.find("layout", "invsolve") is OwnLayout

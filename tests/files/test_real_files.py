@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+import invsolve
 from invsolve.files.opening import open_images, open_measurement
+from tests.support.types import Cli, offered
 
 pytestmark = pytest.mark.shared
 
 
 @pytest.fixture(scope="module")
-def brain(shared: Path):
+def brain(shared: Path) -> invsolve.Measurement:
     return open_measurement(shared / "fixtures" / "fastmri_like_multicoil.h5")
 
 
@@ -42,7 +44,7 @@ def test_the_nxtomo_tooths_centre_is_found_near_the_stored_one(shared: Path) -> 
     assert "the file says 295.5" in " ".join(scan.notes)
 
 
-def test_the_brain_is_the_same_as_fastmri_and_as_ismrmrd(shared: Path, brain) -> None:
+def test_the_brain_is_the_same_as_fastmri_and_as_ismrmrd(shared: Path, brain: invsolve.Measurement) -> None:
     raw = open_measurement(shared / "fixtures" / "ismrmrd_cartesian.h5")
     y, same = brain.y[0:1], raw.y[0:1]
     assert torch.equal(y, same)
@@ -53,8 +55,8 @@ def test_the_brain_is_the_same_as_fastmri_and_as_ismrmrd(shared: Path, brain) ->
     assert torch.allclose(raw.operator.baseline(same), brain.operator.baseline(y), atol=1e-4)
 
 
-def test_coil_maps_of_the_brain_explain_its_coils(brain, shared: Path) -> None:
-    maps, truth = brain.operator.coil_maps, brain.truth[0:1]
+def test_coil_maps_of_the_brain_explain_its_coils(brain: invsolve.Measurement, shared: Path) -> None:
+    maps, truth = offered(brain.operator).coil_maps, brain.truth[0:1]
     head = truth[0, 0] > 0.1 * truth.max()
     assert torch.allclose((maps.abs() ** 2).sum(0)[head], torch.ones(1), atol=1e-3)
     y = brain.y[0:1]
@@ -71,12 +73,12 @@ def test_coil_maps_of_the_brain_explain_its_coils(brain, shared: Path) -> None:
     assert float(image[0, 0].real[head].norm() / image[0, 0][head].norm()) > 0.98
 
 
-def test_the_masked_brain(shared: Path, brain) -> None:
+def test_the_masked_brain(shared: Path, brain: invsolve.Measurement) -> None:
     path = shared / "fixtures" / "fastmri_like_multicoil_test.h5"
     scan = open_measurement(path)
     with h5py.File(path) as file:
         mask = torch.from_numpy(file["mask"][:] != 0)
-    assert torch.equal(scan.operator.mask, mask.expand(230, 180))
+    assert torch.equal(offered(scan.operator).mask, mask.expand(230, 180))
     assert torch.equal(scan.y[0:1], brain.y[0:1] * mask)
     assert scan.truth is None
     truth = brain.truth[0:1]
@@ -109,7 +111,9 @@ FILES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_the_suggested_command_runs_as_printed(name: str, shared: Path, tmp_path: Path, monkeypatch, cli) -> None:
+def test_the_suggested_command_runs_as_printed(
+    name: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = cli("inspect", shared / name, *FILES[name], "--json")
     assert code == 0, err

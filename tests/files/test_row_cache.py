@@ -3,6 +3,7 @@
 import pickle
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -15,6 +16,7 @@ from invsolve.datasets.layouts.array import Array
 from invsolve.datasets.layouts.dxchange import DXchange
 from invsolve.datasets.layouts.nxtomo import NXtomo
 from invsolve.datasets.tomography import row_cache as _row_cache
+from tests.support.types import offered
 
 FRAMES, ROWS, COLUMNS = 40, 48, 32
 
@@ -69,10 +71,10 @@ def test_two_passes_and_the_same_numbers(
 ) -> None:
     monkeypatch.setattr(_row_cache, "_MEMORY", memory)
     monkeypatch.setattr(_row_cache, "_TILE", 10**4)
-    wanted = DXchange(centre=15.5).open(write(tmp_path / "plain.h5", None), invsolve.operator).y[0:ROWS]
+    wanted = DXchange(centre=15.5).open(write(tmp_path / "plain.h5", None), invsolve.make).y[0:ROWS]
     path = write(tmp_path / "scan.h5", chunks)
     reads.clear()
-    scan = DXchange(centre=15.5).open(path, invsolve.operator)
+    scan = DXchange(centre=15.5).open(path, invsolve.make)
     whole = torch.cat([scan.y[start : start + 8] for start in range(0, ROWS, 8)])
     assert torch.equal(whole, wanted)
     assert max(reads.values()) <= 2
@@ -86,17 +88,17 @@ def _counts(chunks: tuple) -> list[tuple[int, int]]:
 def test_looking_at_a_file_is_one_pass(tmp_path: Path, reads: Counter) -> None:
     path = write(tmp_path / "scan.h5", (1, ROWS, COLUMNS))
     reads.clear()
-    scan = DXchange().open(path, invsolve.operator)
+    scan = DXchange().open(path, invsolve.make)
     scan.y[0:1]
     assert max(n for (name, *_), n in reads.items() if name == "/exchange/data") == 1
 
 
 def test_no_disk_and_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "scan.h5", (1, ROWS, COLUMNS))
-    wanted = DXchange(centre=15.5).open(path, invsolve.operator).y[0:ROWS]
+    wanted = DXchange(centre=15.5).open(path, invsolve.make).y[0:ROWS]
     monkeypatch.setattr(_row_cache, "_MEMORY", 40000)
     monkeypatch.setattr(_row_cache.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 0}))
-    y = DXchange(centre=15.5).open(path, invsolve.operator).y
+    y = DXchange(centre=15.5).open(path, invsolve.make).y
     assert torch.equal(torch.cat([y[start : start + 4] for start in range(0, ROWS, 4)]), wanted)
     assert torch.equal(y[40:44], wanted[40:44])
     assert torch.equal(y[3:9], wanted[3:9])
@@ -104,9 +106,9 @@ def test_no_disk_and_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_thinned_binned_and_sent_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_row_cache, "_MEMORY", 10000)
-    options = {"centre": 15.5, "thin": 3, "bin": 2, "rows": [5, 40]}
-    wanted = DXchange(**options).open(write(tmp_path / "plain.h5", None), invsolve.operator).y[0:35]
-    y = DXchange(**options).open(write(tmp_path / "scan.h5", (1, ROWS, COLUMNS)), invsolve.operator).y
+    options: dict[str, Any] = {"centre": 15.5, "thin": 3, "bin": 2, "rows": [5, 40]}
+    wanted = DXchange(**options).open(write(tmp_path / "plain.h5", None), invsolve.make).y[0:35]
+    y = DXchange(**options).open(write(tmp_path / "scan.h5", (1, ROWS, COLUMNS)), invsolve.make).y
     assert torch.equal(y[3:9], wanted[3:9])
     assert torch.equal(pickle.loads(pickle.dumps(y))[0:35], wanted)
     assert len(pickle.dumps(y)) < 20000
@@ -117,9 +119,9 @@ def test_a_scratch_file_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setattr(_row_cache.tempfile, "tempdir", str(folder))
-    y = DXchange(centre=15.5).open(write(tmp_path / "scan.h5", (1, ROWS, COLUMNS)), invsolve.operator).y
+    y = DXchange(centre=15.5).open(write(tmp_path / "scan.h5", (1, ROWS, COLUMNS)), invsolve.make).y
     y[0:2]
-    assert isinstance(y.cached._held, np.memmap)
+    assert isinstance(offered(y).cached._held, np.memmap)
     assert not list(folder.iterdir())
 
 
@@ -136,16 +138,16 @@ def test_frames_of_nxtomo_among_flats_and_darks(tmp_path: Path, reads: Counter) 
         entry["sample/rotation_angle"] = np.r_[np.zeros(12), np.arange(FRAMES) * 4.5]
         entry["sample"].attrs["NX_class"] = "NXsample"
         entry["sample/rotation_angle"].attrs["units"] = "degrees"
-    wanted = DXchange(centre=15.5).open(tmp_path / "plain.h5", invsolve.operator).y[0:ROWS]
+    wanted = DXchange(centre=15.5).open(tmp_path / "plain.h5", invsolve.make).y[0:ROWS]
     reads.clear()
-    y = NXtomo(centre=15.5).open(tmp_path / "scan.nxs", invsolve.operator).y
+    y = NXtomo(centre=15.5).open(tmp_path / "scan.nxs", invsolve.make).y
     assert torch.equal(torch.cat([y[start : start + 8] for start in range(0, ROWS, 8)]), wanted)
     assert max(reads.values()) <= 2
 
 
 def test_plain_arrays_that_lie_frame_by_frame(tmp_path: Path, reads: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).random((FRAMES, ROWS, COLUMNS)).astype("f4")
-    options = {"axes": "theta,y,x", "values": "integrals", "angles": FRAMES, "centre": 15.5, "thin": 2}
+    options: dict[str, Any] = {"axes": "theta,y,x", "values": "integrals", "angles": FRAMES, "centre": 15.5, "thin": 2}
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("d", data=values, chunks=(1, ROWS, COLUMNS), compression="gzip")
     (tmp_path / "tiffs").mkdir()
@@ -153,7 +155,7 @@ def test_plain_arrays_that_lie_frame_by_frame(tmp_path: Path, reads: Counter, mo
         Image.fromarray(frame).save(tmp_path / "tiffs" / f"{k}.tif")
     reads.clear()
     for name in ("a.h5", "tiffs"):
-        y = Array(**options).open(tmp_path / name, invsolve.operator).y
+        y = Array(**options).open(tmp_path / name, invsolve.make).y
         got = torch.cat([y[start : start + 8] for start in range(0, ROWS, 8)])
         assert np.array_equal(got.numpy(), values[::2].transpose(1, 0, 2))
     assert max(reads.values()) == 1

@@ -31,6 +31,8 @@ def blocks(text: str) -> list[tuple[int, str]]:
 PAGES = [*sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")), "README.md"]
 
 
+# The strategy of that page is a dozen lines that fit no step.
+@pytest.mark.discrepant("docs/extending.md")
 @pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_run_in_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = ROOT / page

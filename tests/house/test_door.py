@@ -49,7 +49,7 @@ def test_a_strangers_noise_goes_from_file_to_file(
     # The mean absolute value of n Laplace numbers is their scale, give or take scale / sqrt(n).
     assert abs(np.abs(misfit).mean() / 0.02 - 1) < 5 / np.sqrt(misfit.size)
     prior = invsolve.load_prior("gaussian-field", size=16)
-    opened = registry.find("layout", "invsolve")().open(scan, invsolve.make)  # type: ignore[attr-defined]
+    opened = registry.find("layout", "invsolve")().open(scan, invsolve.make)
     assert opened.noise == invsolve.noise("laplace:0.02") == invsolve.noise("laplace", scale=0.02)
     rec = invsolve.reconstruct(opened, prior=prior, strategy=invsolve.strategy("dps", steps=4))
     assert rec.provenance["noise"] == {"name": "laplace", "scale": 0.02}
@@ -242,10 +242,11 @@ def test_no_built_in_is_known_by_name() -> None:
     guilty = []
     for file in _sources():
         for text, parent in _texts(ast.parse(file.read_text(encoding="utf-8"))):
+            value = str(text.value)
             for name in kinds:
-                equal = text.value == name and (name not in ordinary or _names_a_plugin(parent))
-                inside = name not in ordinary and re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text.value)
-                option = re.search(rf"--(strategy|prior|operator|layout) {re.escape(name)}\b", text.value)
+                equal = value == name and (name not in ordinary or _names_a_plugin(parent))
+                inside = name not in ordinary and re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", value)
+                option = re.search(rf"--(strategy|prior|operator|layout) {re.escape(name)}\b", value)
                 if equal or inside or option:
                     guilty.append(
                         f"{file.relative_to(ROOT)}:{text.lineno}: {kinds[name]} {name!r} in {text.value[:60]!r}"

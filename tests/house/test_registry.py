@@ -3,6 +3,7 @@
 import functools
 import json
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pluggy
@@ -13,6 +14,7 @@ import invsolve
 from invsolve import registry
 from invsolve.registry import hooks
 from invsolve.registry.parameters import build, parameters
+from tests.support.types import Cli
 
 
 class FakeEntry:
@@ -58,7 +60,7 @@ class Takes:
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch):
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Let a test say which entry points exist."""
 
     def use(*entries: FakeEntry) -> None:
@@ -82,14 +84,14 @@ def fresh(monkeypatch: pytest.MonkeyPatch):
         (FakeEntry("empty", object()), "no hook"),
     ],
 )
-def test_a_broken_plugin_warns_and_the_rest_works(fresh, broken: FakeEntry, text: str) -> None:
+def test_a_broken_plugin_warns_and_the_rest_works(fresh: Callable[..., None], broken: FakeEntry, text: str) -> None:
     fresh(broken, FakeEntry("good", Good))
     with pytest.warns(registry.BrokenPluginWarning, match=text):
         found = registry.available("operator")
     assert list(found) == ["good"]
 
 
-def test_every_hook_reaches_the_registry(fresh) -> None:
+def test_every_hook_reaches_the_registry(fresh: Callable[..., None]) -> None:
     things = {kind: type(f"A{kind}", (), {"__doc__": kind}) for kind in registry.KINDS}
 
     class Everything:
@@ -141,7 +143,7 @@ def invsolve_operators():
 
 
 @pytest.fixture
-def cumsum(tmp_path: Path):
+def cumsum(tmp_path: Path) -> Path:
     """A stranger's plugin file."""
     path = tmp_path / "stranger.py"
     path.write_text(PLUGIN % "")
@@ -167,7 +169,7 @@ def test_a_file_that_is_no_plugin_is_one_line(tmp_path: Path, content: str, text
     assert "\n" not in str(caught.value)
 
 
-def test_plugins_check_passes_it_and_finds_a_wrong_adjoint(cumsum: Path, cli) -> None:
+def test_plugins_check_passes_it_and_finds_a_wrong_adjoint(cumsum: Path, cli: Cli) -> None:
     code, out, _ = cli("plugins", "check", f"{cumsum}:CumSum")
     assert code == 0, out
     wrong = cumsum.with_name("wrong.py")
@@ -249,7 +251,7 @@ def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
         build(Documented, "operator", "documented", {"count": 2, "weights": str(tmp_path / "evil.npy")})
 
 
-def test_a_strangers_operator_goes_from_file_to_file(cumsum: Path, images: Path, tmp_path: Path, cli) -> None:
+def test_a_strangers_operator_goes_from_file_to_file(cumsum: Path, images: Path, tmp_path: Path, cli: Cli) -> None:
     plugin = ("--plugin", cumsum)
     scan, recon = tmp_path / "scan.h5", tmp_path / "recon.h5"
     code, _, err = cli("simulate", images, "-o", scan, "--operator", "cumsum", "--set", "gain=0.5", *plugin)

@@ -63,7 +63,7 @@ def loopback(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]
 
     try:
         start("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not file.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         address = json.loads(file.read_text())["address"]
@@ -82,11 +82,11 @@ def test_three_workers_one_of_them_killed(
     out = tmp_path / "recon.h5"
     address, workers = loopback
     with Client(address, set_as_default=False) as client:
-        client.wait_for_workers(3, timeout=60)
+        client.wait_for_workers(3, timeout=300)
     process = cli_process("reconstruct", scan, "-o", out, *options(plugin, "--scheduler", address))
     wait_for_items("recon.h5.parts/*.h5", tmp_path, process, 4)
     os.kill(workers[1].pid, signal.SIGKILL)
-    _, err = process.communicate(timeout=200)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "for 3 workers" in err
     assert "Traceback" not in err
@@ -116,7 +116,7 @@ def test_a_killed_command_goes_on_from_its_shards(
             os.killpg(process.pid, end) if end == signal.SIGINT else process.kill()
             wanted += 3
         err = heard + process.stderr.read()
-        process.wait(timeout=200)
+        process.wait(timeout=300)
         if end == signal.SIGINT:
             assert process.returncode == 130
             assert err.splitlines()[-1].endswith("run the same command to go on")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -21,10 +22,12 @@ from invsolve.engine.snapshot import Sample, Snapshot
 from invsolve.errors import Interrupted
 from invsolve.jobs.checkpoint import CheckpointFile
 from invsolve.numerics.random import ChainRandom
+from tests.support.types import Cli, CliProcess
 
 PLUGIN = '''
-"""A Gaussian prior that takes its time."""
+"""A Gaussian prior that takes its time, and waits in the middle for as long as a file `hold` lies beside it."""
 import time
+from pathlib import Path
 
 import invsolve
 from invsolve import registry
@@ -38,7 +41,14 @@ class Slow(registry.find("prior", "gaussian-field")):
     def __init__(self):
         super().__init__(size=16, std=0.3)
 
+    calls = 0
+
     def denoise(self, x, sigma):
+        self.calls += 1
+        if self.calls == 90 and Path(__file__).with_name("hold").exists():
+            Path(__file__).with_name("held").touch()
+            while Path(__file__).with_name("hold").exists():
+                time.sleep(0.01)
         time.sleep(0.002 * len(x))
         return super().denoise(x, sigma)
 
@@ -54,7 +64,7 @@ def scan(tmp_path: Path) -> Path:
     (tmp_path / "slow.py").write_text(PLUGIN)
     operator = invsolve.operator("ct", image_size=16, angles=6)
     prior = invsolve.load_prior("gaussian-field", size=16, std=0.3)
-    truth = prior.sample(ChainRandom(3, [(i, 0) for i in range(4)]), torch.zeros(1))  # type: ignore[operator]
+    truth = prior.sample(ChainRandom(3, [(i, 0) for i in range(4)]), torch.zeros(1))
     write_scan(
         tmp_path / "scan.h5",
         invsolve.simulate(truth, operator, invsolve.Gaussian(0.05)),
@@ -71,9 +81,9 @@ def options(scan: Path, out: Path, strategy: str, *, batch: int = 8, every: floa
     ]
 
 
-def wait_for(path: Path, process, reached: Callable[[dict], bool]) -> None:
+def wait_for(path: Path, process: "subprocess.Popen[str]", reached: Callable[[dict], bool]) -> None:
     """Until the checkpoint is one that was waited for."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while True:
         assert time.monotonic() < deadline, f"never saw {path.name}: {process.communicate()}"
         assert process.poll() is None, f"ended too early: {process.communicate()}"
@@ -97,7 +107,7 @@ def samples(path: Path) -> np.ndarray:
     ids=["dds-3d", "dps"],
 )
 def test_killed_in_the_middle_it_ends_the_same(
-    strategy: str, reached: Callable[[dict], bool], scan: Path, tmp_path: Path, cli, cli_process
+    strategy: str, reached: Callable[[dict], bool], scan: Path, tmp_path: Path, cli: Cli, cli_process: CliProcess
 ) -> None:
     whole, broken = tmp_path / "whole.h5", tmp_path / "broken.h5"
     assert cli(*options(scan, whole, strategy))[0] == 0
@@ -116,17 +126,21 @@ def test_killed_in_the_middle_it_ends_the_same(
 
 
 def test_sigterm_saves_where_it_stands_and_another_batch_size_goes_on(
-    scan: Path, tmp_path: Path, cli, cli_process
+    scan: Path, tmp_path: Path, cli: Cli, cli_process: CliProcess
 ) -> None:
     whole, broken = tmp_path / "whole.h5", tmp_path / "broken.h5"
     assert cli(*options(scan, whole, "dds-3d", every=1000))[0] == 0
+    # It gets no further than the middle of the second sample before it has the signal.
+    hold, held = scan.with_name("hold"), scan.with_name("held")
+    hold.touch()
     process = cli_process(*options(scan, broken, "dds-3d", every=1000))
-    deadline = time.monotonic() + 60
-    while not Path(f"{broken}.partial.h5").exists():
+    deadline = time.monotonic() + 300
+    while not held.exists():
+        assert process.poll() is None, f"ended too early: {process.communicate()}"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
+    hold.unlink()
     _, err = process.communicate()
     assert process.returncode == 130, err
     assert Path(f"{broken}.partial.state").exists()
@@ -136,15 +150,17 @@ def test_sigterm_saves_where_it_stands_and_another_batch_size_goes_on(
     np.testing.assert_allclose(samples(broken), samples(whole), atol=2e-5)
 
 
-def test_a_short_run_writes_no_checkpoint(scan: Path, tmp_path: Path, cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_run_writes_no_checkpoint(
+    scan: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(CheckpointFile, "save", lambda *_: pytest.fail("saved"))
-    assert cli(*options(scan, tmp_path / "out.h5", "dds-3d", every=60))[0] == 0
+    assert cli(*options(scan, tmp_path / "out.h5", "dds-3d", every=3600))[0] == 0
 
 
 def plan() -> Run:
     operator = invsolve.operator("ct", image_size=16, angles=6)
     prior = invsolve.load_prior("gaussian-field", size=16, std=0.3)
-    y = operator(prior.sample(ChainRandom(3, [(i, 0) for i in range(3)]), torch.zeros(1)))  # type: ignore[operator]
+    y = operator(prior.sample(ChainRandom(3, [(i, 0) for i in range(3)]), torch.zeros(1)))
     measurement = invsolve.Measurement(y, operator, invsolve.Gaussian(0.05))
     return api.plan(measurement, prior, invsolve.strategy("dds-3d", steps=10), Options(samples=3, batch_size=2))
 

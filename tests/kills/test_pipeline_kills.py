@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.support.pipelines import TEXT, samples, write
+from tests.support.types import Cli, CliProcess
 
 ROOT = Path(__file__).parents[2]
 LONG = {"steps = 8": "steps = 150"}
@@ -29,7 +30,7 @@ def text(**changes: str) -> str:
 
 def wait_for_state(folder: Path, process: "subprocess.Popen[str]") -> None:
     """Until the reconstruction has saved a checkpoint."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while not list(folder.glob("recon-*/recon.h5.partial.state")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -37,7 +38,7 @@ def wait_for_state(folder: Path, process: "subprocess.Popen[str]") -> None:
 
 
 @pytest.mark.slow
-def test_stopped_or_killed_the_same_command_goes_on(tmp_path: Path, cli_process, cli) -> None:
+def test_stopped_or_killed_the_same_command_goes_on(tmp_path: Path, cli_process: CliProcess, cli: Cli) -> None:
     whole = write(tmp_path / "whole", text())
     assert cli("run", whole)[0] == 0
     expected = samples(whole.parent / "p_runs")
@@ -46,7 +47,7 @@ def test_stopped_or_killed_the_same_command_goes_on(tmp_path: Path, cli_process,
         process = cli_process("run", path)
         wait_for_state(path.parent / "p_runs", process)
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
         assert process.returncode == code, err
         assert not list((path.parent / "p_runs").glob("recon-*/recon.h5"))
         state = {row["step"]: row["state"] for row in json.loads(cli("run", path, "--dry-run", "--json")[1])}
@@ -58,12 +59,12 @@ def test_stopped_or_killed_the_same_command_goes_on(tmp_path: Path, cli_process,
 
 
 @pytest.mark.slow
-def test_two_runs_at_once_share_the_work(tmp_path: Path, cli_process) -> None:
+def test_two_runs_at_once_share_the_work(tmp_path: Path, cli_process: CliProcess) -> None:
     path = write(tmp_path, text(**{"steps = 8": "steps = 60"}))
     logs = [tmp_path / f"{k}.jsonl" for k in range(2)]
     processes = [cli_process("run", path, "--log-json", log) for log in logs]
     for process in processes:
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
     events = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
     for step in ("truth", "scan", "recon", "scores"):
@@ -98,7 +99,7 @@ def test_snakemake_runs_the_example(tmp_path: Path) -> None:
     assert {p.stem for p in (folder / "results").glob("*.json")} == names
     events = [json.loads(line) for log in (folder / "logs").iterdir() for line in log.read_text().splitlines()]
     assert sum(e["event"] == "done" and e["step"] == "truth" for e in events) == 1
-    again = subprocess.run(command, cwd=folder, env=PATH, capture_output=True, text=True, timeout=100)
+    again = subprocess.run(command, cwd=folder, env=PATH, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0
     assert "Nothing to be done" in again.stdout + again.stderr
 
@@ -108,8 +109,8 @@ def test_the_slurm_script_runs_one_combination(tmp_path: Path) -> None:
     folder = example(tmp_path / "pipelines")
     environment = PATH | {"SLURM_ARRAY_TASK_ID": "2", "SLURM_CPUS_PER_TASK": "1"}
     command = ["bash", "slurm_array.sh"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert [p.stem for p in (folder / "results").glob("*.json")] == ["views=32,method=tv"]
-    failed = subprocess.run(command, cwd=folder, env=environment | {"SLURM_ARRAY_TASK_ID": "9"}, timeout=100)
+    failed = subprocess.run(command, cwd=folder, env=environment | {"SLURM_ARRAY_TASK_ID": "9"}, timeout=300)
     assert failed.returncode == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import scipy.ndimage
@@ -16,6 +17,7 @@ from invsolve.contracts.operator import LinearOperator
 from invsolve.contracts.problem import make_problem
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.views import real_view
+from tests.support.types import linear_operator, narrow, offered
 
 SIZE = 8
 
@@ -49,24 +51,24 @@ def maps(seed: int) -> Tensor:
 
 #: The operator made from the tensor that a seed gives, that tensor, and its name.
 CASES: dict[str, tuple[Callable[[Tensor], LinearOperator], Callable[[int], Tensor], str]] = {
-    "blur, circular": (lambda t: invsolve.operator("blur", kernel=t), lambda s: draw(s, 3, 3) * (1 + s), "kernel"),
+    "blur, circular": (lambda t: linear_operator("blur", kernel=t), lambda s: draw(s, 3, 3) * (1 + s), "kernel"),
     "blur, zero": (
-        lambda t: invsolve.operator("blur", kernel=t, boundary="zero"),
+        lambda t: linear_operator("blur", kernel=t, boundary="zero"),
         lambda s: draw(s, 3, 3) * (1 + s),
         "kernel",
     ),
-    "inpainting": (lambda t: invsolve.operator("inpainting", mask=t), masked, "mask"),
-    "mri, points": (lambda t: invsolve.operator("mri", mask=t), masked, "mask"),
-    "mri, columns": (lambda t: invsolve.operator("mri", mask=t[0]), columns, "mask"),
-    "mri, coils": (lambda t: invsolve.operator("mri", coil_maps=t), maps, "coil_maps"),
+    "inpainting": (lambda t: linear_operator("inpainting", mask=t), masked, "mask"),
+    "mri, points": (lambda t: linear_operator("mri", mask=t), masked, "mask"),
+    "mri, columns": (lambda t: linear_operator("mri", mask=t[0]), columns, "mask"),
+    "mri, coils": (lambda t: linear_operator("mri", coil_maps=t), maps, "coil_maps"),
     "ct": (
         lambda t: with_weights(t),
-        lambda s: with_weights(None).rows_weight * (1 + s),  # type: ignore[operator]
+        lambda s: offered(with_weights(None)).rows_weight * (1 + s),
         "rows_weight",
     ),
     "matrix": (Matrix, lambda s: draw(s, 5, SIZE).double() * (1 + s), "matrix"),
     "a stranger's": (Own, lambda s: draw(s, SIZE, SIZE) * (1 + s), "weight"),
-}  # type: ignore[assignment]
+}
 
 
 def with_weights(weights: Tensor | None) -> LinearOperator:
@@ -120,7 +122,7 @@ def test_a_changed_operator_is_the_one_made_anew(name: str, change: Callable[...
     after = facts(operator)
     assert not torch.equal(before["forward"], after["forward"])
     for key, value in wanted.items():
-        torch.testing.assert_close(after[key], value, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(after[key], value, msg=partial("{}: {}".format, key))
 
 
 def test_a_swapped_kernel_is_scipys_convolution_with_it() -> None:
@@ -133,8 +135,8 @@ def test_a_swapped_kernel_is_scipys_convolution_with_it() -> None:
 
 
 def test_a_view_notices_a_change_inside_it() -> None:
-    operator = invsolve.operator("blur", kernel=torch.ones(1, 1), boundary="zero")
-    stacked = invsolve.stack([operator, 2.0 * operator])  # type: ignore[list-item]
+    operator = linear_operator("blur", kernel=torch.ones(1, 1), boundary="zero")
+    stacked = invsolve.stack([operator, 2.0 * operator])
     stacked.image_shape = (1, SIZE, SIZE)
     operator.image_shape = (1, SIZE, SIZE)
     assert stacked.norm() == pytest.approx(5**0.5, rel=1e-3)
@@ -142,7 +144,7 @@ def test_a_view_notices_a_change_inside_it() -> None:
     assert stacked.norm() == pytest.approx(3 * 5**0.5, rel=1e-3)
     scaled = 2.0 * operator
     assert scaled.norm() == pytest.approx(6, rel=1e-3)
-    scaled.factor = 4.0  # type: ignore[attr-defined]
+    scaled.factor = 4.0
     assert scaled.norm() == pytest.approx(12, rel=1e-3)
 
 
@@ -151,7 +153,7 @@ def test_gradients_in_the_kernel_can_be_taken_twice() -> None:
     x = draw(1, 2, 1, SIZE, SIZE)
     operator(x)
     operator.kernel.requires_grad_()
-    slopes = [torch.autograd.grad((operator(x) ** 2).sum(), operator.kernel)[0] for _ in range(2)]
+    slopes = [torch.autograd.grad((operator(x) ** 2).sum(), narrow(torch.Tensor, operator.kernel))[0] for _ in range(2)]
     assert torch.equal(*slopes)
     step = torch.zeros(3, 3)
     step[1, 2] = 1e-2

@@ -16,6 +16,7 @@ from invsolve.contracts.views import InPhysicalUnits, real_view
 from invsolve.engine.metering import metered
 from invsolve.engine.volume import in_chunks
 from invsolve.testing.operators import dense
+from tests.support.types import offered
 
 SIDE = 6
 CPU = torch.device("cpu")
@@ -170,7 +171,7 @@ def test_scaled_and_composed_operators_keep_their_groups_but_not_their_name_in_f
     inner = mask()
     for view in (2.0 * inner, inner @ blur()):
         assert isinstance(view, invsolve.MaskableOperator)
-        assert torch.equal(view.group_index, inner.group_index)  # type: ignore[attr-defined]
+        assert torch.equal(offered(view).group_index, offered(inner).group_index)
         assert view.parameters_given is None
         assert view.name != inner.name
 

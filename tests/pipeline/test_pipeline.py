@@ -6,9 +6,9 @@ import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
-import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,6 +21,7 @@ from invsolve.pipeline import Evaluate, Export, Load, Reconstruct, Simulate, Ste
 from invsolve.pipeline.graph import expand
 from invsolve.pipeline.reading import check
 from tests.support.pipelines import TEXT, write
+from tests.support.types import Cli
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "pipelines"
 FAST = TEXT.replace('prior = "slow"\nstrategy = "dds"\nset = {steps = "${steps}"}\nsamples = 2', 'strategy = "linear"')
@@ -171,7 +172,8 @@ def test_sweeps_expand_into_products(axes: list[list[int]], data: st.DataObject)
         jobs = [job for job in graph.jobs if job.name == f"s{level}"]
         got = []
         for job in jobs:
-            merged, at = {}, job
+            merged: dict[str, Any] = {}
+            at = job
             while True:
                 merged |= at.step.read  # type: ignore[attr-defined]
                 if not at.inputs:
@@ -189,7 +191,7 @@ def test_sweeps_expand_into_products(axes: list[list[int]], data: st.DataObject)
     assert {job for point in points for job in graph.at(point)} == set(graph.jobs)
 
 
-def test_one_point_at_a_time_fills_the_whole(tmp_path: Path, cli) -> None:
+def test_one_point_at_a_time_fills_the_whole(tmp_path: Path, cli: Cli) -> None:
     path = write(tmp_path, FAST.replace("views = 6", "views = {sweep = [4, 6]}"))
     assert cli("run", path, "--points")[1].split() == ["views=4", "views=6"]
     assert cli("run", path, "--index", 1)[0] == 0
@@ -244,7 +246,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("old", "new", "text"), WRONG, ids=[new.split("\n")[0][:30] or old for old, new, _ in WRONG])
-def test_what_is_wrong_is_one_line_and_runs_nothing(old: str, new: str, text: str, tmp_path: Path, cli) -> None:
+def test_what_is_wrong_is_one_line_and_runs_nothing(old: str, new: str, text: str, tmp_path: Path, cli: Cli) -> None:
     assert old in TEXT
     path = write(tmp_path, TEXT.replace(old, new))
     code, out, err = cli("run", path)
@@ -270,13 +272,13 @@ def test_two_branches_cannot_write_one_file(tmp_path: Path) -> None:
         ("views", "KEY=VALUE"),
     ],
 )
-def test_set_of_something_that_is_not_there(setting: str, text: str, tmp_path: Path, cli) -> None:
+def test_set_of_something_that_is_not_there(setting: str, text: str, tmp_path: Path, cli: Cli) -> None:
     code, _, err = cli("run", write(tmp_path), "--set", setting)
     assert code == 2
     assert re.search(text, err), err
 
 
-def test_set_changes_steps_and_variables(tmp_path: Path, cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_set_changes_steps_and_variables(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIEWS", "9")
     path = write(tmp_path)
     changes = {
@@ -296,7 +298,7 @@ def test_a_dollar_can_be_written(tmp_path: Path) -> None:
     assert jobs[-1].step.to == "${x}6.json"  # type: ignore[attr-defined]
 
 
-def test_log_json_and_a_failing_step(tmp_path: Path, cli) -> None:
+def test_log_json_and_a_failing_step(tmp_path: Path, cli: Cli) -> None:
     path = write(tmp_path, FAST.replace("views = 6", "views = {sweep = [4, 6]}"))
     log = tmp_path / "log.jsonl"
     assert cli("run", path, "--log-json", log)[0] == 0
@@ -396,6 +398,7 @@ def test_the_schema_knows_the_examples_and_refuses_mistakes(cli: Callable[..., t
     code, out, _ = cli("run", "--schema")
     assert code == 0
     assert json.loads(out) == schema()
+    jsonschema = pytest.importorskip("jsonschema")
     jsonschema.Draft202012Validator.check_schema(schema())
     validator = jsonschema.Draft202012Validator(schema())
     texts = [TEXT, *(path.read_text() for path in sorted(EXAMPLES.glob("*.toml")))]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from invsolve.files.opening import open_measurement
 from invsolve.pipeline import Load, Reconstruct, Report, StepFailed
 from invsolve.report.residual import open_scan
 from tests.support.pipelines import TEXT, write
+from tests.support.types import Cli
 
 FAST = TEXT.replace('prior = "slow"\nstrategy = "dds"\nset = {steps = "${steps}"}\nsamples = 2', 'strategy = "linear"')
 
@@ -28,7 +30,7 @@ def test_how_the_network_calculates_counts(change: dict, tmp_path: Path) -> None
     assert states == {"truth": "cached", "scan": "cached", "recon": "run", "scores": "run"}
 
 
-def test_a_plugin_of_the_command_line_is_loaded_and_counts(tmp_path: Path, cli) -> None:
+def test_a_plugin_of_the_command_line_is_loaded_and_counts(tmp_path: Path, cli: Cli) -> None:
     path = write(tmp_path, TEXT.replace('plugins = ["./slow.py"]', ""))
     assert cli("run", path, "--dry-run")[0] == 2
     plugin = tmp_path / "slow.py"
@@ -72,8 +74,13 @@ def test_a_report_is_given_the_scan_of_the_pipeline(tmp_path: Path) -> None:
         },
         base=tmp_path,
     )
+
+    def noted(path: Path, *rest: Any) -> Any:
+        seen.append(path)
+        return open_scan(path, *rest)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("invsolve.report.open_scan", lambda p, *rest: (seen.append(p), open_scan(p, *rest))[1])
+        patch.setattr("invsolve.report.open_scan", noted)
         pipeline.run()
     assert seen == [tmp_path / "kept.h5"]
 

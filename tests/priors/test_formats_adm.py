@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -164,8 +165,8 @@ MODELS = {
 }
 
 
-def options(model: Model) -> dict[str, object]:
-    heads = {"num_heads": model.heads} if model.heads else {"num_head_channels": model.head}
+def options(model: Model) -> dict[str, Any]:
+    heads: dict[str, Any] = {"num_heads": model.heads} if model.heads else {"num_head_channels": model.head}
     return heads | ({"new_attention_order": True} if model.new_order else {})
 
 
@@ -263,7 +264,7 @@ def spoilt(change: str) -> Weights:
 def test_what_is_not_read_gets_one_line(change: str, text: str, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save(spoilt(change), path)
-    given = {} if change == "heads" else {"num_head_channels": 16}
+    given: dict[str, Any] = {} if change == "heads" else {"num_head_channels": 16}
     if change == "preset":
         given["preset"] = "ffhq-256"
     with pytest.raises(UserError) as caught:

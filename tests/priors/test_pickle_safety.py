@@ -97,6 +97,7 @@ def test_the_mark_works(tmp_path: Path, mark: Path) -> None:
     assert mark.exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")  # torch's own, on such a file
 @pytest.mark.usefixtures("deepinv")
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".pkl", ".ckpt", ".safetensors"])
 @pytest.mark.parametrize("write", WRITERS)
@@ -144,6 +145,8 @@ def test_refusal_says_the_way_out(kind: str, tmp_path: Path, mark: Path) -> None
     assert "docs/priors.md" in text
 
 
+@pytest.mark.filterwarnings("ignore:'torch.load' received a zip file:UserWarning")  # torch's own, on such a file
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, on such a file
 def test_whole_modules_and_scripts_are_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "whole.pt")
     with pytest.raises(UserError, match="would run code"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -69,10 +70,14 @@ def test_wrong_range_of_images_from_0_to_1(kind: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"parametrisation": "epsilon", "schedule": "linear"}, {"parametrisation": "flow"}])
-def test_real_network_read_wrongly(wrong: dict[str, object]) -> None:
-    bundled = invsolve.load_prior("ct-128")
-    size = {"event_shape": (1, None, None), "multiple": bundled.multiple}
-    right = {"parametrisation": "edm", "time_scale": 4 * bundled.noise_label_scale, "sigma_data": bundled.sigma_data}
+def test_real_network_read_wrongly(wrong: dict[str, Any]) -> None:
+    bundled: Any = invsolve.load_prior("ct-128")
+    size: dict[str, Any] = {"event_shape": (1, None, None), "multiple": bundled.multiple}
+    right: dict[str, Any] = {
+        "parametrisation": "edm",
+        "time_scale": 4 * bundled.noise_label_scale,
+        "sigma_data": bundled.sigma_data,
+    }
     prior = invsolve.prior_from(bundled.network, **right, **size)
     x = torch.randn(1, 1, 20, 28)
     torch.testing.assert_close(prior.denoise(x, torch.tensor(0.3)), bundled.denoise(x, torch.tensor(0.3)))
@@ -126,6 +131,7 @@ def test_conformance(kind: str) -> None:
     assert report, str(report)
 
 
+@pytest.mark.discrepant
 @pytest.mark.parametrize("kind", ["epsilon", "ve score", "flow"])
 def test_reconstruction_through_a_foreign_network(kind: str) -> None:
     """A strategy must not notice that the denoiser in its hands is a wrapped network."""

@@ -3,6 +3,7 @@
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 import invsolve
 from invsolve.plugins.priors.unet import HEADER, UNetPrior, make_network, read_header, save
 from invsolve.testing import check_prior
+from tests.support.types import narrow
 
 CONFIG = {
     "in_channels": 1,
@@ -52,7 +54,7 @@ def test_a_file_goes_round(path: Path, tmp_path: Path) -> None:
     assert prior.data_range == (-1000.0, 2000.0)
     assert (prior.sigma_min, prior.sigma_max) == (0.01, 30.0)
     again = tmp_path / "again.safetensors"
-    save(again, prior.network.state_dict(), read_header(path), torch.float32)
+    save(again, prior.network.state_dict(), narrow(dict, read_header(path)), torch.float32)
     x, sigma = torch.randn(2, 1, 17, 22), torch.tensor(0.4)
     torch.testing.assert_close(invsolve.load_prior(again).denoise(x, sigma), prior.denoise(x, sigma))
     assert invsolve.load_prior(again).state_dict().keys() == prior.state_dict().keys()
@@ -103,7 +105,7 @@ class Trap:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return (Path.touch, (self.path,))
 
 

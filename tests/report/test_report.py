@@ -15,6 +15,7 @@ import invsolve
 from invsolve.api.provenance import operator_record
 from invsolve.contracts.noise import Gaussian
 from invsolve.datasets import hdf5
+from invsolve.datasets.layouts.own import OwnLayout
 from invsolve.errors import UserError
 from invsolve.jobs.evaluation import evaluate_file
 from invsolve.report import write_report
@@ -131,7 +132,7 @@ def scan_of(tmp_path: Path, name: str, **parameters: object) -> tuple[Path, torc
 )
 def test_the_truth_leaves_a_residual_of_one(name: str, parameters: dict, signed: bool, tmp_path: Path) -> None:
     scan, truth = scan_of(tmp_path, name, **parameters)
-    record = operator_record(hdf5.OwnLayout().open(scan, invsolve.make).operator)
+    record = operator_record(OwnLayout().open(scan, invsolve.make).operator)
     recon = write_result(tmp_path / "recon.h5", items=3, shape=(1, 32, 32), config=CONFIG | {"operator": record})
     measured = open_scan(scan, hdf5.read_result(recon))
     found = standardised(measured, truth[1], 1)
@@ -150,7 +151,7 @@ def test_the_truth_leaves_a_residual_of_one(name: str, parameters: dict, signed:
 
 def test_the_scan_is_found_where_it_was_and_no_other_is_taken(tmp_path: Path, cli: Callable) -> None:
     scan, _ = scan_of(tmp_path, "inpainting", fraction=0.5, image_size=32)
-    record = hdf5.OwnLayout().open(scan, invsolve.make)
+    record = OwnLayout().open(scan, invsolve.make)
     entry = {
         "input": {"file": str(scan), "fingerprint": record.fingerprint},
         "operator": operator_record(record.operator),

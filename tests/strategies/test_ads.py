@@ -20,6 +20,7 @@ from invsolve.engine.batch import run_batch
 from invsolve.engine.options import Options
 from invsolve.numerics.random import ChainRandom
 from invsolve.testing.exact import exact_posterior
+from tests.support.types import offered
 
 ITEMS, PARTICLES = 2, 4
 CHAINS = [(item, particle) for item in range(ITEMS) for particle in range(PARTICLES)]
@@ -111,7 +112,7 @@ def test_the_score_of_a_group_is_the_papers_over_its_entries(kind: str) -> None:
     assert isinstance(operator, MaskableOperator)
     draws = torch.randn(3, 1, 6, 6, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
     problem = Problem(None, operator, invsolve.Gaussian(0.1), draws, (1, 6, 6), samples_per_item=3)
-    score = invsolve.strategy("ads", entropy=kind, width=0.7).score(problem, draws, 6)
+    score = offered(invsolve.strategy("ads", entropy=kind, width=0.7)).score(problem, draws, 6)
     columns = draws[:, 0]  # (particles, rows, columns): a group is a column, rows and both parts of a number together
     squared = [[[float((a[:, c] - b[:, c]).abs().square().sum()) for b in columns] for a in columns] for c in range(6)]
     mean = sum(sum(sum(row) for row in group) for group in squared) / (6 * 9)
@@ -164,6 +165,7 @@ class TestADS:
         rec = invsolve.reconstruct(y, operator, prior, noise=invsolve.Gaussian(0.01), strategy=strategy, samples=6)
         return rec, operator
 
+    @pytest.mark.discrepant
     @pytest.mark.parametrize(
         "settings",
         [{}, {"budget": 16}, {"budget": 1}, {"initial": (7, 8, 9)}, {"window": (0.1, 0.3)}, {"entropy": "variance"}],
@@ -177,12 +179,14 @@ class TestADS:
         for group in settings.get("initial", ()):
             assert (order[..., group] == 0).all()
 
+    @pytest.mark.discrepant
     def test_particles_share_a_mask_and_items_do_not_have_to(self) -> None:
         rec, _ = self.run()
         order = rec.diagnostics["acquired_at"]
         assert (order == order[:, :1]).all()
         assert not (order[0] == order[1]).all()
 
+    @pytest.mark.discrepant
     def test_it_uses_only_what_it_acquired(self) -> None:
         # What is never acquired may be anything, even wrong by orders of magnitude.
         operator = invsolve.operator("mri", image_size=16)
@@ -200,12 +204,14 @@ class TestADS:
         ]
         assert torch.equal(*runs)
 
+    @pytest.mark.discrepant
     def test_the_first_choice_is_where_the_prior_is_most_uncertain(self) -> None:
         # k-space columns of a stationary field are independent: their variance is the spectrum, largest at the centre.
         rec, _ = self.run(budget=1, window=(0.6, 0.7))
         chosen = rec.diagnostics["acquired_at"][:, 0].argmax(-1)
         assert ((chosen - 8).abs() <= 1).all()
 
+    @pytest.mark.discrepant
     def test_more_measurements_leave_less_uncertainty(self) -> None:
         spread = [float(self.run(budget=b, window=(0.0, 0.4))[0].std.mean()) for b in (2, 6, 14)]
         assert spread[0] > spread[1] > spread[2]

@@ -22,6 +22,7 @@ from invsolve.plugins.strategies import _particles as particles
 from invsolve.plugins.strategies.mcgdiff import gained, guided
 from invsolve.plugins.strategies.tds import isotropic_twist, moment_twist, short_of_the_data
 from invsolve.testing.exact import exact_posterior
+from tests.support.types import linear_operator
 
 WEIGHTS = torch.tensor([[0.5, 0.21, 0.02, 0.27], [0.0, 1.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]], dtype=torch.float64)
 
@@ -112,7 +113,7 @@ def test_the_isotropic_twist_stays_accurate_without_noise() -> None:
     logs, images = [], some_images(exact_posterior(samples=3, dtype=torch.float64).problem, 0.3)
     for dtype in (torch.float32, torch.float64):
         problem = exact_posterior(
-            invsolve.operator("inpainting", fraction=0.5, image_size=16), samples=3, dtype=dtype
+            linear_operator("inpainting", fraction=0.5, image_size=16), samples=3, dtype=dtype
         ).problem
         problem = replace(problem, noise=invsolve.Gaussian(0.0))
         logs.append(isotropic_twist(problem, images.to(dtype), 0.3)[2].double())
@@ -184,7 +185,7 @@ def test_modes_get_their_weights_and_their_width(strategy: invsolve.Strategy) ->
     second = x[:, 0] > 0
     # Three and a half standard errors of a share of 300 draws; of a mean of 210 and of a width of 210, 0.24 and 0.17.
     assert abs(float(second.double().mean()) - exact) < 3.5 * math.sqrt(exact * (1 - exact) / rows)
-    a = problem.linear.matrix[0]  # type: ignore[union-attr]
+    a = problem.linear.matrix[0]
     covariance = torch.eye(2, dtype=torch.float64) - torch.outer(a, a) / (a.square().sum() + 1)
     mean = torch.tensor([-4.0, 3.0], dtype=torch.float64)
     mean = mean + a / (a.square().sum() + 1) * (0.5 - a @ mean)
@@ -278,7 +279,7 @@ def test_items_with_other_data_and_noise_do_not_touch_each_other(name: str) -> N
 def test_a_sample_costs_its_particles_and_ends_at_the_price_asked(name: str) -> None:
     problem, _ = two_modes(2)
     for evaluations in (100, 400):
-        strategy = replace(invsolve.strategy(name), start=500.0).at_cost(evaluations)
+        strategy = invsolve.strategy(name, start=500.0).at_cost(evaluations)
         facts = run_batch(replace(problem), strategy, ChainRandom(0, [(0, 0), (0, 1)])).facts
         spent = facts["network_calls"] + facts["vjp_calls"]
         assert 0.8 * evaluations <= spent <= evaluations

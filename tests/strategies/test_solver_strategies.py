@@ -17,6 +17,7 @@ from invsolve.numerics.random import ChainRandom
 from invsolve.testing.distances import compare
 from invsolve.testing.exact import exact_posterior
 from invsolve.testing.operators import dense
+from tests.support.types import narrow, offered
 
 CHAINS = [(0, 0), (0, 1), (1, 0)]
 
@@ -41,7 +42,7 @@ def test_steered_is_ancestral_sampling_with_corrected_pixels(problem: Problem) -
         unknown = problem.prior.error(sigma)
         # What is measured weighs in by its precision; in the noise-free limit it replaces the pixel.
         mean = (problem.y / 0.05**2 + estimate / unknown) / (1 / 0.05**2 + 1 / unknown)
-        estimate = torch.where(mask, mean, estimate)
+        estimate = torch.where(narrow(torch.Tensor, mask), mean, estimate)
         x = estimate + (sigma_next / sigma) ** 2 * (x - estimate)
         x = x + sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2) * rng.at(k).normal(x)
     ours = run_batch(problem, strategy, ChainRandom(3, CHAINS)).images
@@ -83,7 +84,7 @@ def test_splits_guidance_is_the_score_of_a_gaussian_likelihood(problem: Problem,
     best = (residual.detach() * seen).sum(1) / (seen * seen).sum(1)
     wanted = wanted * best.clamp(0, 1).view(-1, 1, 1, 1)
     with torch.no_grad():
-        got, left = invsolve.strategy("split").guidance(problem, x.detach(), sigma)
+        got, left = offered(invsolve.strategy("split")).guidance(problem, x.detach(), sigma)
     torch.testing.assert_close(left.flatten(1), residual.detach())
     torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-4)
 
@@ -93,7 +94,7 @@ def test_splits_history_holds_the_prior_alone(problem: Problem, splitting: str) 
     strategy = invsolve.strategy("split", splitting=splitting)
     x = 2.0 * ChainRandom(0, CHAINS).normal(problem.zeros())
     with torch.no_grad():
-        shift, _ = strategy.guidance(problem, x, 2.0)
+        shift, _ = offered(strategy).guidance(problem, x, 2.0)
         state = strategy.step(problem, {"x": x}, 2.0, 1.0, ChainRandom(0, CHAINS))
     share = 0.5 if splitting == "lie" else 1 - 0.5**0.5
     torch.testing.assert_close(state["past"][:, 0], denoise(problem, x + share * shift, 2.0))
@@ -106,9 +107,9 @@ def test_projection_replaces_noise_free_pixels_at_the_level_reached() -> None:
     mask = sharp.operator.measured()
     x = ChainRandom(1, CHAINS).normal(sharp.zeros())
     with torch.no_grad():
-        moved = strategy.project(sharp, x, 0.7, 0.1, ChainRandom(0, CHAINS))
+        moved = offered(strategy).project(sharp, x, 0.7, 0.1, ChainRandom(0, CHAINS))
     noise = 0.7 * ChainRandom(0, CHAINS).normal(x)
-    torch.testing.assert_close(moved, torch.where(mask, sharp.y + noise, x), atol=1e-5, rtol=0)
+    torch.testing.assert_close(moved, torch.where(narrow(torch.Tensor, mask), sharp.y + noise, x), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("steps", [40, 120])

@@ -19,6 +19,7 @@ from invsolve.numerics.random import ChainRandom
 from invsolve.plugins.strategies._likelihood import draw, gaussian_draw, langevin
 from invsolve.plugins.strategies._reverse import reverse
 from invsolve.testing.exact import exact_posterior
+from tests.support.types import narrow
 
 
 class Matrix(LinearOperator):
@@ -128,7 +129,7 @@ def test_the_flow_of_a_gaussian_field_has_a_closed_form() -> None:
     problem = exact_posterior(samples=2, dtype=torch.float64).problem
     rng = ChainRandom(0, [(0, 0), (0, 1)])
     x = 3.0 * rng.normal(problem.zeros())
-    spectrum = problem.prior.spectrum
+    spectrum = narrow(torch.Tensor, problem.prior.spectrum)
     wanted = torch.fft.ifft2((spectrum / (spectrum + 9.0)).sqrt() * torch.fft.fft2(x)).real
     end, first = reverse(problem, x, 3.0, 80, 0.0, rng)
     # The grid ends at sigma_min = 0.01, of which one step of size 0.01 is left.
@@ -246,6 +247,8 @@ def white_problem(operator: Operator, noise: invsolve.Noise, y: float, rows: int
 )
 @pytest.mark.parametrize("kind", ["transmission", "poisson"])
 def test_nonlinear_and_poisson_posteriors_are_drawn(strategy: invsolve.Strategy, kind: str) -> None:
+    noise: invsolve.Noise
+    operator: invsolve.Operator
     if kind == "transmission":
         noise, operator, y = invsolve.Gaussian(0.1), Transmission(), 0.2
         mean, std = integral(lambda v: -((y - (-2 * v).exp()) ** 2) / (2 * 0.1**2), 0.5, 0.15)

@@ -59,7 +59,7 @@ def test_fitted_dps_is_exact_for_one_measured_number() -> None:
     problem = exact_posterior(Line(), samples=3, dtype=torch.float64).problem
     sigma = 0.3
     z = sigma * ChainRandom(5, CHAINS).normal(problem.zeros())
-    covariance = problem.prior.covariance()  # type: ignore[operator]
+    covariance = problem.prior.covariance()
     row = torch.zeros(1, 256, dtype=torch.float64)
     row[0, :16] = 1
     # Two measurements of x0: z itself with noise sigma, and y.

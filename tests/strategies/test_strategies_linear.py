@@ -15,6 +15,7 @@ from invsolve.contracts.scale import Scale
 from invsolve.engine.batch import run_batch
 from invsolve.numerics.random import ChainRandom
 from invsolve.testing.operators import dense
+from tests.support.types import narrow
 
 NAMES = ("pigdm", "mcg", "ddnm", "ddrm", "diffpir", "dds")
 CHAINS = [(0, 0), (0, 1), (1, 0)]
@@ -242,7 +243,7 @@ def test_ddrm_starts_around_data_that_are_better_than_the_first_level() -> None:
     x = strategy.init(problem, ChainRandom(3, CHAINS).at(0))["x"]
     sigma = float(strategy.schedule(problem)[0])
     n = ChainRandom(3, CHAINS).at(0).normal(problem.zeros())
-    mask = problem.operator.measured()
+    mask = narrow(torch.Tensor, problem.operator.measured())
     wanted = torch.where(mask, problem.y + math.sqrt(sigma**2 - 0.1**2) * n, sigma * n)
     torch.testing.assert_close(x, wanted, atol=1e-10, rtol=0)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 SIDE = 64
 #: What can be asked for, with the arguments by which `prior_from` reads it rightly.
-KINDS: dict[str, dict[str, object]] = {
+KINDS: dict[str, dict[str, Any]] = {
     "epsilon": {"parametrisation": "epsilon", "schedule": "linear"},
     "epsilon cosine": {"parametrisation": "epsilon", "schedule": "cosine"},
     "v": {"parametrisation": "v", "schedule": "linear"},
@@ -89,13 +91,15 @@ class GaussianNet(nn.Module):
             out = noise if "epsilon" in self.kind else image
         return out.to(x.dtype)
 
-    def exact(self, x: Tensor, sigma: float) -> Tensor:
+    spectrum: Tensor
+
+    def exact(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """E[x0 | x] at x = x0 + sigma n, in double precision."""
         gain = self.spectrum / (self.spectrum + sigma**2)
         return self.mean + torch.fft.ifft2(gain * torch.fft.fft2(x.double() - self.mean)).real
 
 
-def arguments(kind: str, unit_range: bool = False) -> dict[str, object]:
+def arguments(kind: str, unit_range: bool = False) -> dict[str, Any]:
     """The arguments of `prior_from` that read a network of this kind rightly."""
     given = dict(KINDS[kind], event_shape=(1, SIDE, SIDE))
     if unit_range:

@@ -72,7 +72,7 @@ class Browser:
         os.close(self._in)
         self._profile.cleanup()
 
-    def send(self, method: str, timeout: float = 60.0, **parameters: Any) -> dict[str, Any]:
+    def send(self, method: str, timeout: float = 300.0, **parameters: Any) -> dict[str, Any]:
         """Call a method of the protocol and wait for its answer."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
@@ -124,7 +124,7 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait(self, condition: str, timeout: float = 60.0) -> None:
+    def wait(self, condition: str, timeout: float = 300.0) -> None:
         """Wait until an expression is true."""
         end = time.monotonic() + timeout
         while not self.run(condition):
@@ -163,7 +163,7 @@ class Browser:
 
     def key(self, name: str) -> None:
         """Press and release a key, such as ArrowRight or s."""
-        text = {"text": name} if len(name) == 1 else {}
+        text: dict[str, Any] = {"text": name} if len(name) == 1 else {}
         code = {"ArrowRight": 39, "ArrowLeft": 37, "PageDown": 34, "Home": 36, "End": 35}.get(name, 0)
         self.send("Input.dispatchKeyEvent", type="keyDown", key=name, windowsVirtualKeyCode=code, **text)
         self.send("Input.dispatchKeyEvent", type="keyUp", key=name, windowsVirtualKeyCode=code)

@@ -53,11 +53,10 @@ def conv(w: Weights, name: str, x: Tensor, stride: int = 1, padding: int | None 
     pad = size // 2 if padding is None else padding
     x = F.pad(x, (pad, pad, pad, pad))
     rows, columns = x.shape[-2] - size + 1, x.shape[-1] - size + 1
-    total = sum(
-        torch.einsum("oc,bcrs->bors", kernel[:, :, i, j], x[:, :, i : i + rows, j : j + columns])
-        for i in range(size)
-        for j in range(size)
-    )
+    total = x.new_zeros(())
+    for i in range(size):
+        for j in range(size):
+            total = total + torch.einsum("oc,bcrs->bors", kernel[:, :, i, j], x[:, :, i : i + rows, j : j + columns])
     total = total[:, :, ::stride, ::stride]
     return total if bias is None else total + bias.view(1, -1, 1, 1)
 
@@ -93,7 +92,10 @@ def filtered(x: Tensor, taps: list[float], up: bool) -> Tensor:
         wide, before, after = x, (n - 1) // 2, (n - 1) // 2
     padded = F.pad(wide, (before, after, before, after))
     rows, columns = padded.shape[-2] - n + 1, padded.shape[-1] - n + 1
-    out = sum(k[i] * k[j] * padded[..., i : i + rows, j : j + columns] for i in range(n) for j in range(n))
+    out = x.new_zeros(())
+    for i in range(n):
+        for j in range(n):
+            out = out + k[i] * k[j] * padded[..., i : i + rows, j : j + columns]
     return out if up else out[..., ::2, ::2]
 
 

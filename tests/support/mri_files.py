@@ -1,6 +1,7 @@
 """Small MRI files whose answer is known: fastMRI and ISMRMRD, with everything that makes reading them wrong."""
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -78,9 +79,16 @@ def write_fastmri(path: Path, mask: np.ndarray | None = None) -> Path:
     return path
 
 
-_INDEX = [(n, "<u2") for n in ("kspace_encode_step_1", "kspace_encode_step_2", "average", "slice", "contrast", "phase")]
+_INDEX: list[tuple[Any, ...]] = [
+    (n, "<u2") for n in ("kspace_encode_step_1", "kspace_encode_step_2", "average", "slice", "contrast", "phase")
+]
 _INDEX += [("repetition", "<u2"), ("set", "<u2"), ("segment", "<u2"), ("user", "<u2", (8,))]
-_HEAD = [("version", "<u2"), ("flags", "<u8"), ("measurement_uid", "<u4"), ("scan_counter", "<u4")]
+_HEAD: list[tuple[Any, ...]] = [
+    ("version", "<u2"),
+    ("flags", "<u8"),
+    ("measurement_uid", "<u4"),
+    ("scan_counter", "<u4"),
+]
 _HEAD += [("acquisition_time_stamp", "<u4"), ("physiology_time_stamp", "<u4", (3,)), ("number_of_samples", "<u2")]
 _HEAD += [("available_channels", "<u2"), ("active_channels", "<u2"), ("channel_mask", "<u8", (16,))]
 _HEAD += [("discard_pre", "<u2"), ("discard_post", "<u2"), ("center_sample", "<u2"), ("encoding_space_ref", "<u2")]

@@ -29,7 +29,7 @@ def images(items: int, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
     found = []
     for item in range(items):
         centre = 0.5 * torch.cos(torch.tensor(item + 1.0))
-        distance = sum((axis - centre).square() for axis in axes)
+        distance = torch.stack([(axis - centre).square() for axis in axes]).sum(0)
         found.append(900 * torch.exp(-8 * distance) - 800 + 10 * torch.randn(shape, generator=rng))
     return torch.stack(found)
 

@@ -82,7 +82,7 @@ def whole(scan: Path, tmp_path: Path) -> np.ndarray:
 
 def wait_for_items(pattern: str, folder: Path, process: "subprocess.Popen[str]", count: int) -> None:
     """Wait until the files of that name hold `count` finished items, reading them without their locks."""
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         done = 0
         for path in folder.glob(pattern):

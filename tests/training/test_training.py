@@ -78,7 +78,7 @@ def test_a_training_begins_with_the_weights_of_another_prior(pictures: Path, tmp
     (before,) = [x["validation_loss"] for x in lines(first) if "validation_loss" in x][-1:]
     (after,) = [x["validation_loss"] for x in lines(second) if "validation_loss" in x][-1:]
     assert after < 1.1 * before
-    assert "start" in invsolve.load_prior(second).header["training"]["data"]  # type: ignore[attr-defined]
+    assert "start" in invsolve.load_prior(second).header["training"]["data"]
     # Another number of channels costs the first and last layer only.
     two = write(tmp_path / "two.h5", x=np.concatenate([smooth(24, 1, 16, 16), smooth(24, 1, 16, 16, seed=1)], 1))
     train(two, complex_, steps=5, start=str(first))
@@ -131,7 +131,7 @@ def test_from_images_to_a_prior(pictures: Path, tmp_path: Path, cli: Callable[..
 
 
 def wait_for_step(out: Path, process: subprocess.Popen[str], step: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         if Path(f"{out}.partial.pt").exists() and lines_reach(out, step):
             return
@@ -326,7 +326,7 @@ def test_two_processes_share_a_training(signals: Path, tmp_path: Path) -> None:
     command += ["-m", "invsolve", "train", str(signals), "-o", str(out), *options(steps=60, dropout=0), "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "--device", "cpu"], capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path
+        [*command, "--device", "cpu"], capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 60

@@ -62,6 +62,8 @@ class FastUNet(nn.Module):
             are scaled down: the largest that images have, with a margin; None for no limits.
     """
 
+    rates: Tensor
+
     def __init__(
         self,
         in_channels: int,
