@@ -80,6 +80,7 @@ def _open(path: Path) -> h5py.File:
 
 def _check_kind(path: Path) -> None:
     """Refuse what can be told from the first bytes."""
+    check_regular(path)
     if path.is_dir():
         raise UserError(f"{path}: is a folder, expected an HDF5 file; name the file in it")
     if not path.exists():

@@ -11,6 +11,7 @@ from typing import Any
 
 import h5py
 
+from invsolve.datasets.extras import check_regular
 from invsolve.errors import UserError
 
 _DEEP = 32
@@ -30,16 +31,6 @@ def shown(name: bytes | str) -> str:
     text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return text if len(text) <= _LONG else f"{text[:_LONG]}... ({len(text)} characters)"
-
-
-def check_regular(path: Path) -> None:
-    """Refuse a pipe, device or socket: opening one may wait for ever, or do something.
-
-    Raises:
-        UserError: the path is there, and neither a file nor a folder.
-    """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise UserError(f"{path}: is a pipe, device or socket, expected a file; copy its content into a file first")
 
 
 def check_outside(file: h5py.File) -> None:

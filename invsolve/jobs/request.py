@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from invsolve.contracts.scale import Scale
+from invsolve.datasets.hdf5 import check_name
 from invsolve.errors import UserError
 
 
@@ -73,6 +74,7 @@ def read_slices(text: str | None, count: int, source: Path) -> range | None:
 
 
 def refuse_existing(out: Path, overwrite: bool, source: Path) -> None:
+    check_name(out)
     if out.resolve() == source.resolve():
         raise UserError(f"{out}: the output would replace the input; choose another name")
     if not out.parent.is_dir():
