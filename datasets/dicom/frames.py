@@ -21,14 +21,30 @@ _TAGS = (
     *("RescaleSlope", "RescaleIntercept", "RescaleType", "Units", "DoseGridScaling", "DoseUnits"),
     *("GridFrameOffsetVector", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("AcquisitionNumber", "TemporalPositionIdentifier", "EchoTime", "EchoNumbers", "DiffusionBValue"),
-    *("DiffusionGradientOrientation", "TriggerTime", "InversionTime", "FlipAngle", "ImageType", "KVP", "AcquisitionTime"),
+    *(
+        "DiffusionGradientOrientation",
+        "TriggerTime",
+        "InversionTime",
+        "FlipAngle",
+        "ImageType",
+        "KVP",
+        "AcquisitionTime",
+    ),
     "ModalityLUTSequence",
 )
 #: What tells phases, echoes and the like apart where several slices share a position; the surest first.
 APART = (
     *("TemporalPositionIdentifier", "TemporalPositionIndex", "AcquisitionNumber", "StackID", "EchoTime"),
     *("EffectiveEchoTime", "EchoNumbers", "DiffusionBValue", "DiffusionGradientOrientation", "TriggerTime"),
-    *("NominalCardiacTriggerDelayTime", "InversionTime", "FlipAngle", "KVP", "ImageType", "FrameType", "AcquisitionTime"),
+    *(
+        "NominalCardiacTriggerDelayTime",
+        "InversionTime",
+        "FlipAngle",
+        "KVP",
+        "ImageType",
+        "FrameType",
+        "AcquisitionTime",
+    ),
 )
 #: Functional group of enhanced files in which an attribute lies.
 _GROUPS = {
@@ -226,7 +242,9 @@ def _kind(header: Any, rescaled: Any, has_rescale: bool) -> str:
 
 
 def _listed(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
+    return (
+        [] if value is None else list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
+    )
 
 
 def _numbers(value: Any, count: int) -> np.ndarray | None:

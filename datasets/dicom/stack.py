@@ -207,7 +207,9 @@ def _turn(place: Place, notes: list[str]) -> Turn:
     away = np.degrees(np.arccos(min(float(np.abs(normal).max() / size), 1.0))) if size else 0.0
     notes.append(f"{name} slices" + (f", {away:.0f} degrees oblique" if away > 1 else ""))
     if turn != Turn():
-        notes.append("slices are turned as radiologists see them: rows to the back or down, columns to the patient's left")
+        notes.append(
+            "slices are turned as radiologists see them: rows to the back or down, columns to the patient's left"
+        )
     return turn
 
 

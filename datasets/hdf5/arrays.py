@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from invsolve.datasets.extras import check_regular, head
-from invsolve.datasets.hdf5.reading import dataset, datasets, open_readonly, read, text
 from invsolve.datasets.hdf5.matlab import matlab_notes
 from invsolve.datasets.hdf5.pictures import Pictures, is_picture, picture_folder
+from invsolve.datasets.hdf5.reading import dataset, datasets, open_readonly, read, text
 from invsolve.datasets.hdf5.tiff import Tiff, tiff_folder
 from invsolve.errors import UserError
 

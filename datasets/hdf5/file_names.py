@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 
@@ -20,7 +21,7 @@ def said_gaps(files: list[Path]) -> list[str]:
     if len(changing) != 1 or changing[0] % 2 == 0:
         return []
     numbers = [int(p[changing[0]]) for p in parts]
-    steps = [b - a for a, b in zip(numbers, numbers[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(numbers)]
     usual = sorted(steps)[len(steps) // 2]
     jumps = [k for k, step in enumerate(steps) if step != usual]
     if not jumps:

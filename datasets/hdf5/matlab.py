@@ -34,7 +34,11 @@ def matlab_notes(found: Any) -> list[str]:
     if not is_matlab(found):
         return []
     if found.attrs.get("MATLAB_empty", 0):
-        raise UserError(f"{found.file.filename}: dataset {found.name!r} is empty in MATLAB; save it again with its values")
+        raise UserError(
+            f"{found.file.filename}: dataset {found.name!r} is empty in MATLAB; save it again with its values"
+        )
     theirs = " x ".join(map(str, reversed(found.shape)))
     ours = " x ".join(map(str, found.shape))
-    return [f"MATLAB stores axes in reverse: its {theirs} is {ours} in the file, and axes= names them in the file's order"]
+    return [
+        f"MATLAB stores axes in reverse: its {theirs} is {ours} in the file, and axes= names them in the file's order"
+    ]

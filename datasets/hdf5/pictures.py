@@ -16,8 +16,18 @@ _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 #: Pillow's mode -> channels, and the type of the numbers.
 _MODES = {
-    **{"1": (1, "u1"), "L": (1, "u1"), "LA": (1, "u1"), "P": (3, "u1"), "PA": (3, "u1"), "RGB": (3, "u1")},
-    **{"RGBA": (3, "u1"), "I;16": (1, "u2"), "I;16B": (1, "u2"), "I;16L": (1, "u2"), "I": (1, "i4"), "F": (1, "f4")},
+    "1": (1, "u1"),
+    "L": (1, "u1"),
+    "LA": (1, "u1"),
+    "P": (3, "u1"),
+    "PA": (3, "u1"),
+    "RGB": (3, "u1"),
+    "RGBA": (3, "u1"),
+    "I;16": (1, "u2"),
+    "I;16B": (1, "u2"),
+    "I;16L": (1, "u2"),
+    "I": (1, "i4"),
+    "F": (1, "f4"),
 }
 
 
@@ -61,7 +71,9 @@ class Pictures:
         self.single = len(files) == 1
         self.shape: tuple[int, ...] = plane if self.single else (len(files), *plane)
         self.chunks: tuple[int, ...] | None = None if self.single else (1, *plane)
-        self.axes = ",".join([*([] if self.single else ["item"]), "row", "column", *(["channel"] if channels > 1 else [])])
+        self.axes = ",".join(
+            [*([] if self.single else ["item"]), "row", "column", *(["channel"] if channels > 1 else [])]
+        )
         self.notes = (*notes, *said_gaps(files)) if len(files) > 1 else tuple(notes)
 
     def read(self, selection: tuple[Any, ...]) -> np.ndarray:

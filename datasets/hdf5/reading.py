@@ -93,7 +93,6 @@ def _check_kind(path: Path) -> None:
             else ("" if folder.is_dir() else f" The folder {folder} does not exist either.")
         )
         raise UserError(f"{path}: no such file; check the path.{hint}")
-    check_regular(path)
     try:
         with path.open("rb") as stream:
             head = stream.read(64)

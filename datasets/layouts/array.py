@@ -13,16 +13,16 @@ from torch import Tensor
 
 from invsolve.contracts.layout import Layout, Make, make_for
 from invsolve.contracts.measurement import Images, Measurement
-from invsolve.datasets.tomography.sinograms import Beam, degrees_of, reader
 from invsolve.datasets.hdf5.arrays import Source, files_of, open_array, opens_array
-from invsolve.datasets.tomography.centre import find_centre
-from invsolve.datasets.tomography.counts import kept
 from invsolve.datasets.hdf5.reading import fingerprint
 from invsolve.datasets.hdf5.rows import OneByOne
 from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
+from invsolve.datasets.tomography.centre import find_centre
+from invsolve.datasets.tomography.counts import kept
 from invsolve.datasets.tomography.projections import option_hash
 from invsolve.datasets.tomography.rings import suppress_rings
 from invsolve.datasets.tomography.row_cache import RowCache, gather
+from invsolve.datasets.tomography.sinograms import Beam, degrees_of, reader
 from invsolve.errors import UserError
 
 _ITEM, _CHANNEL, _ANGLE, _COIL = "item", "channel", "angle", "coil"

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from invsolve.contracts.layout import Make
 from invsolve.contracts.measurement import Images, Measurement
-from invsolve.datasets.mri.cfl import DIMENSIONS, is_cfl, read_cfl
 from invsolve.datasets.hdf5.reading import fingerprint
 from invsolve.datasets.hdf5.rows import OneByOne
+from invsolve.datasets.mri.cfl import DIMENSIONS, is_cfl, read_cfl
 from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
 from invsolve.datasets.tomography.projections import option_hash
 from invsolve.errors import UserError
@@ -164,4 +164,7 @@ def _plane(array: np.ndarray, others: list[int], item: int) -> np.ndarray:
 
 
 def _sizes(array: np.ndarray) -> str:
-    return " x ".join(f"{size} {name}" for size, name in zip(array.shape, DIMENSIONS, strict=True) if size > 1) or "one number"
+    return (
+        " x ".join(f"{size} {name}" for size, name in zip(array.shape, DIMENSIONS, strict=True) if size > 1)
+        or "one number"
+    )

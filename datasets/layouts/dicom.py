@@ -16,8 +16,8 @@ from invsolve.datasets.dicom.stack import Stack, regular
 from invsolve.datasets.extras import check_regular, need
 from invsolve.datasets.hdf5.reading import fingerprint
 from invsolve.datasets.hdf5.rows import OneByOne
-from invsolve.datasets.tomography.projections import option_hash
 from invsolve.datasets.hdf5.square_pixels import squared
+from invsolve.datasets.tomography.projections import option_hash
 from invsolve.errors import UserError
 
 #: Files of a folder whose first bytes are looked at, beyond those whose name says what they are.

@@ -13,8 +13,8 @@ from invsolve.contracts.measurement import Images, Rows
 from invsolve.datasets.extras import check_regular, head, need
 from invsolve.datasets.hdf5.reading import fingerprint
 from invsolve.datasets.hdf5.rows import OneByOne
-from invsolve.datasets.tomography.projections import option_hash
 from invsolve.datasets.hdf5.square_pixels import squared
+from invsolve.datasets.tomography.projections import option_hash
 from invsolve.errors import UserError
 
 # Of a RAS+ volume (x to the right, y to the front, z up): the axis of the slices, then image rows and columns with their

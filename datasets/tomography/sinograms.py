@@ -40,7 +40,9 @@ def degrees_of(angles: int | str | Tensor | None, count: int, path: Path, unit: 
             ) from None
         degrees = start + np.arange(count) * (stop - start) / count
         if start == stop:
-            raise UserError(f"{path}: angles={angles!r} is one angle for {count} projections; give START:STOP in degrees")
+            raise UserError(
+                f"{path}: angles={angles!r} is one angle for {count} projections; give START:STOP in degrees"
+            )
     elif isinstance(angles, int):
         degrees = np.arange(angles) * 180 / max(angles, 1)
     else:
@@ -88,7 +90,9 @@ class Beam:
         if self.air:
             left, right = (part.mean(1, keepdims=True) for part in (values[:, : self.air], values[:, -self.air :]))
             if not ((left > 0) & (right > 0)).all():
-                raise UserError(f"{self.path}: air={self.air}: the outer columns see no beam in some projections; lower it")
+                raise UserError(
+                    f"{self.path}: air={self.air}: the outer columns see no beam in some projections; lower it"
+                )
             middle = (self.air - 1) / 2
             share = (np.arange(values.shape[1]) - middle) / (values.shape[1] - 1 - 2 * middle)
             values = values / (left + (right - left) * share)
@@ -116,7 +120,9 @@ def _mend(flat: np.ndarray, path: Path, notes: list[str]) -> None:
     """Fill pixels without beam in the flat field from their neighbours along the columns, in place."""
     dead = ~(flat > 0)
     if dead.all(1).any():
-        raise UserError(f"{path}: the flat field is not brighter than the dark field in a whole detector row; check both")
+        raise UserError(
+            f"{path}: the flat field is not brighter than the dark field in a whole detector row; check both"
+        )
     columns = np.arange(flat.shape[1])
     for row in np.flatnonzero(dead.any(1)):
         flat[row, dead[row]] = np.interp(columns[dead[row]], columns[~dead[row]], flat[row, ~dead[row]])

@@ -261,7 +261,10 @@ def _matlab(path: Path, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> di
     return {
         "kind": "unknown",
         "text": "a MATLAB file (7.3)",
-        "notes": [f"{n}: {' x '.join(map(str, reversed(s)))} in MATLAB, in reverse in the file" for n, (s, _) in shapes.items()],
+        "notes": [
+            f"{n}: {' x '.join(map(str, reversed(s)))} in MATLAB, in reverse in the file"
+            for n, (s, _) in shapes.items()
+        ],
         "missing": [
             "which variable holds what, and the names of its axes in the file's order: --layout array --read dataset=... --read "
             "axes=..."

@@ -41,6 +41,18 @@ def test_a_whole_turn_by_range(tmp_path: Path) -> None:
             Array(axes="angle,column", angles=text, values="integrals").open(path, invsolve.operator)
 
 
+@pytest.mark.parametrize("dtype", [">f8", ">f4", ">i2", "f8"])
+def test_angles_of_any_byte_order(dtype: str, tmp_path: Path) -> None:
+    angles = np.arange(0, 180, 20).astype(dtype)
+    given = invsolve.operator("ct", image_size=16, angles=angles)
+    assert given.geometry.angles == tuple(range(0, 180, 20))
+    np.save(tmp_path / "angles.npy", angles)
+    np.save(tmp_path / "sino.npy", np.ones((9, 16), dtype))
+    options = {"axes": "angle,column", "values": "integrals", "centre": 7.5}
+    scan = Array(angles=str(tmp_path / "angles.npy"), **options).open(tmp_path / "sino.npy", invsolve.operator)
+    assert scan.operator.geometry.angles == given.geometry.angles
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_flats_and_darks_from_files(rows: int, tmp_path: Path) -> None:
     projections, flats, darks = counts(rows)
@@ -48,7 +60,9 @@ def test_flats_and_darks_from_files(rows: int, tmp_path: Path) -> None:
     np.save(tmp_path / "flat.npy", flats)
     tifffile.imwrite(tmp_path / "dark.tif", darks.astype(np.uint16), photometric="minisblack", metadata=None)
     options = {"flat": str(tmp_path / "flat.npy"), "dark": str(tmp_path / "dark.tif"), "values": "counts"}
-    scan = Array(axes="angle,row,column", angles="0:360", centre=19.5, **options).open(tmp_path / "sino.tif", invsolve.operator)
+    scan = Array(axes="angle,row,column", angles="0:360", centre=19.5, **options).open(
+        tmp_path / "sino.tif", invsolve.operator
+    )
     assert scan.y[0:rows].shape == (rows, 72, 40)
     assert np.allclose(scan.y[0:rows].numpy(), LINES, atol=2e-5)
     assert "flat field: median of 3 frames of flat.npy" in scan.notes
@@ -59,7 +73,8 @@ def test_a_beam_that_decays_is_seen_in_the_columns_of_air(tmp_path: Path) -> Non
     decay = np.linspace(1, 0.7, 72)[:, None] * np.linspace(1, 1.2, 40)
     np.save(tmp_path / "sino.npy", 5000 * decay * np.exp(-LINES))
     assert np.abs(LINES[:, [0, 1, 2, -3, -2, -1]]).max() == 0
-    scan = Array(axes="angle,column", angles="0:360", values="counts", air=3, centre=19.5).open(tmp_path / "sino.npy", invsolve.operator)
+    options = {"values": "counts", "air": 3, "centre": 19.5}
+    scan = Array(axes="angle,column", angles="0:360", **options).open(tmp_path / "sino.npy", invsolve.operator)
     assert np.allclose(scan.y[0:1].numpy()[0], LINES, atol=1e-5)
     assert any("outer 3 columns" in n for n in scan.notes)
 

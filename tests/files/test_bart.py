@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.support.mri_files import scene
 
 import invsolve
 from invsolve.datasets.layouts.bart import BART
 from invsolve.datasets.layouts.nifti import NIfTI
 from invsolve.errors import UserError
+from tests.support.mri_files import scene
 
 RNG = np.random.default_rng(0)
 

@@ -70,7 +70,9 @@ def test_grey_palettes_are_applied_and_coloured_ones_refused(grey: bool, tmp_pat
     tables |= {f"{c}PaletteColorLookupTableDescriptor": [4, 0, 16] for c in colours}
     path = folder(tmp_path, pixels, Modality="US", PhotometricInterpretation="PALETTE COLOR", **tables)
     if grey:
-        assert np.array_equal(values(path)[0], pydicom.pixels.apply_color_lut(pixels, pydicom.dcmread(path / "a.dcm"))[..., 0])
+        assert np.array_equal(
+            values(path)[0], pydicom.pixels.apply_color_lut(pixels, pydicom.dcmread(path / "a.dcm"))[..., 0]
+        )
     else:
         with pytest.raises(UserError, match=r"a\.dcm: is a colour image \(by its palette\)"):
             values(path)
@@ -183,7 +185,9 @@ def test_a_tilted_gantry_is_said(tmp_path: Path) -> None:
 def test_phases_of_one_series_are_told_apart(name: str, tmp_path: Path) -> None:
     numbers, heights = [10, 20, 11, 21, 12, 22], [0, 0, 1, 1, 2, 2]
     path = stack(tmp_path / "a", numbers, heights, each=lambda k: {name: k % 2 + 1})
-    with pytest.raises(UserError, match=rf"2 phases at the same positions \({name}\); choose the stack: stack=0 \(3 sl"):
+    with pytest.raises(
+        UserError, match=rf"2 phases at the same positions \({name}\); choose the stack: stack=0 \(3 sl"
+    ):
         DICOM().images(path)
     assert values(path, stack=1)[:, 0, 0].tolist() == [v - 1024 for v in (20, 21, 22)]
     with pytest.raises(UserError, match="stack=2 must be 0 to 1"):

@@ -69,13 +69,24 @@ def test_pixels_that_are_not_square_are_no_squares_to_a_projection(tmp_path: Pat
     y, x = (np.arange(32) - 15.5) * 2, np.arange(64) - 31.5
     disc = (np.hypot(x[:, None], y[None]) < 20).astype(np.float32)
     path = saved(tmp_path / "a.nii", disc[:, :, None], np.diag([1, 2, 1, 1.0]))
-    command = ("simulate", path, "-o", tmp_path / "s.h5", "--operator", "ct", "--set", "angles=2", "--noise", "gaussian:0")
+    command = (
+        "simulate",
+        path,
+        "-o",
+        tmp_path / "s.h5",
+        "--operator",
+        "ct",
+        "--set",
+        "angles=2",
+        "--noise",
+        "gaussian:0",
+    )
     code, _, err = cli(*command)
     assert code == 2
     assert "pixels of 2 x 1 mm are not square" in err
     assert "--read square=true" in err
     assert not (tmp_path / "s.h5").exists()
-    code, out, err = cli(*command, "--read", "square=true")
+    code, _, err = cli(*command, "--read", "square=true")
     assert code == 0, err
     assert "made square by linear interpolation" in err
     with h5py.File(tmp_path / "s.h5") as file:

@@ -178,6 +178,7 @@ def test_a_matlab_variable_called_x_is_not_taken_for_our_images(tmp_path: Path, 
         file["x"].attrs["MATLAB_empty"] = 1
     code, _, err = cli("inspect", path, "--layout", "array", "--read", "dataset=x")
     assert code == 0
-    code, _, err = cli("simulate", path, "-o", tmp_path / "s.h5", "--layout", "array", "--read", "dataset=x", "--operator", "blur")
+    read = ("--layout", "array", "--read", "dataset=x")
+    code, _, err = cli("simulate", path, "-o", tmp_path / "s.h5", *read, "--operator", "blur")
     assert code == 2
     assert "dataset '/x' is empty in MATLAB" in err

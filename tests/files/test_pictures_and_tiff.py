@@ -103,7 +103,9 @@ def test_colour_of_16_bits_is_refused_rather_than_cut_to_8(tmp_path: Path) -> No
     wide = np.arange(4 * 4 * 3).reshape(4, 4, 3) * 1000
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in wide)
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
     with pytest.raises(UserError, match=r"a\.png: is a PNG of several channels of 16 bits"):
         values(tmp_path / "a.png")
 

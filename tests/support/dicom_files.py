@@ -38,7 +38,12 @@ def stack(folder: Path, values: list[int], heights: list[float], each: Any = Non
     folder.mkdir()
     for k, (value, z) in enumerate(zip(values, heights, strict=True)):
         own = {"ImagePositionPatient": [0, 0, z], "InstanceNumber": k + 1} | (each(k) if each else {})
-        common = {"ImageOrientationPatient": AXIAL, "PixelSpacing": [1, 1], "RescaleSlope": 1, "RescaleIntercept": -1024}
+        common = {
+            "ImageOrientationPatient": AXIAL,
+            "PixelSpacing": [1, 1],
+            "RescaleSlope": 1,
+            "RescaleIntercept": -1024,
+        }
         dicom_file(folder / f"{k:03d}", np.full((4, 5), value, np.uint16), **(common | elements | own))
     return folder
 
