@@ -184,8 +184,10 @@ def _frames(header: Any, file: Path) -> list[Place]:
         position = _numbers(said("ImagePositionPatient"), 3)
         if count > 1 and not any(g.get("PlanePositionSequence") for g in groups):
             # One position for the file is that of its first frame; dose grids say how far the others are from it.
-            known = position is not None and across is not None and len(offsets) == count
-            position = position + np.cross(across[:3], across[3:]) * offsets[k] if known else None
+            if position is not None and across is not None and len(offsets) == count:
+                position = position + np.cross(across[:3], across[3:]) * offsets[k]
+            else:
+                position = None
         spacing = _numbers(said("PixelSpacing"), 2)
         slope, shift = said("RescaleSlope"), said("RescaleIntercept")
         rescale = None if slope is None and shift is None else (_or(slope, 1.0), _or(shift, 0.0))

@@ -77,7 +77,8 @@ class _Part:
     def __init__(self, file: Path) -> None:
         import tifffile
 
-        self.file, self.notes = file, []
+        self.file = file
+        self.notes: list[str] = []
         try:
             with tifffile.TiffFile(file) as tiff:
                 series = max(tiff.series, key=lambda s: math.prod(s.shape), default=None)
