@@ -4,6 +4,7 @@ Reading: `open_readonly`, `dataset`, `read`, `text`, `LazyRows`; every way in wh
 Writing: `atomic`, `write_scan`, `write_images`, `ResultFile`; no file ever stands half-written under its final name.
 """
 
+from invsolve.datasets.extras import check_regular
 from invsolve.datasets.hdf5.arrays import Source, files_of, is_npy, is_tiff, open_array, opens_array
 from invsolve.datasets.hdf5.images import images_unit, read_images, read_volumes, write_images, write_rows
 from invsolve.datasets.hdf5.joining import Part, glance, join_results
@@ -23,7 +24,7 @@ from invsolve.datasets.hdf5.result_view import Picked, ResultView, read_result
 from invsolve.datasets.hdf5.resume import changed, continue_partial, differences, stored_config
 from invsolve.datasets.hdf5.rows import LazyRows, OneByOne, WithChannel
 from invsolve.datasets.hdf5.scan import read_noise, read_parameters, write_scan
-from invsolve.datasets.hdf5.sources import check_regular, shown, source_files
+from invsolve.datasets.hdf5.sources import shown, source_files
 from invsolve.datasets.hdf5.square_pixels import is_square, squared
 from invsolve.datasets.hdf5.tiff import tiff_folder
 from invsolve.datasets.hdf5.writing import atomic, check_name, check_target, image_axes, replace, sync, to_numpy

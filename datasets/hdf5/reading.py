@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve.datasets.hdf5.sources import check_outside, check_regular, check_virtual, shown
+from invsolve.datasets.extras import check_regular
+from invsolve.datasets.hdf5.sources import check_outside, check_virtual, shown
 from invsolve.errors import UserError, suggestion
 
 _WHOLE = 64 * 2**20

@@ -11,7 +11,6 @@ from typing import Any
 
 import h5py
 
-from invsolve.datasets.extras import check_regular
 from invsolve.errors import UserError
 
 _DEEP = 32

@@ -304,6 +304,7 @@ class _Stack:
             [k // chunks[axes[0]] for k in frames],
         )
         return lambda index: cache.read(self.start + index, self.start + index + 1)[0]
+
     def row(self, index: int) -> int:
         """The detector row of an item of sinograms; 0 where there is one."""
         where = np.unravel_index(index + self.start, [self.source.shape[k] for k in self.item_axes] or [1])

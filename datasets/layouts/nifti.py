@@ -25,7 +25,7 @@ _VIEWS: dict[str, tuple[int, tuple[int, int], tuple[int, int]]] = {
     "sagittal": (0, (2, -1), (1, -1)),
 }
 #: First bytes of a header, in both byte orders: 348 for NIfTI-1 and Analyze, 540 for NIfTI-2.
-_SIZES = tuple(size.to_bytes(4, order) for size in (348, 540) for order in ("little", "big"))  # type: ignore[arg-type]
+_SIZES = tuple(size.to_bytes(4, order) for size in (348, 540) for order in ("little", "big"))
 #: Compressed volumes are unpacked once below this many bytes: reading slices of them is slow.
 _MEMORY = 2**30
 
