@@ -16,7 +16,7 @@ def is_matlab(found: Any) -> bool:
 def written_by_matlab(file: Any) -> bool:
     """Whether an open `h5py.File` holds a variable of MATLAB's at its root; what cannot be opened is none."""
     for name in file:
-        with suppress(KeyError, OSError, RuntimeError):
+        with suppress(KeyError, OSError, RuntimeError, ValueError):
             if name in file and is_matlab(file[name]):
                 return True
     return False
