@@ -4,9 +4,11 @@ Reading: `open_readonly`, `dataset`, `read`, `text`, `LazyRows`; every way in wh
 Writing: `atomic`, `write_scan`, `write_images`, `ResultFile`; no file ever stands half-written under its final name.
 """
 
-from invsolve.datasets.hdf5.arrays import Source, is_npy, is_tiff, open_array, tiff_folder
+from invsolve.datasets.extras import check_regular
+from invsolve.datasets.hdf5.arrays import Source, files_of, is_npy, is_tiff, open_array, opens_array
 from invsolve.datasets.hdf5.images import images_unit, read_images, read_volumes, write_images, write_rows
 from invsolve.datasets.hdf5.joining import Part, glance, join_results
+from invsolve.datasets.hdf5.matlab import is_matlab, written_by_matlab
 from invsolve.datasets.hdf5.reading import (
     check_stored,
     dataset,
@@ -22,8 +24,10 @@ from invsolve.datasets.hdf5.result_view import Picked, ResultView, read_result
 from invsolve.datasets.hdf5.resume import changed, continue_partial, differences, stored_config
 from invsolve.datasets.hdf5.rows import LazyRows, OneByOne, WithChannel
 from invsolve.datasets.hdf5.scan import read_noise, read_parameters, write_scan
-from invsolve.datasets.hdf5.sources import check_regular, shown, source_files
-from invsolve.datasets.hdf5.writing import atomic, check_target, image_axes, replace, sync, to_numpy
+from invsolve.datasets.hdf5.sources import shown, source_files
+from invsolve.datasets.hdf5.square_pixels import is_square, squared
+from invsolve.datasets.hdf5.tiff import tiff_folder
+from invsolve.datasets.hdf5.writing import atomic, check_name, check_target, image_axes, replace, sync, to_numpy
 
 __all__ = [
     "LazyRows",
@@ -36,6 +40,7 @@ __all__ = [
     "WithChannel",
     "atomic",
     "changed",
+    "check_name",
     "check_regular",
     "check_stored",
     "check_target",
@@ -43,15 +48,19 @@ __all__ = [
     "dataset",
     "datasets",
     "differences",
+    "files_of",
     "fingerprint",
     "glance",
     "image_axes",
     "images_unit",
+    "is_matlab",
     "is_npy",
+    "is_square",
     "is_tiff",
     "join_results",
     "open_array",
     "open_readonly",
+    "opens_array",
     "partial_path",
     "read",
     "read_images",
@@ -62,6 +71,7 @@ __all__ = [
     "replace",
     "shown",
     "source_files",
+    "squared",
     "stored_config",
     "sync",
     "text",
@@ -71,4 +81,5 @@ __all__ = [
     "write_images",
     "write_rows",
     "write_scan",
+    "written_by_matlab",
 ]

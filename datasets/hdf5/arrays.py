@@ -1,46 +1,43 @@
-"""Plain arrays on disk: an HDF5 dataset, a .npy file, a TIFF file or a folder of them; shapes first, values when sliced."""
+"""Plain arrays on disk: an HDF5 dataset, a .npy file, TIFF, PNG, JPEG, or folders of those; shapes first, values later."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from invsolve.datasets.extras import check_regular, head
+from invsolve.datasets.hdf5.matlab import matlab_notes
+from invsolve.datasets.hdf5.pictures import Pictures, is_picture, picture_folder
 from invsolve.datasets.hdf5.reading import dataset, datasets, open_readonly, read, text
+from invsolve.datasets.hdf5.tiff import Tiff, tiff_folder
 from invsolve.errors import UserError
 
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _NUMPY = b"\x93NUMPY"
-_SUFFIXES = (".tif", ".tiff")
 
 
 class Source(Protocol):
-    """An array that is read in parts; `axes` are the names that the file gives them, or empty.
+    """An array that is read in parts.
 
-    `chunks` is the shape of what is read at once at the least, such as a page; None where it lies in one piece.
+    Attributes:
+        axes: the names that the file gives them, or empty.
+        chunks: the shape of what is read at once at the least, such as a page; None where it lies in one piece.
+        white: the largest value, where the file says that the least is white; else None.
+        notes: one line each on what was found.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     axes: str
     chunks: tuple[int, ...] | None
+    white: float | None
+    notes: tuple[str, ...]
 
     def read(self, selection: tuple[Any, ...]) -> np.ndarray:
         """Part of it; integers drop their axis, as in NumPy."""
         ...
-
-
-def head(path: Path) -> bytes:
-    """The first bytes of a file; nothing of what is none or cannot be read."""
-    try:
-        if not path.is_file():
-            return b""
-        with path.open("rb") as stream:
-            return stream.read(256)
-    except OSError:
-        return b""
 
 
 def is_npy(path: Path) -> bool:
@@ -51,36 +48,56 @@ def is_tiff(path: Path) -> bool:
     return head(path).startswith(_TIFF)
 
 
-def tiff_folder(path: Path) -> list[Path]:
-    """The TIFF files of a folder, in the order of the numbers in their names; none when it is no folder."""
-    if not path.is_dir():
-        return []
-    found = [p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".") and p.is_file()]
-    return sorted(found, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)])
+def files_of(path: Path) -> list[Path]:
+    """What makes an array: the file itself, or the TIFF, else the PNG and JPEG files of a folder; none of another folder.
+
+    Raises:
+        UserError: the folder holds both.
+    """
+    tiffs, pictures = tiff_folder(path), picture_folder(path)
+    if tiffs and pictures:
+        raise UserError(
+            f"{path}: holds {len(tiffs)} TIFF files and {len(pictures)} PNG or JPEG files; keep one kind in a folder"
+        )
+    return tiffs or pictures or ([] if path.is_dir() else [path])
+
+
+def opens_array(path: Path) -> bool:
+    """Whether a file, or a folder, is an array by its first bytes or the names in it."""
+    if path.is_dir():
+        # A picture or two beside other files is a preview of those.
+        files = sum(p.is_file() and not p.name.startswith(".") for p in path.iterdir())
+        return bool(tiff_folder(path)) or 2 * len(picture_folder(path)) > files
+    return is_npy(path) or is_tiff(path) or is_picture(path)
 
 
 def open_array(path: Path, name: str | None) -> Source:
     """Open a plain array.
 
     Args:
-        path: HDF5, .npy, TIFF, or a folder of TIFF files of one size.
+        path: HDF5, .npy, TIFF, PNG, JPEG, or a folder of TIFF, or of PNG and JPEG files, of one size.
         name: dataset of an HDF5 file; may be left out where it holds only one.
 
     Raises:
         UserError: unreadable, damaged, or several datasets and no name.
     """
+    check_regular(path)
     if is_npy(path):
         return _Npy(path)
     if is_tiff(path):
-        return _Tiff([path])
-    if files := tiff_folder(path):
-        return _Tiff(files)
+        return Tiff([path])
+    if is_picture(path):
+        return Pictures([path])
+    if path.is_dir() and (files := files_of(path)):
+        return Tiff(files) if tiff_folder(path) else Pictures(files)
     return _Hdf5(path, name)
 
 
 class _Npy:
     axes = ""
     chunks: tuple[int, ...] | None = None
+    white: float | None = None
+    notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -98,11 +115,14 @@ class _Npy:
 
 
 class _Hdf5:
+    white: float | None = None
+
     def __init__(self, path: Path, name: str | None) -> None:
         self.path = path
         with open_readonly(path) as file:
             if name is None:
-                there = datasets(file)
+                # What begins so is MATLAB's own book-keeping.
+                there = {n: t for n, t in datasets(file).items() if not n.startswith("#")}
                 if len(there) != 1:
                     listed = ", ".join(f"{n} {text}" for n, text in list(there.items())[:8]) or "none"
                     raise UserError(f"{path}: say which dataset: dataset=NAME; it has {listed}")
@@ -111,72 +131,11 @@ class _Hdf5:
             self.name, self.shape, self.chunks = name, tuple(found.shape), found.chunks
             self.axes = text(found.attrs.get("axes", ""))
             self.dtype = np.dtype(np.complex64) if found.dtype.names else found.dtype
+            self.notes = tuple(matlab_notes(found))
 
     def read(self, selection: tuple[Any, ...]) -> np.ndarray:
         with open_readonly(self.path) as file:
             return read(dataset(file, self.name), selection)
-
-
-class _Tiff:
-    """Pages of one TIFF, or of several in order, as the first axis; a single page is (rows, columns)."""
-
-    axes = ""
-
-    def __init__(self, files: list[Path]) -> None:
-        self.files = files
-        shape, self.dtype, pages = self._look(files[0])
-        self.pages = [pages]
-        for file in files[1:]:
-            other, dtype, count = self._look(file)
-            if other != shape or dtype != self.dtype:
-                raise UserError(
-                    f"{file}: has pages {other} {dtype}, but {files[0].name} {shape} {self.dtype}; keep files of one kind in "
-                    "a folder"
-                )
-            self.pages.append(count)
-        count = sum(self.pages)
-        self.stacked = len(files) > 1 or count > 1
-        self.shape = (count, *shape) if self.stacked else shape
-        self.chunks = (1, *shape) if self.stacked else None
-        self.ends = np.cumsum(self.pages)
-
-    def _look(self, file: Path) -> tuple[tuple[int, ...], np.dtype, int]:
-        import tifffile
-
-        try:
-            with tifffile.TiffFile(file) as tiff:
-                page = tiff.pages[0]
-                shape, dtype, count = tuple(page.shape), page.dtype, len(tiff.pages)
-        except Exception as error:  # tifffile raises many kinds on damaged files
-            raise UserError(
-                f"{file}: cannot be read as TIFF ({type(error).__name__}: {' '.join(str(error).split())}); write it again"
-            ) from None
-        if dtype is None or not all(shape):
-            raise UserError(f"{file}: has no pixels; write it again")
-        _check_numbers(dtype, str(file))
-        return shape, dtype, count
-
-    def _page(self, index: int) -> np.ndarray:
-        import tifffile
-
-        which = int(np.searchsorted(self.ends, index, side="right"))
-        file = self.files[which]
-        try:
-            with tifffile.TiffFile(file) as tiff:
-                return np.asarray(tiff.pages[index - (int(self.ends[which - 1]) if which else 0)].asarray())
-        except Exception as error:
-            raise UserError(
-                f"{file}: page {index} cannot be read ({type(error).__name__}: {' '.join(str(error).split())}); write it again"
-            ) from None
-
-    def read(self, selection: tuple[Any, ...]) -> np.ndarray:
-        if not self.stacked:
-            return self._page(0)[selection]
-        first = selection[0]
-        if isinstance(first, int | np.integer):
-            return self._page(int(first))[selection[1:]]
-        picked = range(*first.indices(self.shape[0]))
-        return np.stack([self._page(k)[selection[1:]] for k in picked])
 
 
 def _check_numbers(dtype: np.dtype, where: str) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve.datasets.hdf5.sources import check_outside, check_regular, check_virtual, shown
+from invsolve.datasets.extras import check_regular
+from invsolve.datasets.hdf5.sources import check_outside, check_virtual, shown
 from invsolve.errors import UserError, suggestion
 
 _WHOLE = 64 * 2**20
@@ -80,6 +81,7 @@ def _open(path: Path) -> h5py.File:
 
 def _check_kind(path: Path) -> None:
     """Refuse what can be told from the first bytes."""
+    check_regular(path)
     if path.is_dir():
         raise UserError(f"{path}: is a folder, expected an HDF5 file; name the file in it")
     if not path.exists():
@@ -92,7 +94,6 @@ def _check_kind(path: Path) -> None:
             else ("" if folder.is_dir() else f" The folder {folder} does not exist either.")
         )
         raise UserError(f"{path}: no such file; check the path.{hint}")
-    check_regular(path)
     try:
         with path.open("rb") as stream:
             head = stream.read(64)

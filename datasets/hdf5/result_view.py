@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from invsolve.contracts.measurement import Rows
+from invsolve.datasets.extras import check_regular
 from invsolve.datasets.hdf5.reading import open_readonly, read, text
 from invsolve.datasets.hdf5.result import IMAGES, partial_path
 from invsolve.datasets.hdf5.resume import stored_config
@@ -86,7 +88,9 @@ def read_result(path: str | Path) -> ResultView:
         UserError: unreadable (see `open_readonly`), no result file, or a partial one without a finished item.
     """
     file_path = Path(path)
-    if not file_path.exists() and partial_path(path).exists():
+    check_regular(file_path)
+    # A name may be as long as can be, and its partial's none at all.
+    if not file_path.exists() and os.path.exists(partial_path(path)):
         raise UserError(f"{path}: is not finished; run the same command again, or look at {partial_path(path)}")
     with open_readonly(file_path) as file:
         missing = [name for name in ("mean", "std", "samples", "done") if name not in file]

@@ -32,16 +32,6 @@ def shown(name: bytes | str) -> str:
     return text if len(text) <= _LONG else f"{text[:_LONG]}... ({len(text)} characters)"
 
 
-def check_regular(path: Path) -> None:
-    """Refuse a pipe, device or socket: opening one may wait for ever, or do something.
-
-    Raises:
-        UserError: the path is there, and neither a file nor a folder.
-    """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise UserError(f"{path}: is a pipe, device or socket, expected a file; copy its content into a file first")
-
-
 def check_outside(file: h5py.File) -> None:
     """Refuse a file that leads out of its folder: by a link, a virtual dataset or external storage.
 

@@ -14,7 +14,23 @@ from torch import Tensor
 
 from invsolve.errors import UserError
 
+#: Bytes of a name that file systems hold, and of what is added to an output's while it is written.
+_LONGEST, _ADDED = 255, 32
 _SPATIAL = {1: "position", 2: "row column", 3: "depth row column"}
+
+
+def check_name(path: Path) -> None:
+    """Refuse an output name so long that those of the unfinished files beside it could not be made.
+
+    Raises:
+        UserError: it is.
+    """
+    length = len(os.fsencode(path.name))
+    if length > _LONGEST - _ADDED:
+        raise UserError(
+            f"{path.name[:60]}...: the output's name has {length} bytes, expected at most {_LONGEST - _ADDED}, as names of "
+            "unfinished files are longer; shorten it"
+        )
 
 
 def check_target(path: Path, input_file: str | Path | None = None) -> None:
@@ -24,6 +40,7 @@ def check_target(path: Path, input_file: str | Path | None = None) -> None:
         UserError: it is a folder or the input, its folder is missing, or that is not writable.
     """
     folder = path.parent
+    check_name(path)
     if path.is_dir():
         raise UserError(
             f"{path}: is a folder, expected the name of a file to write; add a name such as {path / 'out.h5'}"

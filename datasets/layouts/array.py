@@ -1,4 +1,4 @@
-"""Layout "array": a plain HDF5 dataset, .npy file or TIFF stack, with axes and units given by the user."""
+"""Layout "array": a plain HDF5 dataset, .npy, TIFF, PNG or JPEG, or a folder, with axes and units given by the user."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from invsolve.contracts.layout import Layout, Make, make_for
 from invsolve.contracts.measurement import Images, Measurement
-from invsolve.datasets.hdf5 import OneByOne, Source, fingerprint, is_npy, is_tiff, open_array, tiff_folder
+from invsolve.datasets.hdf5.arrays import Source, files_of, open_array, opens_array
+from invsolve.datasets.hdf5.reading import fingerprint
+from invsolve.datasets.hdf5.rows import OneByOne
 from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
 from invsolve.datasets.tomography.centre import find_centre
-from invsolve.datasets.tomography.counts import FLOOR, kept
+from invsolve.datasets.tomography.counts import kept
 from invsolve.datasets.tomography.projections import option_hash
 from invsolve.datasets.tomography.rings import suppress_rings
 from invsolve.datasets.tomography.row_cache import RowCache, gather
+from invsolve.datasets.tomography.sinograms import Beam, degrees_of, reader
 from invsolve.errors import UserError
 
 _ITEM, _CHANNEL, _ANGLE, _COIL = "item", "channel", "angle", "coil"
@@ -31,6 +35,8 @@ _NAMES = {
     **dict.fromkeys(("row", "rows", "y", "readout"), _ROW),
     **dict.fromkeys(("column", "columns", "col", "x", "phase", "detector"), _COLUMN),
 }
+#: Weights of red, green and blue in the brightness of a picture as it is stored (ITU-R BT.601).
+_LUMA = np.array([0.299, 0.587, 0.114])
 _EXAMPLES = "'item,row,column' for images, 'row,angle,detector' for sinograms, 'slice,coil,row,column' for k-space"
 
 
@@ -38,15 +44,18 @@ class Array(Layout):
     """Whatever its axes say: images (item, channel, row, column), sinograms (row, angle, detector), or k-space (coil ...).
 
     Axes that are not there count one. Sinograms are one per detector row; k-space is centred, and points that are zero in
-    every coil are not measured.
+    every coil are not measured. PNG, JPEG and TIFF name the axes of images themselves; arrays (rows, columns), (items, rows,
+    columns) and (items, channels, rows, columns) are taken as such where images are asked for and their shape leaves no doubt.
 
     Args:
-        axes: names of the array's axes in their order, such as "z,y,x", "theta,y,x" or "coil,row,column"; default the
-            attribute axes of an HDF5 dataset.
+        axes: names of the array's axes in their order, such as "z,y,x", "theta,y,x" or "coil,row,column"; default what the
+            file says (TIFF, pictures, the attribute axes of an HDF5 dataset).
         dataset: name in an HDF5 file that holds several.
         unit: of the image; for sinograms default 1/length_unit.
-        angles: of sinograms: a count of angles, equally spaced on [0, 180) degrees, or each angle in degrees (list or .npy).
-        values: what sinograms hold: line integrals, or transmissions between 0 and 1, of which -log is taken.
+        angles: of sinograms: a count of angles, equally spaced on [0, 180) degrees; a range such as 0:360 (the end left
+            out), equally divided; or each angle in degrees (list or .npy).
+        values: what sinograms hold: line integrals; transmissions between 0 and 1, or counts to be divided by flat or air,
+            of which -log is taken.
         centre: detector pixel (0-based, may be fractional) onto which the rotation axis projects; default search it.
         pixel_size: width of a (detector) pixel, in length_unit; default 1 pixel.
         length_unit: such as "mm".
@@ -56,6 +65,9 @@ class Array(Layout):
         items: [start, stop) of the items; default all.
         rings: of sinograms: suppress ring artefacts, as in layout "dxchange": width in detector pixels, such as 9; 0 for none.
         angle_unit: of angles that are given one by one.
+        flat, dark: of sinograms: files (.npy, TIFF) with frames of the beam without object, and without beam.
+        air: of sinograms: so many outermost detector columns at each side see air in every projection.
+        grey: of images: take the luma of red, green and blue (0.299, 0.587, 0.114) as one channel.
     """
 
     name = "array"
@@ -65,8 +77,8 @@ class Array(Layout):
         axes: str | list[str] | None = None,
         dataset: str | None = None,
         unit: str = "",
-        angles: int | Tensor | None = None,
-        values: Literal["integrals", "transmissions"] | None = None,
+        angles: int | str | Tensor | None = None,
+        values: Literal["integrals", "transmissions", "counts"] | None = None,
         centre: float | None = None,
         pixel_size: float | None = None,
         length_unit: str = "pixel",
@@ -76,6 +88,10 @@ class Array(Layout):
         items: list[int] | None = None,
         rings: int = 0,
         angle_unit: Literal["degrees", "radians"] | None = None,
+        flat: str | None = None,
+        dark: str | None = None,
+        air: int = 0,
+        grey: bool = False,
     ) -> None:
         if pixel_size is not None and not pixel_size > 0:
             raise UserError(f"layout 'array': pixel_size must be > 0, got {pixel_size}")
@@ -90,10 +106,13 @@ class Array(Layout):
         if angle_unit not in (None, "degrees", "radians"):
             raise UserError(f"layout 'array': angle_unit must be degrees or radians, got {angle_unit!r}")
         self.coil_maps, self.real, self.items, self.rings, self.angle_unit = coil_maps, real, items, rings, angle_unit
+        self.flat, self.dark, self.air, self.grey = flat, dark, air, grey
+        if isinstance(angles, str) and angles.endswith(".npy"):
+            self.angles = _loaded(angles)
 
     @classmethod
     def opens(cls, path: Path) -> bool:
-        return is_npy(path) or is_tiff(path) or bool(tiff_folder(path))
+        return opens_array(path)
 
     def open(self, path: Path, make: Make) -> Measurement:
         stack = _Stack(self, Path(path))
@@ -107,43 +126,58 @@ class Array(Layout):
         )
 
     def images(self, path: Path) -> Images:
-        stack = _Stack(self, Path(path))
+        stack = _Stack(self, Path(path), images=True)
         if stack.has(_ANGLE) or stack.has(_COIL):
             raise UserError(
                 f"{path}: axes {stack.names} are a measurement, not images; reconstruct it (invsolve reconstruct)"
             )
-        shape = (stack.length(_CHANNEL), stack.length(_ROW), stack.length(_COLUMN))
-        order = (_CHANNEL, _ROW, _COLUMN)
+        channels = stack.length(_CHANNEL)
+        if self.grey and channels not in (1, 3):
+            raise UserError(f"{path}: grey=true takes red, green and blue, but there are {channels} channels")
+        order, white, notes = (_CHANNEL, _ROW, _COLUMN), stack.source.white, list(stack.notes)
+        if white is not None:
+            notes.append("MINISWHITE (the least value is white): inverted, so that larger is brighter")
+        if channels == 3 and not self.grey:
+            notes.append("3 channels; grey=true makes one of red, green and blue")
+
+        def read(item: int) -> np.ndarray:
+            values = stack.item(item, order)
+            if white is not None:
+                values = white - values.astype(np.float64)
+            return np.tensordot(_LUMA, values, 1)[None] if self.grey and channels == 3 else values
+
+        shape = (1 if self.grey else channels, stack.length(_ROW), stack.length(_COLUMN))
         return Images(
-            OneByOne(stack.count, shape, lambda i: stack.item(i, order), stack.source.dtype.kind == "c"),
+            OneByOne(stack.count, shape, read, stack.source.dtype.kind == "c"),
             unit=self.unit,
             spacing=(self.pixel_size,) * 2 if self.pixel_size else None,
             spacing_unit=self.length_unit if self.pixel_size else "",
             source=str(path),
             fingerprint=stack.fingerprint(),
+            notes=notes,
             missing=[] if self.unit else ["unit of the values: --read unit=NAME"],
         )
 
     def _sinograms(self, stack: _Stack, make: Make) -> Measurement:
-        path, notes, missing = stack.path, [], []
+        path, notes, missing = stack.path, list(stack.notes), []
         if self.values is None:
             raise UserError(
-                f"{path}: say what the sinograms hold: values=integrals (line integrals, -log already taken) or "
-                "values=transmissions (between 0 and 1)"
+                f"{path}: say what the sinograms hold: values=integrals (line integrals, -log already taken), "
+                "values=transmissions (between 0 and 1) or values=counts (with flat= or air=)"
             )
+        if stack.source.white is not None:
+            notes.append("MINISWHITE: the numbers are taken as they are stored")
         count = stack.length(_ANGLE)
-        degrees = self._degrees(path, count)
+        degrees = degrees_of(self.angles, count, path, self.angle_unit)
         picked = kept(count, self.thin)
         # A detector row is an item, and so is what else there are several of.
         order = (_ANGLE, _COLUMN)
         detectors = stack.length(_COLUMN)
 
-        stored = stack.by_rows(order)
+        integrals = reader(stack.by_rows(order), self.values, self._beam(stack, notes), stack.row)
 
         def read(item: int, every: int = self.thin) -> np.ndarray:
-            values = stored(item)[kept(count, every)].astype(np.float64)
-            if self.values == "transmissions":
-                values = -np.log(np.maximum(values, FLOOR))
+            values = integrals(item)[kept(count, every)]
             return suppress_rings(values, self.rings) if self.rings else values
 
         if self.rings:
@@ -183,38 +217,36 @@ class Array(Layout):
             axes="item angle detector",
         )
 
-    def _degrees(self, path: Path, count: int) -> np.ndarray:
-        if self.angles is None:
+    def _beam(self, stack: _Stack, notes: list[str]) -> Beam | None:
+        """What counts are divided by; None where nothing was given.
+
+        Raises:
+            UserError: counts without it, or line integrals with it.
+        """
+        given = self.flat is not None or self.dark is not None or self.air > 0
+        if self.values == "counts" and self.flat is None and not self.air:
             raise UserError(
-                f"{path}: angles are never invented: angles={count} spaces them equally on [0, 180) degrees, or give each "
-                "one in degrees, as a list or a .npy file"
+                f"{stack.path}: values=counts needs the beam without the object: flat=FILE (and dark=FILE), or air=COLUMNS at "
+                "each side that see air in every projection"
             )
-        if isinstance(self.angles, int):
-            degrees = np.arange(self.angles) * 180 / max(self.angles, 1)
-        else:
-            degrees = self.angles.double().flatten().numpy()
-            if self.angle_unit == "radians":
-                degrees = np.rad2deg(degrees)
-            elif self.angle_unit is None and len(degrees) >= 8 and 0 < np.ptp(degrees) < 6.5:
-                raise UserError(
-                    f"{path}: the angles span {np.ptp(degrees):.4g}, as radians do; say angle_unit=radians, or "
-                    "angle_unit=degrees if that is all that was turned"
-                )
-        if len(degrees) != count or not np.isfinite(degrees).all():
-            raise UserError(
-                f"{path}: {len(degrees)} angles are given for {count} projections; give one finite angle each"
-            )
-        return degrees
+        if self.values == "integrals" and given:
+            raise UserError(f"{stack.path}: flat=, dark= and air= are for counts and transmissions; say values=counts")
+        if not given:
+            return None
+        return Beam(stack.path, self.flat, self.dark, self.air, stack.length(_ROW), stack.length(_COLUMN), notes)
 
 
 class _Stack:
     """An array whose axes have names; items are what is no image or measurement axis."""
 
-    def __init__(self, layout: Array, path: Path) -> None:
+    def __init__(self, layout: Array, path: Path, images: bool = False) -> None:
         self.layout, self.path = layout, path
         self.source: Source = open_array(path, layout.dataset)
-        shape = self.source.shape
-        self.axes = _named(layout.axes or self.source.axes or None, shape, path)
+        shape, self.notes = self.source.shape, list(self.source.notes)
+        named = layout.axes or self.source.axes or None
+        if named is None and images and (named := _images(shape, self.source.dtype.kind)):
+            self.notes.append(f"axes {named} by the shape {shape}, as nothing names them; axes= does")
+        self.axes = _named(named, shape, path)
         self.names = ",".join(self.axes)
         if not all(shape):
             raise UserError(f"{path}: the array {shape} is empty; write it again")
@@ -273,8 +305,14 @@ class _Stack:
         )
         return lambda index: cache.read(self.start + index, self.start + index + 1)[0]
 
+    def row(self, index: int) -> int:
+        """The detector row of an item of sinograms; 0 where there is one."""
+        where = np.unravel_index(index + self.start, [self.source.shape[k] for k in self.item_axes] or [1])
+        rows = [int(at) for k, at in zip(self.item_axes, where, strict=False) if self.axes[k] == _ROW]
+        return rows[0] if rows else 0
+
     def fingerprint(self) -> str:
-        files = tiff_folder(self.path) or [self.path]
+        files = files_of(self.path)
         return "+".join([*(fingerprint(f) for f in files[:64]), f"{len(files)}", f"options:{option_hash(self.layout)}"])
 
 
@@ -307,6 +345,26 @@ class _ArrayKSpace(KSpaceLayout):
 
     def _fingerprint(self, path: Path) -> str:
         return self.stack.fingerprint()
+
+
+def _images(shape: tuple[int, ...], kind: str) -> str | None:
+    """Names of the axes of images that nothing names, where one reading alone makes sense."""
+    few = 4  # as many channels as a picture has
+    if len(shape) == 2:
+        return "row,column"
+    if len(shape) == 3 and kind != "c" and shape[0] > few and shape[2] > few:
+        return "item,row,column"
+    return "item,channel,row,column" if len(shape) == 4 and shape[1] <= few < shape[3] else None
+
+
+def _loaded(file: str) -> Tensor:
+    try:
+        values = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"layout 'array': angles={file}: cannot be read ({' '.join(str(error).split())})") from None
+    if values.dtype.kind not in "fiu":
+        raise UserError(f"layout 'array': angles={file} holds {values.dtype}, expected degrees")
+    return torch.from_numpy(values.astype(np.float64))
 
 
 def _named(given: str | list[str] | None, shape: tuple[int, ...], path: Path) -> list[str]:

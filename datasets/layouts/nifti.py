@@ -9,9 +9,11 @@ from typing import Any, Literal
 import numpy as np
 
 from invsolve.contracts.layout import Layout
-from invsolve.contracts.measurement import Images
-from invsolve.datasets.extras import need
-from invsolve.datasets.hdf5 import OneByOne, fingerprint
+from invsolve.contracts.measurement import Images, Rows
+from invsolve.datasets.extras import check_regular, head, need
+from invsolve.datasets.hdf5.reading import fingerprint
+from invsolve.datasets.hdf5.rows import OneByOne
+from invsolve.datasets.hdf5.square_pixels import squared
 from invsolve.datasets.tomography.projections import option_hash
 from invsolve.errors import UserError
 
@@ -22,6 +24,8 @@ _VIEWS: dict[str, tuple[int, tuple[int, int], tuple[int, int]]] = {
     "coronal": (1, (2, -1), (0, -1)),
     "sagittal": (0, (2, -1), (1, -1)),
 }
+#: First bytes of a header, in both byte orders: 348 for NIfTI-1 and Analyze, 540 for NIfTI-2.
+_SIZES = tuple(size.to_bytes(4, order) for size in (348, 540) for order in ("little", "big"))
 #: Compressed volumes are unpacked once below this many bytes: reading slices of them is slow.
 _MEMORY = 2**30
 
@@ -34,6 +38,7 @@ class NIfTI(Layout):
         volume: number of the volume in a 4-D file; default the only one.
         unit: of the values, which such files do not say.
         slices: [start, stop) along the slice axis (from the feet, the back or the left); default all.
+        square: make pixels that are not square so, as wide as their shorter side, by linear interpolation.
     """
 
     name = "nifti"
@@ -44,29 +49,41 @@ class NIfTI(Layout):
         volume: int | None = None,
         unit: str = "",
         slices: list[int] | None = None,
+        square: bool = False,
     ) -> None:
-        self.view, self.volume, self.unit, self.slices = view, volume, unit, slices
+        self.view, self.volume, self.unit, self.slices, self.square = view, volume, unit, slices, square
 
     @classmethod
     def opens(cls, path: Path) -> bool:
         name = path.name.lower()
-        return path.is_file() and name.endswith((".nii", ".nii.gz", ".hdr", ".img"))
+        if name.endswith((".nii", ".nii.gz")):
+            return path.is_file()
+        # Many kinds of files have a header named so: NIfTI's begins with its own size.
+        return name.endswith((".hdr", ".img")) and head(path.with_suffix(".hdr"), 4) in _SIZES
 
     def images(self, path: Path) -> Images:
         path = Path(path)
         nibabel = need("nibabel", "nifti", path)
         if not path.is_file():
             raise UserError(f"{path}: no such file; check the path")
+        check_regular(path)
         _refuse_pointer(path)
         try:
             image = nibabel.load(path)
             shape, affine, dtype = image.shape, image.affine, image.get_data_dtype()
             zooms = [float(z) for z in image.header.get_zooms()[:3]]
-            units = image.header.get_xyzt_units()[0]
+            # Analyze, the old kind of .hdr and .img, knows no units and no orientation.
+            units = image.header.get_xyzt_units()[0] if hasattr(image.header, "get_xyzt_units") else "unknown"
+            notes = _oriented(image)
         except Exception as error:  # nibabel raises many kinds on damaged files
             raise UserError(
                 f"{path}: cannot be read as NIfTI ({type(error).__name__}: {' '.join(str(error).split())}); copy it again"
             ) from None
+        # Axes of length 1 at the end, and a single slice without its axis, are ways of writing a volume.
+        stored_axes = len(shape)
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        shape, zooms = (shape if len(shape) > 2 else (*shape, 1)), [*zooms, 1.0][:3]
         if dtype.names or len(shape) not in (3, 4) or not all(shape):
             raise UserError(
                 f"{path}: holds {shape} {dtype}, expected a volume of numbers (x, y, z), or several (x, y, z, n)"
@@ -89,12 +106,13 @@ class NIfTI(Layout):
         def read(item: int) -> np.ndarray:
             axis, sign = stored[along]
             position = start + item
-            selection: list[Any] = [slice(None)] * len(shape)
+            selection: list[Any] = [slice(None)] * 3
             selection[axis] = position if sign > 0 else count - 1 - position
-            if len(shape) == 4:
-                selection[3] = volume
+            # One of the volumes, if there are several, and 0 along what is 1 long.
+            selection += [volume if k == 3 else 0 for k in range(3, stored_axes)]
             try:
-                found = np.asarray(values()[tuple(selection)])
+                found = np.asarray(values()[tuple(selection[:stored_axes])])
+                found = found[:, None] if stored_axes == 2 and axis != 2 else found
             except (OSError, EOFError, ValueError) as error:
                 raise UserError(
                     f"{path}: slice {position} cannot be read ({' '.join(str(error).split())}); copy the file again"
@@ -102,14 +120,21 @@ class NIfTI(Layout):
             return (found if axes[0] < axes[1] else found.T)[:: flips[0], :: flips[1]][None]
 
         size = (1, shape[axes[0]], shape[axes[1]])
+        notes.insert(0, f"{stop - start} {self.view} slices of {size[1]} x {size[2]}")
+        spacing = (zooms[axes[0]], zooms[axes[1]])
+        if units == "unknown":
+            notes.append("the file does not say its unit of length; taken as mm")
+        rows: Rows = OneByOne(stop - start, size, read, dtype.kind == "c")
+        if self.square:
+            rows, spacing = squared(rows, spacing, notes)
         return Images(
-            OneByOne(stop - start, size, read, dtype.kind == "c"),
+            rows,
             unit=self.unit,
-            spacing=(zooms[axes[0]], zooms[axes[1]]),
+            spacing=spacing,
             spacing_unit="mm" if units == "unknown" else units,
             source=str(path),
             fingerprint=f"{fingerprint(path)}+options:{option_hash(self)}",
-            notes=[f"{stop - start} {self.view} slices of {size[1]} x {size[2]}"],
+            notes=notes,
             missing=[] if self.unit else ["unit of the values: --read unit=NAME"],
         )
 
@@ -121,6 +146,23 @@ class NIfTI(Layout):
         if not 0 <= wanted < volumes:
             raise UserError(f"{path}: volume={wanted} must be 0 to {volumes - 1}")
         return wanted
+
+
+def _oriented(image: Any) -> list[str]:
+    """Lines on what the file leaves open, or says twice, about how the volume lies in the patient."""
+    header, notes = image.header, []
+    codes = [int(header[name]) for name in ("sform_code", "qform_code") if name in header]
+    if not any(codes):
+        notes.append("the file does not say how the volume lies; its axes are taken as the format has them")
+    elif len(codes) == 2 and all(codes) and not np.allclose(image.get_sform(), image.get_qform(), atol=1e-2):
+        notes.append("sform and qform disagree on how the volume lies; the sform is taken")
+    axes = np.asarray(image.affine, float)[:3, :3]
+    lengths = np.linalg.norm(axes, axis=0)
+    if np.isfinite(lengths).all() and lengths.all():
+        away = np.degrees(np.arccos(np.clip(np.abs(axes / lengths).max(0), 0, 1))).max()
+        if away > 1:
+            notes.append(f"the volume is turned by up to {away:.0f} degrees; its slices follow the nearest axes")
+    return notes
 
 
 def _values(image: Any, path: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,7 +115,8 @@ def _load_prior(name: str | Path, parameters_: dict[str, Any]) -> Prior:
 def _with_error_curve(prior: Prior, path: Path) -> Prior:
     """Take over the curve that `invsolve prior calibrate` wrote beside a foreign checkpoint, if there is one."""
     beside = path.with_name(f"{path.name}.error_curve.json")
-    if beside.is_file():
+    # Beside a name as long as a file system allows, none can be that is longer.
+    if len(os.fsencode(beside.name)) <= 255 and beside.is_file():
         try:
             curve = json.loads(beside.read_text(encoding="utf-8"))["error_curve"]
         except (OSError, ValueError, KeyError, TypeError):

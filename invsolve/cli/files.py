@@ -63,7 +63,9 @@ def simulate(
     start(plugin)
     from invsolve.jobs.simulation import simulate_file
 
-    result = simulate_file(truth, out, operator, key_values(set_), noise, seed, overwrite, layout, key_values(read))
+    result = simulate_file(
+        truth, out, operator, key_values(set_), noise, seed, overwrite, layout, key_values(read), note
+    )
     shape = " x ".join(map(str, result["measurement_shape"]))
     emit(result, json_, f"{result['output']}: {result['items']} items, y of {shape}")
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 
@@ -21,7 +22,7 @@ from invsolve.contracts.measurement import Images, Measurement
 from invsolve.contracts.noise import Gaussian
 from invsolve.contracts.prior import Prior
 from invsolve.datasets import hdf5
-from invsolve.datasets.hdf5 import check_regular, datasets, open_array, open_readonly
+from invsolve.datasets.hdf5 import check_regular, datasets, is_matlab, is_square, open_array, open_readonly
 from invsolve.engine.reading import read_rows
 from invsolve.errors import UserError
 from invsolve.files.opening import find_layout
@@ -71,8 +72,8 @@ def _with_file(path: Path, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_hdf5(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(8) == b"\x89HDF\r\n\x1a\n"
+    # MATLAB's files begin with 512 bytes of their own: the signature may stand further on.
+    return h5py.is_hdf5(path)
 
 
 def _prior(path: Path) -> dict[str, Any] | None:
@@ -144,7 +145,10 @@ def _by_layout(path: Path, name: str, options: dict[str, Any], given: bool) -> d
         }
     if isinstance(opened, Measurement):
         return {"layout": name, **_measurement(path, opened, cls, options, reading)}
-    return {"layout": name, **_images(path, opened, reading)}
+    looked = {"layout": name, **_images(path, opened, reading)}
+    # Arrays whose axes nobody named could as well be sinograms.
+    looked["commands"] += [c for c in _array_guesses(path, cls, options) if "sinograms" in c["does"]]
+    return looked
 
 
 def _measurement(
@@ -203,7 +207,8 @@ def _images(path: Path, found: Images, reading: list[str]) -> dict[str, Any]:
     shape = list(first.shape[1:])
     name = shlex.quote(str(path))
     span = float((first.real if first.is_complex() else first).std()) or 1.0
-    how, summed = _advised_operator(tuple(shape))
+    square = len(shape) == 3 and shape[0] == 1 and shape[1] == shape[2]
+    how, summed = _advised_operator(square and (found.spacing is None or is_square(found.spacing)))
     # A ray crosses the whole image; a pixel is measured alone.
     sigma = 0.01 * span * (shape[-1] if summed else 1)
     begin = f"invsolve simulate {name} -o {_beside(path, '_scan.h5')}"
@@ -231,9 +236,12 @@ def _images(path: Path, found: Images, reading: list[str]) -> dict[str, Any]:
 def _hdf5(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     """HDF5 that no layout recognises: images of our own, or what the array layout could make of each dataset."""
     with open_readonly(path) as file:
-        # A name that is no UTF-8 is listed as it can be printed, and cannot be asked for.
-        there = {n: file[n] for n in datasets(file) if n in file}
-        shapes = {n: (d.shape, d.dtype.kind) for n, d in there.items()}
+        # A name that is no UTF-8 is listed as it can be printed, and cannot be asked for; # begins MATLAB's book-keeping.
+        there = {n: file[n] for n in datasets(file) if n in file and not n.startswith("#")}
+        shapes = {n: (d.shape, "c" if d.dtype.names == ("real", "imag") else d.dtype.kind) for n, d in there.items()}
+        reverse = any(is_matlab(d) for d in there.values())
+    if reverse:
+        return _matlab(path, shapes)
     if "x" in shapes:
         x = hdf5.read_images(path)
         return {"layout": invsolve.__name__, **_images(path, Images(x, source=str(path)), [])}
@@ -254,6 +262,24 @@ def _hdf5(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _matlab(path: Path, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, Any]:
+    """MATLAB's files of version 7.3, whose axes are in reverse."""
+    hints = [h for name, (shape, kind) in shapes.items() for h in _guesses(path, name, shape, kind, reverse=True)]
+    return {
+        "kind": "unknown",
+        "text": "a MATLAB file (7.3)",
+        "notes": [
+            f"{n}: {' x '.join(map(str, reversed(s)))} in MATLAB, in reverse in the file"
+            for n, (s, _) in shapes.items()
+        ],
+        "missing": [
+            "which variable holds what, and the names of its axes in the file's order: --layout array --read dataset=... --read "
+            "axes=..."
+        ],
+        "commands": hints[:_LISTED],
+    }
+
+
 def _array_guesses(path: Path, cls: type, options: dict[str, Any]) -> list[dict[str, str]]:
     if "axes" not in {p.name for p in parameters(cls)} or "axes" in options:
         return []
@@ -264,8 +290,10 @@ def _array_guesses(path: Path, cls: type, options: dict[str, Any]) -> list[dict[
     return _guesses(path, options.get("dataset"), source.shape, source.dtype.kind)
 
 
-def _guesses(path: Path, name: str | None, shape: tuple[int, ...], kind: str) -> list[dict[str, str]]:
-    """What the axes of an array could be, each with the command to look at it so."""
+def _guesses(
+    path: Path, name: str | None, shape: tuple[int, ...], kind: str, reverse: bool = False
+) -> list[dict[str, str]]:
+    """What the axes of an array could be, each with the command to look at it so; `reverse`: as MATLAB stores them."""
     if kind not in "fiuc" or len(shape) not in (2, 3, 4) or min(shape[-2:]) < 4:
         return []
     axes = {
@@ -273,12 +301,15 @@ def _guesses(path: Path, name: str | None, shape: tuple[int, ...], kind: str) ->
         3: "item,row,column" if kind != "c" else "coil,row,column",
         4: "item,channel,row,column" if kind != "c" else "slice,coil,row,column",
     }[len(shape)]
+    if reverse:
+        # In MATLAB rows, columns, then the rest: in the file the rest, columns, rows.
+        axes = axes.replace("row,column", "column,row")
     what = f"{name} {shape}" if name else f"the array {shape}"
     begin = f"invsolve inspect {shlex.quote(str(path))}"
     if name:
         begin += f" --layout {_plain_arrays()} --read {shlex.quote(f'dataset={name}')}"
     hints = [_command(f"if the axes of {what} are {axes}", f"{begin} --read axes={axes}")]
-    if kind != "c" and len(shape) == 3:
+    if kind != "c" and len(shape) == 3 and not reverse:
         command = f"{begin} --read axes=row,angle,detector --read angles={shape[1]} --read values=integrals"
         hints.append(_command(f"if it holds sinograms of {shape[1]} angles on [0, 180) degrees", command))
     return hints
@@ -301,11 +332,10 @@ def _advised_prior(operator: str) -> Prior | None:
     return None
 
 
-def _advised_operator(shape: tuple[int, ...]) -> tuple[str, bool]:
-    """An operator for images of this shape, as options, one that is made for their size first; and whether it is."""
+def _advised_operator(square: bool) -> tuple[str, bool]:
+    """An operator for images, as options, of square grey ones first one that is made for their size; and whether it is."""
     advised = {n: cls for n, cls in registry.available("operator").items() if cls.advice}  # type: ignore[attr-defined]
     sized = {n: "image_size" in {p.name for p in parameters(cls)} for n, cls in advised.items()}
-    square = len(shape) == 3 and shape[0] == 1 and shape[1] == shape[2]
     for name in sorted(advised, key=lambda n: not sized[n]):
         if square or not sized[name]:
             return f"--operator {name} {advised[name].advice}", sized[name]  # type: ignore[attr-defined]
@@ -361,7 +391,8 @@ def _command(does: str, command: str) -> dict[str, str]:
 
 def _beside(path: Path, ending: str) -> str:
     """An output name in the working directory."""
-    stem = path.name.split(".")[0] or "scan"
+    # A longer name would leave no room for those of unfinished files.
+    stem = path.name.split(".")[0][:48] or "scan"
     return shlex.quote(f"{stem}{ending}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from invsolve.api.loading import make
 from invsolve.contracts.layout import Layout
 from invsolve.contracts.measurement import Images, Measurement
 from invsolve.datasets import hdf5
-from invsolve.datasets.hdf5 import check_regular, fingerprint, open_readonly, shown
+from invsolve.datasets.hdf5 import check_regular, fingerprint, is_matlab, open_readonly, shown, written_by_matlab
 from invsolve.errors import UserError
 from invsolve.registry.parameters import build
 
@@ -29,6 +30,9 @@ def find_layout(path: Path) -> list[str]:
         if by_name:
             return by_name
     with open_readonly(path) as file:
+        # MATLAB's axes are in reverse: a variable with a known name is not what it is elsewhere.
+        if written_by_matlab(file):
+            return []
         return [name for name, cls in known.items() if cls.recognises(file)]  # type: ignore[attr-defined]
 
 
@@ -43,6 +47,7 @@ def open_measurement(path: Path, layout: str | None = None, options: Mapping[str
     Raises:
         UserError: unreadable, recognised by none, or wrong options.
     """
+    check_regular(Path(path))
     if layout is None:
         fitting = find_layout(path)
         if not fitting:
@@ -63,11 +68,13 @@ def open_images(path: Path, layout: str | None = None, options: Mapping[str, Any
     Raises:
         UserError: unreadable, no images, or wrong options.
     """
+    check_regular(Path(path))
     if layout is None:
         layout = next((n for n in find_layout(path) if registry.find("layout", n).images is not Layout.images), None)  # type: ignore[attr-defined]
     if layout is None:
         if options:
             raise UserError(f"{path}: --read needs --layout here, as no layout recognises the file; {_layouts()}")
+        _refuse_matlab(path)
         x = hdf5.read_images(path)
         labels = hdf5.read_volumes(path, len(x))
         return Images(x, hdf5.images_unit(path), source=str(path), fingerprint=fingerprint(path), volumes=labels)
@@ -75,9 +82,30 @@ def open_images(path: Path, layout: str | None = None, options: Mapping[str, Any
     return reader.images(Path(path))
 
 
+def _refuse_matlab(path: Path) -> None:
+    """MATLAB's variable x has its axes in reverse: it is none of our images."""
+    with open_readonly(path) as file:
+        if "x" in file and is_matlab(file["x"]):
+            raise UserError(
+                f"{path}: x was written by MATLAB, whose axes are in reverse {file['x'].shape}; say which is which: --layout "
+                "array --read dataset=x --read axes=item,column,row (the file's order)"
+            )
+
+
 def _unknown(path: Path) -> str:
+    quoted = shlex.quote(str(path))
     with open_readonly(path) as file:
         inside = ", ".join(sorted(shown(name) for name in file)) or "nothing"
+        if "done" in file and ("config" in file.attrs or "config" in file):
+            return (
+                f"{path}: is a result, not a measurement; look at it with 'invsolve report {quoted} -o report.html', or give "
+                "the scan that it was made from"
+            )
+        if "x" in file and "y" not in file:
+            return (
+                f"{path}: holds images (dataset x), not a measurement; measure them first: 'invsolve simulate {quoted} -o "
+                "scan.h5 --operator NAME'"
+            )
     return f"{path}: no known layout; the file holds {inside}. 'invsolve inspect {path}' says what it could be; {_layouts()}"
 
 

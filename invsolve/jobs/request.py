@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from invsolve.datasets.hdf5 import check_name
 from invsolve.engine.options import Options
 from invsolve.errors import UserError
 
@@ -66,6 +67,7 @@ def read_slices(text: str | None, count: int, source: Path) -> range | None:
 
 
 def refuse_existing(out: Path, overwrite: bool, source: Path) -> None:
+    check_name(out)
     if out.resolve() == source.resolve():
         raise UserError(f"{out}: the output would replace the input; choose another name")
     if not out.parent.is_dir():

@@ -113,6 +113,9 @@ def _preprocess(step: steps.Preprocess, context: Context) -> dict[str, Any]:
     if isinstance(found, Images):
         if step.noise is not None:
             raise UserError("noise = ...: these are images, which have none; leave it out")
+        if found.spacing is not None and not hdf5.is_square(found.spacing):
+            size = " x ".join(f"{width:g}" for width in found.spacing)
+            context.say(f"pixels of {size} {found.spacing_unit} are not square, which the file of images does not keep")
         hdf5.write_images(context.out, found.x, found.unit)
         return {"kind": "images", "items": len(found.x), "unit": found.unit, "notes": found.notes}
     for note in found.notes:

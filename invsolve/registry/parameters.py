@@ -40,7 +40,8 @@ def _to_tensor(value: Any) -> Any:
             raise ValueError(f"no such file {value!r}")
         value = np.load(path, allow_pickle=False)
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value))
+        # Torch knows the machine's own byte order alone.
+        value = torch.from_numpy(np.ascontiguousarray(value, value.dtype.newbyteorder("=")))
     if isinstance(value, list | tuple):
         # Double precision: angles are compared with one another to find symmetries.
         value = torch.from_numpy(np.asarray(value))

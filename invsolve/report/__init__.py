@@ -45,6 +45,7 @@ def write_report(
     """
     if out.suffix not in (".png", ".html"):
         raise UserError(f"{out}: the name must end in .png or .html")
+    hdf5.check_name(out)
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists; give --overwrite to replace it")
     result = hdf5.read_result(recon)

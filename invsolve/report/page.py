@@ -206,6 +206,8 @@ def _around(
     before, after = (
         re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], half) for half in template.split("{{frames}}\n")
     )
+    # Names of files may hold bytes that are no text; they are shown as \udc.. then.
+    before, after = (half.encode(errors="backslashreplace").decode() for half in (before, after))
     return before, after
 
 

@@ -1,0 +1,1 @@
+"""DICOM: frames by their headers, regular stacks of them, and their pixels; the layout is in layouts/."""

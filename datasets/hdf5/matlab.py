@@ -1,0 +1,44 @@
+"""What MATLAB's files of version 7.3 are as HDF5: axes in reverse, complex numbers in pairs, empty arrays by their size."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from invsolve.errors import UserError
+
+
+def is_matlab(found: Any) -> bool:
+    """Whether an HDF5 dataset was written by MATLAB."""
+    return "MATLAB_class" in found.attrs
+
+
+def written_by_matlab(file: Any) -> bool:
+    """Whether an open `h5py.File` holds a variable of MATLAB's at its root; what cannot be opened is none."""
+    for name in file:
+        with suppress(KeyError, OSError, RuntimeError, ValueError):
+            if name in file and is_matlab(file[name]):
+                return True
+    return False
+
+
+def matlab_notes(found: Any) -> list[str]:
+    """What a reader of a dataset should know; nothing where MATLAB did not write it.
+
+    Args:
+        found: an open `h5py.Dataset`.
+
+    Raises:
+        UserError: the array is empty in MATLAB; its size is stored in place of numbers.
+    """
+    if not is_matlab(found):
+        return []
+    if found.attrs.get("MATLAB_empty", 0):
+        raise UserError(
+            f"{found.file.filename}: dataset {found.name!r} is empty in MATLAB; save it again with its values"
+        )
+    theirs = " x ".join(map(str, reversed(found.shape)))
+    ours = " x ".join(map(str, found.shape))
+    return [
+        f"MATLAB stores axes in reverse: its {theirs} is {ours} in the file, and axes= names them in the file's order"
+    ]

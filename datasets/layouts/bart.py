@@ -1,0 +1,170 @@
+"""Layout "bart": pairs .cfl and .hdr of the BART toolbox, as Cartesian k-space or as images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from invsolve.contracts.layout import Make
+from invsolve.contracts.measurement import Images, Measurement
+from invsolve.datasets.hdf5.reading import fingerprint
+from invsolve.datasets.hdf5.rows import OneByOne
+from invsolve.datasets.mri.cfl import DIMENSIONS, is_cfl, read_cfl
+from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
+from invsolve.datasets.tomography.projections import option_hash
+from invsolve.errors import UserError
+
+_READ, _PHS1, _PHS2, _COIL, _MAPS = range(5)
+
+
+class BART(KSpaceLayout):
+    """Cartesian k-space (READ, PHS1, COIL), centred as BART's own, or images; what else has a length makes items.
+
+    A file with several coils is k-space; one without is images, unless `kspace` says otherwise. Points that are zero in
+    every coil of an item are not measured. BART's `fft -u` scales as the k-space here; without -u its images are larger.
+
+    Args:
+        kspace: whether the numbers are k-space; default whether there are several coils.
+        sensitivities: coil maps of BART (ecalib), the .cfl or .hdr; of several sets the first.
+        slices: [start, stop) of the items; default all.
+        coil_maps: complex (coils, rows, columns); default `sensitivities`, else calibrated from the centre of k-space.
+        calibration: points along each side of that centre that are used, if measured.
+        real: put the image's phase into the coil maps, as priors of one channel want it.
+        unit: of images.
+    """
+
+    name = "bart"
+
+    def __init__(
+        self,
+        kspace: bool | None = None,
+        sensitivities: str | None = None,
+        slices: list[int] | None = None,
+        coil_maps: Tensor | None = None,
+        calibration: int = 24,
+        real: bool = True,
+        unit: str = "",
+    ) -> None:
+        super().__init__(slices=slices, coil_maps=coil_maps, calibration=calibration, real=real)
+        self.kspace, self.sensitivities, self.unit = kspace, sensitivities, unit
+
+    @classmethod
+    def opens(cls, path: Path) -> bool:
+        return is_cfl(path)
+
+    def open(self, path: Path, make: Make) -> Measurement:
+        path = Path(path)
+        array = read_cfl(path)
+        if not (array.shape[_COIL] > 1 if self.kspace is None else self.kspace):
+            raise UserError(
+                f"{path}: {_sizes(array)} without coils are taken as images, not a measurement; simulate one (invsolve "
+                "simulate), or say kspace=true if they are k-space of one coil"
+            )
+        return super().open(path, make)
+
+    def find(self, path: Path) -> Acquired:
+        array = read_cfl(path)
+        if array.shape[_PHS2] > 1 or array.shape[_MAPS] > 1:
+            raise UserError(
+                f"{path}: {_sizes(array)}: expected k-space of slices, (READ, PHS1, COIL) and further dimensions without MAPS; "
+                "of 3-D k-space transform the readout first (bart fft -u -i 1) and move it to SLICE (bart transpose)"
+            )
+        others = [k for k in range(_MAPS, len(DIMENSIONS)) if array.shape[k] > 1]
+        items = int(np.prod([array.shape[k] for k in others], dtype=int))
+
+        def read(item: int) -> np.ndarray:
+            plane = _plane(array, others, item)[:, :, 0]
+            return np.ascontiguousarray(plane.transpose(2, 0, 1))
+
+        found = np.abs(read(0)).max(0) > 0
+        for item in range(1, items):
+            if not np.array_equal(np.abs(read(item)).max(0) > 0, found):
+                raise UserError(
+                    f"{path}: item {item} is measured at other points than item 0; take items of one mask with bart "
+                    "extract, or the slices one by one"
+                )
+        columns = found.any(0)
+        by_columns = bool((found[:, columns].mean() if columns.any() else 0.0) > 0.99)
+        notes = [f"points that are zero in every coil count as not measured ({int((~found).sum())})"]
+        return Acquired(
+            read=read,
+            items=items,
+            coils=array.shape[_COIL],
+            matrix=(array.shape[_READ], array.shape[_PHS1]),
+            mask=np.asarray(columns if by_columns else found),
+            maps=self._maps(path, array, others, notes),
+            notes=notes,
+        )
+
+    def _maps(self, path: Path, array: np.ndarray, others: list[int], notes: list[str]) -> Any:
+        """Coil maps of one item from a file of their own, if one was given."""
+        if self.sensitivities is None:
+            return None
+        maps = read_cfl(Path(self.sensitivities))
+        wrong = [k for k in (_READ, _PHS1, _PHS2, _COIL) if maps.shape[k] != array.shape[k]]
+        wrong += [k for k in others if maps.shape[k] not in (1, array.shape[k])]
+        if wrong:
+            raise UserError(
+                f"{path}: sensitivities={self.sensitivities} are {_sizes(maps)}, but the k-space {_sizes(array)}; give maps "
+                "of the same size"
+            )
+        if maps.shape[_MAPS] > 1:
+            notes.append(f"the first of {maps.shape[_MAPS]} sets of coil maps is used")
+        notes.append(f"coil maps from {Path(self.sensitivities).name}")
+        whole = [array.shape[k] for k in others]
+
+        def read(item: int) -> np.ndarray:
+            where = np.unravel_index(item, whole, order="F") if others else ()
+            at: list[Any] = [slice(None)] * 4 + [0] * (len(DIMENSIONS) - 4)
+            for k, position in zip(others, where, strict=True):
+                at[k] = int(position) if maps.shape[k] > 1 else 0
+            return np.ascontiguousarray(np.asarray(maps[tuple(at)])[:, :, 0].transpose(2, 0, 1))
+
+        return read
+
+    def images(self, path: Path) -> Images:
+        path = Path(path)
+        array = read_cfl(path)
+        if array.shape[_COIL] > 1 or self.kspace:
+            raise UserError(f"{path}: {_sizes(array)} are k-space, not images; reconstruct it (invsolve reconstruct)")
+        others = [k for k in range(_PHS2, len(DIMENSIONS)) if array.shape[k] > 1]
+        items = int(np.prod([array.shape[k] for k in others], dtype=int))
+        start, stop = (0, items) if self.slices is None else (self.slices if len(self.slices) == 2 else (-1, -1))
+        if not 0 <= start < stop <= items:
+            raise UserError(f"{path}: slices={self.slices} must be [start, stop) within the {items} items")
+
+        def read(item: int) -> np.ndarray:
+            return _plane(array, others, start + item).reshape(array.shape[:2])[None]
+
+        notes = [f"BART {_sizes(array)}: {items} items of {array.shape[_READ]} x {array.shape[_PHS1]}, complex"]
+        return Images(
+            OneByOne(stop - start, (1, *array.shape[:2]), read, complex_=True),
+            unit=self.unit,
+            source=str(path),
+            fingerprint=self._fingerprint(path),
+            notes=notes,
+            missing=[] if self.unit else ["unit of the values: --read unit=NAME"],
+        )
+
+    def _fingerprint(self, path: Path) -> str:
+        pair = [path.with_suffix(ending) for ending in (".cfl", ".hdr")]
+        return "+".join([*(fingerprint(p) for p in pair), f"options:{option_hash(self)}"])
+
+
+def _plane(array: np.ndarray, others: list[int], item: int) -> np.ndarray:
+    """The first four axes of one item; items run along BART's dimensions, the first fastest."""
+    at: list[Any] = [slice(None)] * 4 + [0] * (len(DIMENSIONS) - 4)
+    where = np.unravel_index(item, [array.shape[k] for k in others], order="F") if others else ()
+    for k, position in zip(others, where, strict=True):
+        at[k] = slice(int(position), int(position) + 1) if k < 4 else int(position)
+    return np.asarray(array[tuple(at)])
+
+
+def _sizes(array: np.ndarray) -> str:
+    return (
+        " x ".join(f"{size} {name}" for size, name in zip(array.shape, DIMENSIONS, strict=True) if size > 1)
+        or "one number"
+    )

@@ -1,0 +1,106 @@
+"""Layout "bart": pairs .cfl and .hdr written here by their format, k-space by NumPy's centred unitary transform."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import invsolve
+from invsolve.datasets.layouts.bart import BART
+from invsolve.datasets.layouts.nifti import NIfTI
+from invsolve.errors import UserError
+from tests.support.mri_files import scene
+
+RNG = np.random.default_rng(0)
+
+
+def pair(path: Path, values: np.ndarray, extra: str = "") -> Path:
+    """Write an array of BART's axes (READ, PHS1, PHS2, COIL, ...): complex float32, the first axis fastest."""
+    values.astype("<c8").flatten(order="F").tofile(path.with_suffix(".cfl"))
+    sizes = [*values.shape, *[1] * (16 - values.ndim)]
+    path.with_suffix(".hdr").write_text(f"# Dimensions\n{' '.join(map(str, sizes))} \n{extra}")
+    return path.with_suffix(".cfl")
+
+
+def measured(path: Path, slices: int = 2, **options: str) -> tuple[Path, np.ndarray]:
+    """K-space of slices (SLICE is BART's dimension 13), and the same as (slices, coils, rows, columns)."""
+    _, kspace = scene()
+    columns = np.arange(kspace.shape[-1])
+    kspace = kspace[:slices] * ((columns % 2 == 0) | (np.abs(columns - len(columns) // 2) < 12))
+    order = kspace.transpose(2, 3, 1, 0)
+    return pair(path, order.reshape(*order.shape[:2], 1, order.shape[2], *[1] * 9, slices), **options), kspace
+
+
+def test_kspace_of_slices_and_coils(tmp_path: Path) -> None:
+    path, kspace = measured(tmp_path / "scan", extra="# Command\nfft -u\n")
+    for name in (path, path.with_suffix(".hdr")):
+        assert BART.opens(name)
+        assert not NIfTI.opens(name)
+        scan = BART(real=False).open(name, invsolve.operator)
+        assert np.allclose(scan.y[0:2].numpy(), kspace, atol=1e-6)
+        assert (scan.operator.mask.numpy() == (np.abs(kspace[0]).max((0, 1)) > 0)).all()
+    one = BART(slices=[1, 2]).open(path, invsolve.operator)
+    assert np.allclose(one.y[0:1].numpy()[0], kspace[1], atol=1e-6)
+
+
+def test_maps_of_bart_explain_its_kspace(tmp_path: Path) -> None:
+    image = RNG.random((24, 20)) + 1j * RNG.random((24, 20))
+    maps = RNG.normal(size=(2, 24, 20)) + 1j * RNG.normal(size=(2, 24, 20))
+    coils = np.fft.ifftshift(maps * image, (-2, -1))
+    kspace = np.fft.fftshift(np.fft.fft2(coils, norm="ortho"), (-2, -1))
+    path = pair(tmp_path / "k", kspace.transpose(1, 2, 0)[:, :, None])
+    sets = np.stack([maps, 0 * maps], -1).transpose(1, 2, 0, 3)[:, :, None]
+    given = BART(sensitivities=str(pair(tmp_path / "maps", sets)), real=False).open(path, invsolve.operator)
+    predicted = given.operator(torch.from_numpy(image[None, None].astype(np.complex64)))
+    assert np.allclose(predicted[0].numpy(), kspace, atol=1e-5)
+    assert "the first of 2 sets of coil maps is used" in given.notes
+    other = pair(tmp_path / "other", maps[:, :10].transpose(1, 2, 0)[:, :, None])
+    with pytest.raises(UserError, match="10 READ x 20 PHS1 x 2 COIL, but the k-space 24 READ"):
+        BART(sensitivities=str(other)).open(path, invsolve.operator)
+
+
+def test_images(tmp_path: Path) -> None:
+    images = (RNG.random((6, 5, 1, 1, 1, 3, 1, 1, 1, 1, 2)) + 1j).astype(np.complex64)
+    path = pair(tmp_path / "a", images)
+    found = BART(unit="a.u.").images(path)
+    # The first of BART's dimensions runs fastest.
+    truth = [images[:, :, 0, 0, 0, te, 0, 0, 0, 0, time] for time in range(2) for te in range(3)]
+    assert np.array_equal(found.x[0:6].numpy()[:, 0], truth)
+    assert np.array_equal(BART(slices=[4, 5]).images(path).x[0:1].numpy()[0, 0], truth[4])
+    with pytest.raises(UserError, match=r"without coils are taken as images, not a measurement"):
+        BART().open(path, invsolve.operator)
+
+
+def test_command_line(tmp_path: Path, cli) -> None:
+    path, _ = measured(tmp_path / "scan")
+    code, out, err = cli("inspect", path)
+    assert code == 0, err
+    assert "(layout bart)" in out
+    code, _, err = cli("reconstruct", path, "-o", tmp_path / "r.h5", "--strategy", "linear")
+    assert code == 0, err
+    code, _, err = cli("simulate", path, "-o", tmp_path / "s.h5", "--operator", "blur")
+    assert code == 2
+    assert "are k-space, not images; reconstruct it" in err
+
+
+def test_what_is_damaged_or_does_not_fit(tmp_path: Path) -> None:
+    path, kspace = measured(tmp_path / "scan")
+    volume = pair(tmp_path / "volume", kspace[0].transpose(1, 2, 0)[:, :, None].repeat(3, 2))
+    with pytest.raises(UserError, match="3-D k-space transform the readout first"):
+        BART().open(volume, invsolve.operator)
+    uneven = kspace.copy()
+    uneven[1, :, :, 6] = 0
+    order = uneven.transpose(2, 3, 1, 0)
+    uneven_path = pair(tmp_path / "uneven", order.reshape(*order.shape[:2], 1, order.shape[2], *[1] * 9, 2))
+    with pytest.raises(UserError, match="item 1 is measured at other points than item 0"):
+        BART().open(uneven_path, invsolve.operator)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"scan\.cfl: has \d+ bytes, but its header says 64 x"):
+        BART().open(path, invsolve.operator)
+    path.with_suffix(".hdr").write_text("# Dimensions\n4 -4\n")
+    with pytest.raises(UserError, match=r"scan\.hdr: expected '# Dimensions' and up to 16 positive sizes"):
+        BART().open(path, invsolve.operator)
+    path.unlink()
+    with pytest.raises(UserError, match=r"scan\.cfl: no such file; BART's files come in pairs"):
+        BART().open(path.with_suffix(".hdr"), invsolve.operator)
