@@ -1,5 +1,6 @@
 """Layout "bart": pairs .cfl and .hdr written here by their format, k-space by NumPy's centred unitary transform."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,10 @@ def test_kspace_of_slices_and_coils(tmp_path: Path) -> None:
     for name in (path, path.with_suffix(".hdr")):
         assert BART.opens(name)
         assert not NIfTI.opens(name)
-        scan = BART(real=False).open(name, invsolve.operator)
+        scan = BART(real=False).open(name, invsolve.make)
         assert np.allclose(scan.y[0:2].numpy(), kspace, atol=1e-6)
         assert (scan.operator.mask.numpy() == (np.abs(kspace[0]).max((0, 1)) > 0)).all()
-    one = BART(slices=[1, 2]).open(path, invsolve.operator)
+    one = BART(slices=[1, 2]).open(path, invsolve.make)
     assert np.allclose(one.y[0:1].numpy()[0], kspace[1], atol=1e-6)
 
 
@@ -51,13 +52,13 @@ def test_maps_of_bart_explain_its_kspace(tmp_path: Path) -> None:
     kspace = np.fft.fftshift(np.fft.fft2(coils, norm="ortho"), (-2, -1))
     path = pair(tmp_path / "k", kspace.transpose(1, 2, 0)[:, :, None])
     sets = np.stack([maps, 0 * maps], -1).transpose(1, 2, 0, 3)[:, :, None]
-    given = BART(sensitivities=str(pair(tmp_path / "maps", sets)), real=False).open(path, invsolve.operator)
+    given = BART(sensitivities=str(pair(tmp_path / "maps", sets)), real=False).open(path, invsolve.make)
     predicted = given.operator(torch.from_numpy(image[None, None].astype(np.complex64)))
     assert np.allclose(predicted[0].numpy(), kspace, atol=1e-5)
     assert "the first of 2 sets of coil maps is used" in given.notes
     other = pair(tmp_path / "other", maps[:, :10].transpose(1, 2, 0)[:, :, None])
     with pytest.raises(UserError, match="10 READ x 20 PHS1 x 2 COIL, but the k-space 24 READ"):
-        BART(sensitivities=str(other)).open(path, invsolve.operator)
+        BART(sensitivities=str(other)).open(path, invsolve.make)
 
 
 def test_images(tmp_path: Path) -> None:
@@ -69,10 +70,10 @@ def test_images(tmp_path: Path) -> None:
     assert np.array_equal(found.x[0:6].numpy()[:, 0], truth)
     assert np.array_equal(BART(slices=[4, 5]).images(path).x[0:1].numpy()[0, 0], truth[4])
     with pytest.raises(UserError, match=r"without coils are taken as images, not a measurement"):
-        BART().open(path, invsolve.operator)
+        BART().open(path, invsolve.make)
 
 
-def test_command_line(tmp_path: Path, cli) -> None:
+def test_command_line(tmp_path: Path, cli: Callable[..., tuple[int, str, str]]) -> None:
     path, _ = measured(tmp_path / "scan")
     code, out, err = cli("inspect", path)
     assert code == 0, err
@@ -88,19 +89,19 @@ def test_what_is_damaged_or_does_not_fit(tmp_path: Path) -> None:
     path, kspace = measured(tmp_path / "scan")
     volume = pair(tmp_path / "volume", kspace[0].transpose(1, 2, 0)[:, :, None].repeat(3, 2))
     with pytest.raises(UserError, match="3-D k-space transform the readout first"):
-        BART().open(volume, invsolve.operator)
+        BART().open(volume, invsolve.make)
     uneven = kspace.copy()
     uneven[1, :, :, 6] = 0
     order = uneven.transpose(2, 3, 1, 0)
     uneven_path = pair(tmp_path / "uneven", order.reshape(*order.shape[:2], 1, order.shape[2], *[1] * 9, 2))
     with pytest.raises(UserError, match="item 1 is measured at other points than item 0"):
-        BART().open(uneven_path, invsolve.operator)
+        BART().open(uneven_path, invsolve.make)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(UserError, match=r"scan\.cfl: has \d+ bytes, but its header says 64 x"):
-        BART().open(path, invsolve.operator)
+        BART().open(path, invsolve.make)
     path.with_suffix(".hdr").write_text("# Dimensions\n4 -4\n")
     with pytest.raises(UserError, match=r"scan\.hdr: expected '# Dimensions' and up to 16 positive sizes"):
-        BART().open(path, invsolve.operator)
+        BART().open(path, invsolve.make)
     path.unlink()
     with pytest.raises(UserError, match=r"scan\.cfl: no such file; BART's files come in pairs"):
-        BART().open(path.with_suffix(".hdr"), invsolve.operator)
+        BART().open(path.with_suffix(".hdr"), invsolve.make)

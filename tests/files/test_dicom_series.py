@@ -3,6 +3,7 @@
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +19,12 @@ RAW = RNG.integers(0, 3000, (3, 6, 8)).astype(np.uint16)
 TABLE = np.array([500, 100, 60000, 3], np.uint16)
 
 
-def values(path: Path, **options) -> np.ndarray:
+def values(path: Path, **options: Any) -> np.ndarray:
     found = DICOM(**options).images(path)
     return found.x[0 : len(found.x)].numpy()[:, 0]
 
 
-def folder(tmp_path: Path, pixels: np.ndarray, **elements) -> Path:
+def folder(tmp_path: Path, pixels: np.ndarray, **elements: Any) -> Path:
     (made := tmp_path / "series").mkdir()
     return dicom_file(made / "a.dcm", pixels, **elements).parent
 
@@ -66,7 +67,7 @@ def test_a_modality_table_is_applied(tmp_path: Path) -> None:
 def test_grey_palettes_are_applied_and_coloured_ones_refused(grey: bool, tmp_path: Path) -> None:
     pixels = RNG.integers(0, 4, (6, 8)).astype(np.uint8)
     colours = {"Red": TABLE, "Green": TABLE, "Blue": TABLE if grey else TABLE[::-1]}
-    tables = {f"{c}PaletteColorLookupTableData": t.tobytes() for c, t in colours.items()}
+    tables: dict[str, Any] = {f"{c}PaletteColorLookupTableData": t.tobytes() for c, t in colours.items()}
     tables |= {f"{c}PaletteColorLookupTableDescriptor": [4, 0, 16] for c in colours}
     path = folder(tmp_path, pixels, Modality="US", PhotometricInterpretation="PALETTE COLOR", **tables)
     if grey:
@@ -79,13 +80,18 @@ def test_grey_palettes_are_applied_and_coloured_ones_refused(grey: bool, tmp_pat
 
 
 def test_monochrome1_is_inverted_unless_its_values_have_a_unit(tmp_path: Path) -> None:
-    stored = {"Modality": "DX", "PhotometricInterpretation": "MONOCHROME1", "BitsStored": 12, "HighBit": 11}
+    stored: dict[str, Any] = {
+        "Modality": "DX",
+        "PhotometricInterpretation": "MONOCHROME1",
+        "BitsStored": 12,
+        "HighBit": 11,
+    }
     plain = folder(tmp_path, RAW[0], **stored)
     assert np.array_equal(values(plain)[0], 4095.0 - RAW[0])
     assert any("MONOCHROME1" in n and "inverted" in n for n in DICOM().images(plain).notes)
     signed = dicom_file(tmp_path / "s.dcm", RAW[0].astype(np.int16) - 1000, **stored)
     assert np.array_equal(values(signed)[0], -1.0 - (RAW[0].astype(float) - 1000))  # from -2048 to 2047
-    rescaled = {"RescaleSlope": 1, "RescaleIntercept": -1024, "RescaleType": "HU"}
+    rescaled: dict[str, Any] = {"RescaleSlope": 1, "RescaleIntercept": -1024, "RescaleType": "HU"}
     ct = dicom_file(tmp_path / "b.dcm", RAW[0], **(stored | rescaled))
     assert np.array_equal(values(ct)[0], by_pydicom(ct))
     assert any("not inverted" in n for n in DICOM().images(ct).notes)
@@ -122,7 +128,7 @@ def test_padding_ranges_and_other_units(tmp_path: Path) -> None:
         ({"Modality": "PT", "Units": "BQML", "RescaleSlope": 0.37, "RescaleIntercept": 0}, "BQML"),
     ],
 )
-def test_only_what_is_rescaled_has_a_unit(elements, unit: str, tmp_path: Path) -> None:
+def test_only_what_is_rescaled_has_a_unit(elements: Any, unit: str, tmp_path: Path) -> None:
     path = folder(tmp_path, RAW[0], **elements)
     found = DICOM().images(path)
     assert found.unit == unit
@@ -148,7 +154,7 @@ def test_a_dose_grid_has_its_scaling_and_heights(tmp_path: Path) -> None:
         ([0, -1, 0, 0, 0, 1], lambda v: v[::-1, ::-1]),
     ],
 )
-def test_slices_look_as_in_radiology(across, turned, tmp_path: Path) -> None:
+def test_slices_look_as_in_radiology(across: Any, turned: Any, tmp_path: Path) -> None:
     """Rows to the back or down, columns to the patient's left or back: as nibabel's reorientation of the same volume."""
     nibabel = pytest.importorskip("nibabel")
     path = folder(tmp_path, RAW[0], ImagePositionPatient=[0, 0, 0], ImageOrientationPatient=across, PixelSpacing=[2, 3])
@@ -183,7 +189,7 @@ def test_a_tilted_gantry_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["AcquisitionNumber", "TemporalPositionIdentifier", "EchoTime"])
 def test_phases_of_one_series_are_told_apart(name: str, tmp_path: Path) -> None:
-    numbers, heights = [10, 20, 11, 21, 12, 22], [0, 0, 1, 1, 2, 2]
+    numbers, heights = [10, 20, 11, 21, 12, 22], [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]
     path = stack(tmp_path / "a", numbers, heights, each=lambda k: {name: k % 2 + 1})
     with pytest.raises(
         UserError, match=rf"2 phases at the same positions \({name}\); choose the stack: stack=0 \(3 sl"
@@ -212,7 +218,7 @@ def test_phases_that_nothing_tells_apart_are_refused_and_copies_dropped(tmp_path
         ({"ImagePositionPatient": None}, "positions in some files only"),
     ],
 )
-def test_slices_that_do_not_fit_are_another_stack(odd, reason: str, tmp_path: Path) -> None:
+def test_slices_that_do_not_fit_are_another_stack(odd: Any, reason: str, tmp_path: Path) -> None:
     path = stack(tmp_path / "a", [1, 2, 3], [0, 1, 2], each=lambda k: odd if k == 2 else {})
     with pytest.raises(UserError) as caught:
         DICOM().images(path)
@@ -258,7 +264,9 @@ def test_a_folder_that_begins_with_other_files(suffix: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_multi_frame_file_is_read_once_and_each_frame_decoded_once(packed: bool, tmp_path: Path, monkeypatch) -> None:
+def test_a_multi_frame_file_is_read_once_and_each_frame_decoded_once(
+    packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frames = RNG.integers(0, 60000, (40, 16, 16)).astype(np.uint16)
     path = dicom_file(tmp_path / "cine.dcm", frames, Modality="XA")
     if packed:
@@ -269,11 +277,11 @@ def test_a_multi_frame_file_is_read_once_and_each_frame_decoded_once(packed: boo
     counts = {"files": 0, "frames": 0}
     read, decode = pydicom.dcmread, pydicom.pixels.pixel_array
 
-    def counted_read(*given, **options):
+    def counted_read(*given: Any, **options: Any) -> Any:
         counts["files"] += 1
         return read(*given, **options)
 
-    def counted_decode(*given, **options):
+    def counted_decode(*given: Any, **options: Any) -> Any:
         assert options["index"] is not None
         counts["frames"] += 1
         return decode(*given, **options)

@@ -1,6 +1,8 @@
 """NIfTI that leaves something open or has pixels that are not square: said, made square, or refused; truth by nibabel."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 
 from invsolve.datasets.layouts.nifti import NIfTI
 from invsolve.errors import UserError
+
+Cli = Callable[..., tuple[int, str, str]]
 
 nibabel = pytest.importorskip("nibabel")
 VOLUME = np.random.default_rng(0).random((7, 9, 5)).astype(np.float32)
@@ -26,7 +30,7 @@ def notes(path: Path) -> str:
 
 @pytest.mark.parametrize("shape", [(7, 9, 5, 1), (7, 9, 5, 1, 1), (7, 9, 1), (7, 9)])
 @pytest.mark.parametrize("view", ["axial", "coronal", "sagittal"])
-def test_axes_of_length_one_change_nothing(shape: tuple[int, ...], view: str, tmp_path: Path) -> None:
+def test_axes_of_length_one_change_nothing(shape: tuple[int, ...], view: Any, tmp_path: Path) -> None:
     values = VOLUME[:, :, : shape[2] if len(shape) > 2 else 1].reshape(shape)
     found = NIfTI(view=view).images(saved(tmp_path / "a.nii", values))
     same = NIfTI(view=view).images(saved(tmp_path / "b.nii", values.reshape(7, 9, -1)))
@@ -64,7 +68,7 @@ def test_only_headers_of_this_kind_are_nifti(tmp_path: Path) -> None:
     assert not NIfTI.opens(tmp_path / "nowhere.img")
 
 
-def test_pixels_that_are_not_square_are_no_squares_to_a_projection(tmp_path: Path, cli) -> None:
+def test_pixels_that_are_not_square_are_no_squares_to_a_projection(tmp_path: Path, cli: Cli) -> None:
     """A disc of 20 mm on pixels of 1 x 2 mm: its projections are equally long from every side, or it is refused."""
     y, x = (np.arange(32) - 15.5) * 2, np.arange(64) - 31.5
     disc = (np.hypot(x[:, None], y[None]) < 20).astype(np.float32)
@@ -96,7 +100,7 @@ def test_pixels_that_are_not_square_are_no_squares_to_a_projection(tmp_path: Pat
     assert np.allclose(across.sum(1), np.pi * 400, rtol=0.03)
 
 
-def test_a_blur_takes_pixels_of_any_shape(tmp_path: Path, cli) -> None:
+def test_a_blur_takes_pixels_of_any_shape(tmp_path: Path, cli: Cli) -> None:
     path = saved(tmp_path / "a.nii", VOLUME, np.diag([1, 2, 1, 1.0]))
     code, _, err = cli("simulate", path, "-o", tmp_path / "s.h5", "--operator", "blur", "--set", "sigma=1.0")
     assert code == 0, err

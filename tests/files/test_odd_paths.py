@@ -1,11 +1,15 @@
 """Paths that are odd: pipes and devices, names as long as a file system allows, names that are no text, wrong kinds."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+
+Cli = Callable[..., tuple[int, str, str]]
 
 RNG = np.random.default_rng(0)
 
@@ -18,7 +22,7 @@ def images(path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["a.h5", "a.npy", "a.nii", "a.tif", "a.png", "a.dcm", "a.cfl", "a.safetensors"])
 @pytest.mark.parametrize("verb", ["inspect", "simulate", "reconstruct", "evaluate", "report", "train"])
-def test_a_pipe_is_refused_and_not_waited_for(name: str, verb: str, tmp_path: Path, cli) -> None:
+def test_a_pipe_is_refused_and_not_waited_for(name: str, verb: str, tmp_path: Path, cli: Cli) -> None:
     os.mkfifo(tmp_path / name)
     out = tmp_path / ("out.html" if verb == "report" else "out.safetensors" if verb == "train" else "out.h5")
     more = {"simulate": ("--operator", "blur"), "reconstruct": ("--strategy", "linear")}.get(verb, ())
@@ -29,7 +33,7 @@ def test_a_pipe_is_refused_and_not_waited_for(name: str, verb: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("layout", ["array", "nifti", "dicom", "bart", "dxchange", "fastmri"])
-def test_a_named_layout_waits_for_no_pipe_either(layout: str, tmp_path: Path, cli) -> None:
+def test_a_named_layout_waits_for_no_pipe_either(layout: str, tmp_path: Path, cli: Cli) -> None:
     os.mkfifo(tmp_path / "a.cfl")
     os.mkfifo(tmp_path / "a.hdr")
     code, _, err = cli("inspect", tmp_path / "a.cfl", "--layout", layout)
@@ -37,7 +41,7 @@ def test_a_named_layout_waits_for_no_pipe_either(layout: str, tmp_path: Path, cl
     assert "is a pipe, device or socket" in err
 
 
-def test_pipes_in_a_folder_of_images_are_passed_over(tmp_path: Path, cli) -> None:
+def test_pipes_in_a_folder_of_images_are_passed_over(tmp_path: Path, cli: Cli) -> None:
     from PIL import Image
 
     for k in range(3):
@@ -48,7 +52,7 @@ def test_pipes_in_a_folder_of_images_are_passed_over(tmp_path: Path, cli) -> Non
     assert "3 x 1 x 16 x 16" in out
 
 
-def test_names_as_long_as_a_file_system_allows(tmp_path: Path, cli, monkeypatch) -> None:
+def test_names_as_long_as_a_file_system_allows(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     long = images(Path("a" * 245 + ".h5"))
     code, out, err = cli("inspect", long)
@@ -75,7 +79,7 @@ def test_names_as_long_as_a_file_system_allows(tmp_path: Path, cli, monkeypatch)
         assert err.count("\n") == 1
 
 
-def test_names_that_are_no_text(tmp_path: Path, cli_process) -> None:
+def test_names_that_are_no_text(tmp_path: Path, cli_process: Any) -> None:
     """The words are bytes here, as a shell hands them over."""
     images(tmp_path / os.fsdecode(b"sc\xe9an.h5"))
 
@@ -110,7 +114,7 @@ def test_a_name_that_is_no_text_is_printed_as_its_bytes(tmp_path: Path) -> None:
     assert b"sc\xe9an.h5: images" in done.stdout
 
 
-def test_reconstructing_images_or_a_result_says_what_to_do(tmp_path: Path, cli) -> None:
+def test_reconstructing_images_or_a_result_says_what_to_do(tmp_path: Path, cli: Cli) -> None:
     path = images(tmp_path / "x.h5")
     code, _, err = cli("reconstruct", path, "-o", tmp_path / "r.h5", "--strategy", "linear")
     assert code == 2
@@ -143,7 +147,7 @@ def matlab(path: Path, **variables: np.ndarray) -> Path:
     return path
 
 
-def test_matlab_files_are_listed_and_read_in_their_own_order(tmp_path: Path, cli) -> None:
+def test_matlab_files_are_listed_and_read_in_their_own_order(tmp_path: Path, cli: Cli) -> None:
     import json
     import shlex
 
@@ -169,7 +173,7 @@ def test_matlab_files_are_listed_and_read_in_their_own_order(tmp_path: Path, cli
     assert np.allclose(complex_.x[1:2].numpy()[0, 0], coils[:, :, 1], atol=1e-6)
 
 
-def test_a_matlab_variable_called_x_is_not_taken_for_our_images(tmp_path: Path, cli) -> None:
+def test_a_matlab_variable_called_x_is_not_taken_for_our_images(tmp_path: Path, cli: Cli) -> None:
     path = matlab(tmp_path / "a.mat", x=RNG.random((16, 16, 1, 3)))
     code, _, err = cli("simulate", path, "-o", tmp_path / "s.h5", "--operator", "blur", "--set", "sigma=1.0")
     assert code == 2

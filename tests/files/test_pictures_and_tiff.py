@@ -3,6 +3,7 @@
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +20,12 @@ COLOUR = RNG.integers(0, 256, (8, 6, 3)).astype(np.uint8)
 STACK = RNG.integers(0, 60000, (5, 8, 6)).astype(np.uint16)
 
 
-def values(path: Path, **options) -> np.ndarray:
+def values(path: Path, **options: Any) -> np.ndarray:
     found = Array(**options).images(path)
     return found.x[0 : len(found.x)].numpy()
 
 
-def notes(path: Path, **options) -> str:
+def notes(path: Path, **options: Any) -> str:
     return " | ".join(Array(**options).images(path).notes)
 
 
@@ -123,7 +124,7 @@ def test_damaged_pictures(ending: str, cut: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["imagej", "one directory", "pages", "zlib", "ome", "big-endian"])
 def test_tiff_stacks_give_all_their_planes(how: str, tmp_path: Path) -> None:
     path = tmp_path / ("a.ome.tif" if how == "ome" else "a.tif")
-    options = {
+    options: Any = {
         "imagej": {"imagej": True, "metadata": {"axes": "ZYX"}},
         "one directory": {"imagej": True, "metadata": {"axes": "ZYX"}},
         "pages": {"photometric": "minisblack", "metadata": None},
@@ -171,7 +172,7 @@ def test_miniswhite_is_inverted_for_images_and_said(tmp_path: Path) -> None:
     assert np.array_equal(values(path)[0, 0], 255 - GREY)
     assert "MINISWHITE (the least value is white): inverted" in notes(path)
     tifffile.imwrite(path, STACK, photometric="miniswhite")
-    scan = Array(axes="row,angle,column", angles=8, values="counts", air=1, centre=2.0).open(path, invsolve.operator)
+    scan = Array(axes="row,angle,column", angles=8, values="counts", air=1, centre=2.0).open(path, invsolve.make)
     assert "MINISWHITE: the numbers are taken as they are stored" in scan.notes
     tifffile.imwrite(path, GREY.astype(np.float32), photometric="miniswhite")
     assert np.array_equal(values(path)[0, 0], GREY)

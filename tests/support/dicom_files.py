@@ -38,7 +38,7 @@ def stack(folder: Path, values: list[int], heights: list[float], each: Any = Non
     folder.mkdir()
     for k, (value, z) in enumerate(zip(values, heights, strict=True)):
         own = {"ImagePositionPatient": [0, 0, z], "InstanceNumber": k + 1} | (each(k) if each else {})
-        common = {
+        common: dict[str, Any] = {
             "ImageOrientationPatient": AXIAL,
             "PixelSpacing": [1, 1],
             "RescaleSlope": 1,
