@@ -75,11 +75,16 @@ def run(
     pipeline = Pipeline.load(file, key_values(set_), plugin or (), trust)
     if points:
         names = pipeline.points
-        emit(names, json_, "\n".join(names))
+        emit(names, json_, "\n".join(names), cut=False)
         return 0
     if prune:
         removed = [str(folder) for folder in pipeline.prune()]
-        emit(removed, json_, "\n".join([*removed, f"{len(removed)} folders removed from {pipeline.store.work}"]))
+        emit(
+            removed,
+            json_,
+            "\n".join([*removed, f"{len(removed)} folders removed from {pipeline.store.work}"]),
+            cut=False,
+        )
         return 0
     plan = pipeline.plan(only, index, force or ())
     if dry_run:
@@ -89,11 +94,12 @@ def run(
 
 
 def _run(pipeline: Pipeline, plan: Plan, keep_going: bool, overwrite: bool, log_json: str | None, as_json: bool) -> int:
+    from invsolve.errors import printable
     from invsolve.pipeline import StepFailed, Stop, Stopped
     from invsolve.pipeline.events import Log
 
     quiet = as_json or log_json == "-"
-    print(plan, end="\n\n", file=sys.stderr if quiet else sys.stdout, flush=True)
+    print(printable(str(plan)), end="\n\n", file=sys.stderr if quiet else sys.stdout, flush=True)
     stop = Stop()
     handlers = _on_signals(stop)
     try:
@@ -149,9 +155,11 @@ def _listener(log: Callable[[dict[str, Any]], None] | None) -> Callable[[dict[st
 
 def _print_metrics(results: Results) -> None:
     """A table of the metrics of all evaluations; a line for each other output that was asked for by name."""
+    from invsolve.errors import printable
+
     for result in results:
         if result.copy is not None:
-            print(result.copy)
+            print(printable(str(result.copy)))
     scored = [result for result in results if result.metrics]
     if not scored:
         return
@@ -163,4 +171,4 @@ def _print_metrics(results: Results) -> None:
         ]
         for result in scored
     ]
-    print(table(["", *names], rows))
+    print(printable(table(["", *names], rows)))
