@@ -92,11 +92,32 @@ def test_an_existing_output_is_kept(scan: Path, tmp_path: Path, cli: Cli) -> Non
     out = tmp_path / "recon.h5"
     assert cli("reconstruct", scan, "-o", out, "--strategy", "linear")[0] == 0
     before = out.read_bytes()
-    code, _, err = cli("reconstruct", scan, "-o", out, "--strategy", "linear")
-    assert code == 2
-    assert "--overwrite" in err
-    assert out.read_bytes() == before
+    for other in (("--strategy", "tv", "--set", "steps=3"), ("--strategy", "linear", "--slices", "0:1")):
+        code, _, err = cli("reconstruct", scan, "-o", out, *other)
+        assert code == 2
+        assert "--overwrite" in err
+        assert out.read_bytes() == before
     assert cli("reconstruct", scan, "-o", out, "--strategy", "linear", "--overwrite")[0] == 0
+
+
+def test_the_command_of_a_finished_result_says_so(scan: Path, tmp_path: Path, cli: Cli) -> None:
+    """A kill may come after the result got its name, and before what lay beside it was removed."""
+    out = tmp_path / "recon.h5"
+    command = ("reconstruct", scan, "-o", out, "--strategy", "linear")
+    assert cli(*command)[0] == 0
+    before = out.read_bytes()
+    parts = tmp_path / "recon.h5.parts"
+    parts.mkdir()
+    (parts / "000000-000001.h5").write_bytes(before)
+    (tmp_path / "recon.h5.partial.state").write_bytes(b"half")
+    code, _, err = cli(*command)
+    assert code == 0, err
+    assert "finished" in err
+    assert out.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.glob("recon.h5*")) == ["recon.h5"]
+    with h5py.File(out, "a") as file:
+        file["done"][0] = False
+    assert cli(*command)[0] == 2
 
 
 def test_the_unit_of_the_images_reaches_the_scan(images: Path, tmp_path: Path, cli: Cli) -> None:
