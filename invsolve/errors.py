@@ -1,4 +1,4 @@
-"""The one exception a user's mistake raises, and the near-match suggestion in its text."""
+"""The one exception a user's mistake raises, the near-match suggestion in its text, and how texts reach a terminal."""
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -39,3 +39,35 @@ class NonFinite(ArithmeticError):
 
 class Interrupted(Exception):
     """The run was asked to stop; finished items are kept."""
+
+
+#: Characters of a line that reach the terminal, and of one word in it; more is cut out of the middle.
+_LINE, _WORD = 4000, 1000
+
+
+def printable(text: str, cut: bool = True) -> str:
+    """A text as it may reach a terminal: names from files could move its cursor, retitle it or fill it.
+
+    Args:
+        text: one line or several; tabs count as spaces.
+        cut: shorten words and lines that no screen can show, at their middle: a line's remedy is at its end.
+
+    Returns:
+        The same lines, with every character that is not printable escaped.
+    """
+    return "\n".join(_printable(line, cut) for line in text.split("\n"))
+
+
+def _printable(line: str, cut: bool) -> str:
+    line = line.expandtabs()
+    if cut:
+        line = " ".join(_shortened(word, _WORD) for word in line.split(" "))
+        line = _shortened(line, _LINE)
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in line)
+
+
+def _shortened(text: str, most: int) -> str:
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}...({len(text)} characters)...{text[-half:]}"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +26,8 @@ from invsolve.errors import InUse, UserError
 IMAGES = {"mean": ("item", "channel"), "std": ("item", "channel"), "samples": ("item", "sample", "channel")}
 IMAGES |= {"truth": ("item", "channel"), "linear": ("item", "channel")}
 _ATTRIBUTE_LIMIT = 60_000
+#: Bytes that groups, attributes and empty datasets take, and more.
+_STRUCTURE = 65_536
 
 
 def partial_path(path: str | Path) -> Path:
@@ -98,9 +103,12 @@ class ResultFile:
             self._file.flush()
             self._file["done"][row] = True
             self._file.flush()
-        except OSError as error:
+        except (OSError, RuntimeError, ValueError) as error:
+            if (reason := _reason(error)) is None:
+                raise
             raise UserError(
-                f"{self.partial}: writing item {item} failed ({' '.join(str(error).split())}); finished items are kept"
+                f"{self.partial}: writing item {item} failed ({reason}); finished items are kept: make space, or mend the "
+                "cause, and run the same command to go on"
             ) from None
         self._done[row] = True
 
@@ -151,14 +159,18 @@ class ResultFile:
         """Make the datasets in a second file that then takes the partial's name: a kill leaves one or the other."""
         fresh = self.partial.with_name(f"{self.partial.name}.new")
         file = h5py.File(fresh, "w")
-        copy_all(self._file, file)
-        for name, value in arrays.items():
-            allocate(file, name, len(self._done), value)
-        for name in facts:
-            allocate(file, f"diagnostics/{name}", len(self._done), np.float64(0))
-        file.flush()
-        self._check_ours()
-        os.replace(fresh, self.partial)
+        try:
+            copy_all(self._file, file)
+            for name, value in arrays.items():
+                allocate(file, name, len(self._done), value)
+            for name in facts:
+                allocate(file, f"diagnostics/{name}", len(self._done), np.float64(0))
+            file.flush()
+            self._check_ours()
+            os.replace(fresh, self.partial)
+        except BaseException:
+            _drop(file, fresh)
+            raise
         self._file.close()
         self._file = file
 
@@ -225,22 +237,54 @@ def _start(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     try:
+        _reserve(partial, len(record) + len(items) * 16 + _STRUCTURE)
         file = h5py.File(fresh, "w")
     except BlockingIOError:
         raise InUse(f"{partial}: another process is starting it; wait for that one") from None
     except OSError as error:
         raise UserError(
-            f"{partial}: cannot be written ({' '.join(str(error).split())}); choose another folder"
+            f"{partial}: cannot be written ({' '.join(str(error).split())}); make space or choose another folder"
         ) from None
-    for name, value in attributes.items():
-        file.attrs[name] = value
-    if len(record) > _ATTRIBUTE_LIMIT:
-        file["config"] = record
-    else:
-        file.attrs["config"] = record
-    file["items"] = np.arange(items.start, items.stop)
-    allocate(file, "done", len(items), np.bool_(False))
-    file.flush()
-    sync(fresh)
-    os.replace(fresh, partial)
+    try:
+        for name, value in attributes.items():
+            file.attrs[name] = value
+        if len(record) > _ATTRIBUTE_LIMIT:
+            file["config"] = record
+        else:
+            file.attrs["config"] = record
+        file["items"] = np.arange(items.start, items.stop)
+        allocate(file, "done", len(items), np.bool_(False))
+        file.flush()
+        sync(fresh)
+        os.replace(fresh, partial)
+    except (OSError, RuntimeError, ValueError) as error:
+        _drop(file, fresh)
+        if (reason := _reason(error)) is None:
+            raise
+        raise UserError(f"{partial}: cannot be written ({reason}); make space or choose another folder") from None
     return file
+
+
+def _reserve(partial: Path, size: int) -> None:
+    """Fail where so many bytes do not fit: HDF5 cannot close a file whose first bytes could not be written."""
+    with tempfile.TemporaryFile(dir=partial.parent) as probe:
+        probe.write(bytes(size))
+        probe.flush()
+        os.fsync(probe.fileno())
+
+
+def _reason(error: Exception) -> str | None:
+    """Why the system refused to write; None where it was not the system. HDF5 says it in errors of several classes."""
+    text = " ".join(str(error).split())
+    told = re.search(r"error message = '([^']*)'", text)
+    if isinstance(error, UserError) or not (isinstance(error, OSError) or told):
+        return None
+    return told[1] if told else text
+
+
+def _drop(file: h5py.File, path: Path) -> None:
+    """Close and remove a file that could not be written."""
+    # Closing writes what is left, and fails again where the disk is full.
+    with suppress(Exception):
+        file.close()
+    path.unlink(missing_ok=True)

@@ -3,6 +3,8 @@
 #
 #     sbatch --array=0-$(($(invsolve run ct.toml --points | wc -l) - 1)) slurm_array.sh ct.toml
 #
+# Options of invsolve run follow the file; a pipeline of your own with plugins needs --trust, here and in front of --points.
+#
 # At the time limit SLURM sends SIGTERM a minute ahead: the task stops at a safe point and is queued again, and goes on there.
 #SBATCH --job-name=invsolve
 #SBATCH --cpus-per-task=4
@@ -11,10 +13,11 @@
 #SBATCH --requeue
 #SBATCH --output=slurm-%A_%a.out
 pipeline=${1:-ct.toml}
+[ "$#" -gt 0 ] && shift
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 mkdir -p logs
 
-invsolve run "$pipeline" --index "$SLURM_ARRAY_TASK_ID" --log-json "logs/$SLURM_ARRAY_TASK_ID.jsonl" &
+invsolve run "$pipeline" --index "$SLURM_ARRAY_TASK_ID" --log-json "logs/$SLURM_ARRAY_TASK_ID.jsonl" "$@" &
 child=$!
 # Bash sees the signal; the pipeline has to.
 trap 'kill -TERM "$child"' TERM

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -10,6 +11,7 @@ import typer
 
 from invsolve.cli import bench, files, look, plugins, prior, sample, train
 from invsolve.cli import run as pipelines
+from invsolve.cli.common import note
 
 app = typer.Typer(
     name="invsolve",
@@ -51,7 +53,7 @@ def _options(
 
 def run(arguments: list[str]) -> int:
     """Run the command line; 0 good, 2 the user's mistake, 1 ours, 130 interrupted."""
-    from invsolve.errors import UserError
+    from invsolve.errors import UserError, printable
 
     try:
         code = app(arguments, standalone_mode=False)
@@ -72,11 +74,13 @@ def run(arguments: list[str]) -> int:
             return _fail(str(error), 130)
         if isinstance(error, engine.NonFinite):
             return _fail(str(error), 1)
-        traceback.print_exc()
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return _fail(f"{error.filename}: the name is too long for this file system; give a shorter one", 2)
+        print(printable(traceback.format_exc()), file=sys.stderr)
         return _fail(f"this is a fault of invsolve, not yours: {type(error).__name__}: {error}", 1)
     return code if isinstance(code, int) else 0
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"invsolve: {text}", file=sys.stderr)
+    note(text)
     return code

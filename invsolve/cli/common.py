@@ -48,7 +48,7 @@ def start(plugin_files: Sequence[Path] | None) -> None:
     from invsolve import registry
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        print(f"invsolve: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        note(f"warning: {' '.join(str(message).split())}")
 
     warnings.showwarning = show
     for file in plugin_files or []:
@@ -57,12 +57,17 @@ def start(plugin_files: Sequence[Path] | None) -> None:
 
 def note(line: str) -> None:
     """A remark for the person watching; kept off standard output, which may be parsed."""
-    print(f"invsolve: {line}", file=sys.stderr)
+    from invsolve.errors import printable
+
+    print(f"invsolve: {printable(line)}", file=sys.stderr)
 
 
-def emit(result: Any, as_json: bool, text: str) -> None:
-    """Print a result, as JSON or as text."""
-    print(json.dumps(result, indent=2) if as_json else text)
+def emit(result: Any, as_json: bool, text: str, cut: bool = True) -> None:
+    """Print a result, as JSON or as text; `cut` where the text is for people, who are not helped by long names."""
+    from invsolve.errors import printable
+
+    # JSON escapes what is not ASCII by itself.
+    print(json.dumps(result, indent=2) if as_json else printable(text, cut))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from invsolve.cli.common import AsJson, Plugins, emit, key_values, note, start, table
+from invsolve.cli.common import AsJson, Overwrite, Plugins, emit, key_values, note, start, table
 
 if TYPE_CHECKING:
     from invsolve.pipeline import Pipeline, Plan, Results, Stop
@@ -48,6 +48,10 @@ def run(
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of pipeline files, for editors.")
     ] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run the plugins that the file names; let it write outside its folder.")
+    ] = False,
+    overwrite: Overwrite = False,
     plugin: Plugins = None,
     json_: AsJson = False,
 ) -> int:
@@ -68,34 +72,40 @@ def run(
         raise UserError("which pipeline? invsolve run PIPELINE.toml")
     from invsolve.pipeline import Pipeline
 
-    pipeline = Pipeline.load(file, key_values(set_), plugin or ())
+    pipeline = Pipeline.load(file, key_values(set_), plugin or (), trust)
     if points:
         names = pipeline.points
-        emit(names, json_, "\n".join(names))
+        emit(names, json_, "\n".join(names), cut=False)
         return 0
     if prune:
         removed = [str(folder) for folder in pipeline.prune()]
-        emit(removed, json_, "\n".join([*removed, f"{len(removed)} folders removed from {pipeline.store.work}"]))
+        emit(
+            removed,
+            json_,
+            "\n".join([*removed, f"{len(removed)} folders removed from {pipeline.store.work}"]),
+            cut=False,
+        )
         return 0
     plan = pipeline.plan(only, index, force or ())
     if dry_run:
         emit(plan.as_json(), json_, str(plan))
         return 0
-    return _run(pipeline, plan, keep_going, log_json, json_)
+    return _run(pipeline, plan, keep_going, overwrite, log_json, json_)
 
 
-def _run(pipeline: Pipeline, plan: Plan, keep_going: bool, log_json: str | None, as_json: bool) -> int:
+def _run(pipeline: Pipeline, plan: Plan, keep_going: bool, overwrite: bool, log_json: str | None, as_json: bool) -> int:
+    from invsolve.errors import printable
     from invsolve.pipeline import StepFailed, Stop, Stopped
     from invsolve.pipeline.events import Log
 
     quiet = as_json or log_json == "-"
-    print(plan, end="\n\n", file=sys.stderr if quiet else sys.stdout, flush=True)
+    print(printable(str(plan)), end="\n\n", file=sys.stderr if quiet else sys.stdout, flush=True)
     stop = Stop()
     handlers = _on_signals(stop)
     try:
         with ExitStack() as stack:
             log = None if log_json is None else stack.enter_context(Log(log_json))
-            results = pipeline.run(plan, keep_going=keep_going, on_event=_listener(log), stop=stop)
+            results = pipeline.run(plan, keep_going=keep_going, overwrite=overwrite, on_event=_listener(log), stop=stop)
     except StepFailed as error:
         note(str(error))
         return 1
@@ -145,9 +155,11 @@ def _listener(log: Callable[[dict[str, Any]], None] | None) -> Callable[[dict[st
 
 def _print_metrics(results: Results) -> None:
     """A table of the metrics of all evaluations; a line for each other output that was asked for by name."""
+    from invsolve.errors import printable
+
     for result in results:
         if result.copy is not None:
-            print(result.copy)
+            print(printable(str(result.copy)))
     scored = [result for result in results if result.metrics]
     if not scored:
         return
@@ -159,4 +171,4 @@ def _print_metrics(results: Results) -> None:
         ]
         for result in scored
     ]
-    print(table(["", *names], rows))
+    print(printable(table(["", *names], rows)))

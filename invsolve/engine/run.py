@@ -159,10 +159,12 @@ class Run:
                     self.on_batch(part)
 
     def _attempt(self, chains: list[Chain], together: int) -> Iterator[tuple[list[Chain], Outcome]]:
-        """Run a batch; when memory runs out, halve it, and keep the smaller size."""
+        """Run a batch; when memory runs out, on a GPU or the CPU, halve it, and keep the smaller size."""
         try:
             outcome = self._run(chains)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
             rows = self.batch_size if self.couples_items else len(chains)
             least = 1 if self.couples_items else together
             half = max(rows // 2 // least, 1) * least
@@ -289,3 +291,8 @@ class Run:
         }
         arrays |= {name: value.cpu() for name, value in outcome.record.items()}
         collector.add(chains, arrays, outcome.facts, outcome.linear)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # torch has a class for accelerators; on the CPU it raises a plain RuntimeError, known by its text alone.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error)

@@ -89,6 +89,9 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Pool]:
 
     Raises:
         UserError: Dask is not installed, both or a silly number is given, no scheduler answers, or it has no worker.
+
+    Whoever reaches a scheduler runs code with the rights of its owner, and other users of a machine reach its loopback.
+    So our own workers speak TLS, each side with a certificate that is made here and known to nobody else.
     """
     if workers is not None and scheduler is not None:
         raise UserError(
@@ -99,9 +102,12 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Pool]:
     try:
         import dask
         from distributed import Client, LocalCluster
+        from distributed.security import Security
+
+        security = Security.temporary() if scheduler is None else None
     except ImportError:
         raise UserError(
-            "--workers and --scheduler need Dask: pip install 'invsolve[cluster]' (or pip install distributed)"
+            "--workers and --scheduler need Dask: pip install 'invsolve[cluster]' (or pip install distributed cryptography)"
         ) from None
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with ExitStack() as stack:
@@ -112,6 +118,10 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Pool]:
             )
         )
         if scheduler is None:
+            # Dask serves pages about the run, to whoever asks, also without its dashboard.
+            stack.enter_context(
+                dask.config.set({"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []})
+            )
             cluster = stack.enter_context(
                 LocalCluster(
                     n_workers=workers,
@@ -120,6 +130,7 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Pool]:
                     memory_limit=None,
                     dashboard_address=None,
                     silence_logs=logging.CRITICAL,
+                    security=security,
                 )
             )
             client = stack.enter_context(Client(cluster))

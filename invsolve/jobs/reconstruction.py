@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from invsolve.api import discrepancy
 from invsolve.api.provenance import provenance
 from invsolve.datasets import hdf5
 from invsolve.engine import slabs
+from invsolve.errors import UserError
+from invsolve.jobs.checkpoint import CheckpointFile
 from invsolve.jobs.one_file import keeper_of, run_into_file
 from invsolve.jobs.preparation import prepare
 from invsolve.jobs.request import Request, refuse_existing
@@ -51,8 +55,10 @@ def _reconstruct(
 ) -> dict[str, Any]:
     from invsolve.jobs import shards
 
+    # A kill after the result got its name, and the same command again: whether it is the same, the run must tell.
+    finished = team is None and not request.overwrite and _is_complete(request.out)
     if team is None or team.leads:
-        refuse_existing(request.out, request.overwrite, request.scan)
+        refuse_existing(request.out, request.overwrite or finished, request.scan)
     run = prepare(request, say, team)
     run.should_stop = should_stop
     record = provenance(run) | {"command": command}
@@ -63,7 +69,11 @@ def _reconstruct(
         run.keeper = keeper_of(run, request.out, record, every)
         run.execute(slabs.NullSink())
         return told | {"seconds": round(time.perf_counter() - began, 3)}
-    if request.workers is not None or request.scheduler is not None or shards.folder(request.out).exists():
+    if finished:
+        _check_same(request.out, run.items, record)
+        say(f"{request.out}: was finished by the same command before; nothing is left to do")
+        _remove_leftovers(request.out, run.items, record)
+    elif request.workers is not None or request.scheduler is not None or shards.folder(request.out).exists():
         shards.reconstruct_in_shards(request, run, record, say)
     else:
         run_into_file(run, request.out, record, request.overwrite, say, every)
@@ -74,3 +84,32 @@ def _reconstruct(
     judged = found.ratio == found.ratio  # NaN where the noise is said to be zero, and NaN is no JSON
     summary = {"ratio": found.ratio, "spread": found.spread, "warning": found.warning} if judged else None
     return told | {"seconds": seconds, "discrepancy": summary}
+
+
+def _is_complete(out: Path) -> bool:
+    part = hdf5.glance(out) if out.is_file() else None
+    return part is not None and bool(part.items) and part.done == part.items
+
+
+def _check_same(out: Path, items: range, record: dict[str, Any]) -> None:
+    """Refuse a result that another command made.
+
+    Raises:
+        UserError: it has another configuration, other items, or is by another version.
+    """
+    part = hdf5.glance(out)
+    with hdf5.open_readonly(out) as file:
+        version = hdf5.text(file.attrs.get("invsolve_version", ""))
+    same = part is not None and (part.config_sha256, part.items) == (record["config_sha256"], list(items))
+    if not same or version != record["versions"]["invsolve"]:
+        raise UserError(f"{out} exists, made by another command or version; give --overwrite to replace it")
+
+
+def _remove_leftovers(out: Path, items: range, record: dict[str, Any]) -> None:
+    """Remove what a kill between the result's name and the end of the run left beside it."""
+    from invsolve.jobs import shards
+
+    if shards.belong(out, items, record):
+        shutil.rmtree(shards.folder(out), ignore_errors=True)
+        hdf5.partial_path(out).unlink(missing_ok=True)
+    CheckpointFile(out, record["config_sha256"]).remove()

@@ -125,6 +125,15 @@ def _parts_so_far(out: Path, wanted: range, record: dict[str, Any], overwrite: b
     return found
 
 
+def belong(out: Path, wanted: range, record: dict[str, Any]) -> bool:
+    """Whether all that earlier runs left beside an output is of this configuration, and of these items."""
+    try:
+        _parts_so_far(out, wanted, record, overwrite=False)
+    except UserError:
+        return False
+    return True
+
+
 def _unread(path: Path, config_sha256: str) -> hdf5.Part:
     start, stop = (int(number) for number in path.name.split(".")[0].split("-"))
     return hdf5.Part(path, config_sha256, list(range(start, stop)), [])

@@ -18,20 +18,24 @@ from invsolve.contracts.strategy import NEEDS
 from invsolve.errors import UserError, suggestion
 from invsolve.numerics.ode import solvers
 from invsolve.pipeline import steps
-from invsolve.pipeline.files import kinds_of, locate
+from invsolve.pipeline.files import files_of, inside, kinds_of, locate
 from invsolve.pipeline.graph import Job
 from invsolve.registry.parameters import check as check_parameters
 
 _ENDINGS = {".tif": (".tif", ".tiff"), ".h5": (".h5", ".hdf5")}
 
 
-def check_jobs(jobs: Iterable[Job], base: Path, where: str) -> dict[Job, steps.Step]:
+def check_jobs(
+    jobs: Iterable[Job], base: Path, where: str, trust: bool = True, read: Iterable[Path] = ()
+) -> dict[Job, steps.Step]:
     """Check every job, and give its step with files as absolute paths.
 
     Args:
         jobs: each after those that feed it.
         base: the folder that paths are seen from.
         where: the pipeline file, for messages.
+        trust: whether it may write outside of `base`, and talk to schedulers.
+        read: files that the pipeline itself is made of, which no step may write.
 
     Raises:
         UserError: the first thing that is wrong; says which step.
@@ -46,10 +50,22 @@ def check_jobs(jobs: Iterable[Job], base: Path, where: str) -> dict[Job, steps.S
             kinds[job] = _kinds(job, step, kinds)
             _check_inputs(job, found, kinds)
             _check_target(job, base, targets)
+            if not trust:
+                _check_reach(job, base)
         except UserError as error:
-            branch = f" [{job.branch}]" if job.branch else ""
-            raise UserError(f"{where}: step {job.name!r}{branch}: {error}") from None
+            raise UserError(f"{_place(where, job)}: {error}") from None
+    inputs = {file.resolve() for file in (*read, *(file for step in found.values() for file in files_of(step)))}
+    for path, job in targets.items():
+        if any(path.is_relative_to(file) for file in inputs):
+            raise UserError(
+                f"{_place(where, job)}: to = {path} would replace what the pipeline reads; choose another name"
+            )
     return found
+
+
+def _place(where: str, job: Job) -> str:
+    branch = f" [{job.branch}]" if job.branch else ""
+    return f"{where}: step {job.name!r}{branch}"
 
 
 def target(job: Job, base: Path) -> Path | None:
@@ -198,3 +214,17 @@ def _check_target(job: Job, base: Path, taken: dict[Path, Job]) -> None:
             f"to = {path} is also where {taken[name].title} goes; put ${{branch}} into the name, or give each its own"
         )
     taken[name] = job
+
+
+def _check_reach(job: Job, base: Path) -> None:
+    """Refuse what a stranger's pipeline may not do: write elsewhere, or talk to a scheduler, which can send code."""
+    path = target(job, base)
+    if path is not None and not inside(path, base):
+        raise UserError(
+            f"to = {path} is outside of the pipeline's folder; write it inside, or give --trust if you trust the pipeline"
+        )
+    if getattr(job.step, "scheduler", None):
+        raise UserError(
+            f"scheduler = {getattr(job.step, 'scheduler', '')!r}: a scheduler can run code here; give --trust if you trust "
+            "the pipeline"
+        )

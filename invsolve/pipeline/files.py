@@ -55,6 +55,19 @@ def _file_in(value: Any, base: Path) -> Any:
     return value
 
 
+def files_of(step: steps.Step) -> set[Path]:
+    """Every file and folder that a located step reads from outside."""
+    single = (getattr(step, key, None) for key in ("path", "prior"))
+    nested = (value for key in ("set", "read") for value in getattr(step, key, {}).values())
+    texts = (value for value in (*single, *nested) if isinstance(value, str) and "\0" not in value)
+    return {Path(text) for text in texts if Path(text).is_absolute() and Path(text).exists()}
+
+
+def inside(path: Path, folder: Path) -> bool:
+    """Whether a path lies in a folder, wherever links lead."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
 def kinds_of(path: Path, layout: str | None) -> tuple[str, ...]:
     """What a file can be taken as: "images", "measurement", "result"; by its layout and names alone.
 

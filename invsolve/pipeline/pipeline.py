@@ -11,6 +11,7 @@ from invsolve.errors import UserError
 from invsolve.pipeline import reading, steps
 from invsolve.pipeline.checking import check_jobs
 from invsolve.pipeline.events import Listener
+from invsolve.pipeline.files import inside
 from invsolve.pipeline.graph import Graph, Job, expand
 from invsolve.pipeline.planning import Plan, make_plan
 from invsolve.pipeline.reading import Document
@@ -76,38 +77,68 @@ class Pipeline:
             "variables": dict(variables or {}),
             "steps": {key: _table(key, step) for key, step in steps.items()},
         }
-        self._prepare(reading.check(raw, name, name), Path.cwd() if base is None else Path(base), name)
+        folder = Path.cwd() if base is None else Path(base)
+        self._prepare(reading.check(raw, name, name), folder, name, trust=True)
 
     @classmethod
     def load(
-        cls, path: str | Path, changes: Mapping[str, Any] | None = None, plugins: Sequence[str | Path] = ()
+        cls,
+        path: str | Path,
+        changes: Mapping[str, Any] | None = None,
+        plugins: Sequence[str | Path] = (),
+        trust: bool = False,
     ) -> Pipeline:
-        """Read a pipeline from a TOML file.
+        """Read a pipeline from a TOML file. One that is not trusted runs no code and writes nothing outside its folder.
 
         Args:
             path: the file; paths in it are seen from its folder.
             changes: dotted name -> value, as for `--set`: {"variables.angles": 12, "recon.samples": 4}.
             plugins: Python files with plugins, beside those that the file names; seen from the working directory.
+                One that the file names too is trusted by being given here.
+            trust: run the plugin files that the pipeline names, and let it write outside of its folder and use
+                schedulers: for files of your own.
 
         Raises:
             UserError: something is wrong; says which step and key, what was expected, and how to mend it.
         """
         file = Path(path)
         made = cls.__new__(cls)
-        made._prepare(reading.read(file, changes), file.parent, str(path), plugins)
+        made._prepare(reading.read(file, changes), file.parent, str(path), plugins, trust, [file])
         return made
 
-    def _prepare(self, document: Document, base: Path, where: str, plugins: Sequence[str | Path] = ()) -> None:
+    def _prepare(
+        self,
+        document: Document,
+        base: Path,
+        where: str,
+        plugins: Sequence[str | Path] = (),
+        trust: bool = False,
+        read: Sequence[Path] = (),
+    ) -> None:
         self.document, self.base, self.where = document, base.absolute(), where
         filled = Variables(document.variables, {})
-        named = [self.base / str(filled.fill(file, f"{where}: plugins")) for file in document.plugins]
-        self.plugins = tuple(file.resolve() for file in (*named, *map(Path, plugins)))
+        named = [(self.base / str(filled.fill(file, f"{where}: plugins"))).resolve() for file in document.plugins]
+        given = [Path(file).resolve() for file in plugins]
+        unknown = [str(file) for file in named if file not in given]
+        if unknown and not trust:
+            raise UserError(
+                f"{where}: would run code: plugins = {', '.join(unknown)}; if you trust it give --trust "
+                "(Pipeline.load(..., trust=True)), or name what you have read with --plugin FILE"
+            )
+        self.plugins = tuple(dict.fromkeys([*named, *given]))
+        work = (
+            self.base / Path(str(filled.fill(document.work or f"{document.name}_runs", f"{where}: work"))).expanduser()
+        )
+        if not trust and not inside(work, self.base):
+            raise UserError(
+                f"{where}: work = {work} is outside of the pipeline's folder; if you trust the pipeline give --trust "
+                "(Pipeline.load(..., trust=True))"
+            )
         for file in self.plugins:
             registry.load_file(file)
-        work = str(filled.fill(document.work or f"{document.name}_runs", f"{where}: work"))
-        self.store = Store(self.base / Path(work).expanduser())
+        self.store = Store(work)
         self.graph: Graph = expand(document, where)
-        self._located = check_jobs(self.graph.jobs, self.base, where)
+        self._located = check_jobs(self.graph.jobs, self.base, where, trust, [*read, *self.plugins])
 
     @property
     def name(self) -> str:
@@ -156,6 +187,7 @@ class Pipeline:
         plan: Plan | None = None,
         *,
         keep_going: bool = False,
+        overwrite: bool = False,
         on_event: Listener | None = None,
         stop: Stop | None = None,
     ) -> Results:
@@ -164,11 +196,12 @@ class Pipeline:
         Args:
             plan: default the whole pipeline's.
             keep_going: after a failure go on with what does not depend on it.
+            overwrite: let `to` replace files that this pipeline did not write.
             on_event: told of each event, a dictionary with `time`, `event` and what belongs to it.
             stop: its `request` ends the run at the next safe point.
 
         Raises:
-            UserError: started by torchrun, whose processes would wait for one another.
+            UserError: started by torchrun, whose processes would wait for one another, or `to` would replace a file.
             StepFailed: a step failed; what was finished is kept.
             Stopped: asked to stop; the same call goes on.
         """
@@ -178,7 +211,7 @@ class Pipeline:
             )
         wanted = self.plan() if plan is None else plan
         setting = Setting(
-            self.name, self.base, self.store, self.plugins, on_event or (lambda what: None), stop or Stop()
+            self.name, self.base, self.store, self.plugins, on_event or (lambda what: None), stop or Stop(), overwrite
         )
         return Results(run_plan(wanted, setting, keep_going))
 

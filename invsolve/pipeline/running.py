@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 import traceback
 from collections.abc import Sequence
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import invsolve
-from invsolve.datasets.hdf5 import replace
 from invsolve.errors import Interrupted, NonFinite, UserError
 from invsolve.pipeline.actions import Context, perform
 from invsolve.pipeline.checking import target
@@ -21,6 +18,7 @@ from invsolve.pipeline.events import Listener, event
 from invsolve.pipeline.files import Product
 from invsolve.pipeline.keys import ingredients, key_of
 from invsolve.pipeline.planning import Plan, Planned
+from invsolve.pipeline.publishing import Published, sha256_of
 from invsolve.pipeline.steps import Reconstruct
 from invsolve.pipeline.stopping import Stop, Stopped
 from invsolve.pipeline.store import Store
@@ -90,6 +88,7 @@ class Setting:
         plugins: plugin files.
         tell: told of every event.
         stop: says when to stop.
+        overwrite: whether `to` may replace files that the pipeline did not write.
     """
 
     name: str
@@ -98,6 +97,7 @@ class Setting:
     plugins: tuple[Path, ...]
     tell: Listener
     stop: Stop
+    overwrite: bool = False
 
 
 def run_plan(plan: Plan, setting: Setting, keep_going: bool = False) -> list[Result]:
@@ -109,9 +109,15 @@ def run_plan(plan: Plan, setting: Setting, keep_going: bool = False) -> list[Res
         keep_going: after a failure go on with the jobs that do not depend on it.
 
     Raises:
+        UserError: `to` would replace a file that the pipeline did not write; nothing was run.
         StepFailed: a step failed.
         Stopped: asked to stop; the running step is kept as far as it got, where it can go on.
     """
+    published = Published(setting.store, setting.overwrite)
+    for planned in plan.jobs:
+        if (copy := target(planned.job, setting.base)) is not None:
+            done = setting.store.record(planned.folder, planned.key, planned.step.output_name)
+            published.check(copy, sha256_of(done))
     results: list[Result] = []
     failures: list[str] = []
     lost: set[Planned] = set()
@@ -244,7 +250,7 @@ def _changed(planned: Planned, setting: Setting) -> bool:
 def _result(planned: Planned, record: dict[str, Any], cached: bool, setting: Setting) -> Result:
     copy = target(planned.job, setting.base)
     if copy is not None and planned.output is not None:
-        _publish(planned.output, copy, str((record.get("output") or {}).get("sha256")), setting.store)
+        Published(setting.store, setting.overwrite).put(planned.output, copy, sha256_of(record))
     return Result(
         planned.job.name,
         planned.job.branch,
@@ -260,18 +266,3 @@ def _result(planned: Planned, record: dict[str, Any], cached: bool, setting: Set
 def _outcome(result: Result) -> dict[str, Any]:
     about = {"seconds": result.seconds, "output": str(result.output), "metrics": result.metrics}
     return about | ({} if result.copy is None else {"copy": str(result.copy)})
-
-
-def _publish(output: Path, copy: Path, sha256: str, store: Store) -> None:
-    """Put a copy where the user wants it, unless it is there already."""
-    if copy.is_file() and store.hashes.of(copy) == sha256:
-        return
-    temporary = copy.with_name(f".{copy.name}.{os.getpid()}.tmp")
-    try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(output, temporary)
-        replace(temporary, copy)
-    except OSError as error:
-        raise UserError(f"to = {copy}: cannot be written ({error.strerror}); check space and permissions") from None
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -21,6 +21,8 @@ _NAME_LIMIT = 120
 _RECORD = "step.json"
 #: Where a step writes before its output gets its place.
 _UNFINISHED = "unfinished"
+#: In each job's folder, with the digits of its key: only what has it is ever pruned.
+_MARK = ".invsolve-job"
 
 
 class Store:
@@ -80,8 +82,9 @@ class Store:
     def stage(self, folder: Path, output: str, resumes: bool) -> Path:
         """Where a job is to write its output; clears what a killed run left there, unless the step resumes from it."""
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / _MARK).write_text(f"{folder.name[-_SHORT:]}\n", encoding="ascii")
             if resumes:
-                folder.mkdir(parents=True, exist_ok=True)
                 return folder / output
             shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
             (folder / _UNFINISHED).mkdir(parents=True)
@@ -138,10 +141,10 @@ class Store:
         return folder / key[:_SHORT]
 
     def unused(self, keys: Collection[str]) -> list[Path]:
-        """Folders of jobs with none of these keys."""
+        """Folders of jobs with none of these keys; a folder that the store did not make is no job's."""
         short = {key[:_SHORT] for key in keys}
         there = sorted(self.work.iterdir()) if self.work.is_dir() else []
-        named = [p for p in there if p.is_dir() and re.search(rf"-[0-9a-f]{{{_SHORT}}}$", p.name)]
+        named = [p for p in there if re.search(rf"-[0-9a-f]{{{_SHORT}}}$", p.name) and _is_ours(p)]
         return [folder for folder in named if folder.name[-_SHORT:] not in short]
 
     def prune(self, keys: Collection[str]) -> list[Path]:
@@ -159,3 +162,12 @@ class Store:
             finally:
                 lock.release()
         return removed
+
+
+def _is_ours(folder: Path) -> bool:
+    if folder.is_symlink():
+        return False
+    try:
+        return (folder / _MARK).read_text(encoding="ascii").strip() == folder.name[-_SHORT:]
+    except (OSError, ValueError):
+        return False

@@ -191,6 +191,24 @@ def test_the_batch_is_halved_when_memory_runs_out(
         run(y, operator, bounded)
 
 
+class TooLarge(Bounded):
+    """Asks the CPU for more than a machine has, on more than `limit` images."""
+
+    def denoise(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.limit:
+            torch.empty(2**55, dtype=torch.float64)
+        return super().denoise(x, sigma)
+
+
+def test_the_batch_is_halved_when_the_memory_of_the_cpu_runs_out(
+    y: torch.Tensor, operator: invsolve.Operator, prior: invsolve.Prior
+) -> None:
+    large = TooLarge(prior)
+    rec = run(y, operator, large, batch_size=16)
+    assert large.largest == 2
+    torch.testing.assert_close(rec.samples, run(y, operator, prior, batch_size=2).samples, atol=2e-5, rtol=0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Greedy(Strategy):
     """Declares a need that is not met."""

@@ -8,6 +8,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from multiprocessing.synchronize import Event
@@ -359,3 +361,26 @@ def test_killed_at_random_moments(path: Path) -> None:
         assert view.diagnostics["seconds"][item] == facts["seconds"]
     # Only a kill between the last two steps of finish() leaves the partial beside the result.
     assert set(os.listdir(path.parent)) <= {"recon.h5", partial_path(path).name}
+
+
+@pytest.mark.parametrize("bytes_left", [1, 3000, 100_000, 400_000])
+def test_a_disk_that_is_full_when_space_is_allocated_is_one_line(bytes_left: int, tmp_path: Path) -> None:
+    """The limit of a file's size stands for the disk: the system refuses the same calls in the same places."""
+    code = f"""
+import resource, signal, torch
+from invsolve.datasets import hdf5
+from invsolve.errors import UserError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_left}, {bytes_left}))
+try:
+    with hdf5.ResultFile.create("a.h5", 4, 1, {{"config_sha256": "x"}}) as file:
+        file.write(0, {{"mean": torch.zeros(1, 512, 512)}}, {{"a": 1.0}})
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 1
+    assert "File too large" in done.stdout
+    assert "make space" in done.stdout
+    assert not list(tmp_path.glob("*.new"))

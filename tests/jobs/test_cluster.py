@@ -137,6 +137,19 @@ def test_workers_are_asked_for_one_way(scan: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("r.h5*"))
 
 
+def test_our_own_workers_do_nothing_for_a_stranger() -> None:
+    """Another user of the machine reaches the loopback: neither plain nor with a certificate of his own may he speak."""
+    stranger = pytest.importorskip("distributed.security").Security.temporary()
+    with cluster.connect(1, None) as pool:
+        assert list(pool.run(len, [("abc",)])) == [("abc",)]
+        scheduler = pool.client.scheduler.address
+        for address in (scheduler, *pool.client.scheduler_info()["workers"]):
+            assert address.startswith("tls://")
+        for address, security in ((scheduler.replace("tls://", "tcp://"), None), (scheduler, stranger)):
+            with pytest.raises((OSError, TimeoutError)):
+                Client(address, timeout=2, security=security)
+
+
 def test_no_scheduler_is_one_line(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "_PATIENCE", 0.5)
     for address in ("tcp://127.0.0.1:1", "nonsense"):

@@ -40,19 +40,19 @@ def wait_for_state(folder: Path, process: "subprocess.Popen[str]") -> None:
 @pytest.mark.slow
 def test_stopped_or_killed_the_same_command_goes_on(tmp_path: Path, cli_process: CliProcess, cli: Cli) -> None:
     whole = write(tmp_path / "whole", text())
-    assert cli("run", whole)[0] == 0
+    assert cli("run", "--trust", whole)[0] == 0
     expected = samples(whole.parent / "p_runs")
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)):
         path = write(tmp_path / number.name, text())
-        process = cli_process("run", path)
+        process = cli_process("run", "--trust", path)
         wait_for_state(path.parent / "p_runs", process)
         process.send_signal(number)
         _, err = process.communicate(timeout=300)
         assert process.returncode == code, err
         assert not list((path.parent / "p_runs").glob("recon-*/recon.h5"))
-        state = {row["step"]: row["state"] for row in json.loads(cli("run", path, "--dry-run", "--json")[1])}
+        state = {row["step"]: row["state"] for row in json.loads(cli("run", "--trust", path, "--dry-run", "--json")[1])}
         assert state == {"truth": "cached", "scan": "cached", "recon": "resume", "scores": "run"}
-        code, _, err = cli("run", path)
+        code, _, err = cli("run", "--trust", path)
         assert code == 0
         assert "continuing" in err
         np.testing.assert_array_equal(samples(path.parent / "p_runs"), expected)
@@ -62,7 +62,7 @@ def test_stopped_or_killed_the_same_command_goes_on(tmp_path: Path, cli_process:
 def test_two_runs_at_once_share_the_work(tmp_path: Path, cli_process: CliProcess) -> None:
     path = write(tmp_path, text(**{"steps = 8": "steps = 60"}))
     logs = [tmp_path / f"{k}.jsonl" for k in range(2)]
-    processes = [cli_process("run", path, "--log-json", log) for log in logs]
+    processes = [cli_process("run", "--trust", path, "--log-json", log) for log in logs]
     for process in processes:
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err

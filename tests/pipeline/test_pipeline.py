@@ -28,12 +28,12 @@ FAST = TEXT.replace('prior = "slow"\nstrategy = "dds"\nset = {steps = "${steps}"
 
 
 def states(path: Path, **changes: object) -> dict[str, str]:
-    plan = Pipeline.load(path, {key.replace("__", "."): value for key, value in changes.items()}).plan()
+    plan = Pipeline.load(path, {key.replace("__", "."): value for key, value in changes.items()}, trust=True).plan()
     return {planned.job.name: planned.state for planned in plan.jobs}
 
 
 def run(path: Path, **changes: object) -> None:
-    Pipeline.load(path, {key.replace("__", "."): value for key, value in changes.items()}).run()
+    Pipeline.load(path, {key.replace("__", "."): value for key, value in changes.items()}, trust=True).run()
 
 
 ALL = {"truth": "cached", "scan": "cached", "recon": "cached", "scores": "cached"}
@@ -50,7 +50,7 @@ def done(tmp_path: Path) -> Path:
 
 def test_a_second_run_computes_nothing(done: Path) -> None:
     events: list[dict] = []
-    results = Pipeline.load(done).run(on_event=events.append)
+    results = Pipeline.load(done, trust=True).run(on_event=events.append)
     assert {e["event"] for e in events} == {"plan", "cached", "end"}
     assert all(result.cached for result in results)
     assert results["scores"][0].metrics["psnr"] > 0
@@ -59,7 +59,7 @@ def test_a_second_run_computes_nothing(done: Path) -> None:
 def test_a_changed_parameter_runs_what_follows_from_it(done: Path) -> None:
     assert states(done, recon__seed=1) == {**ALL, "recon": "run", "scores": "run"}
     assert states(done, variables__views=7) == {"truth": "cached", "scan": "run", "recon": "run", "scores": "run"}
-    reasons = {p.job.name: p.reason for p in Pipeline.load(done, {"scan.seed": 3}).plan().jobs}
+    reasons = {p.job.name: p.reason for p in Pipeline.load(done, {"scan.seed": 3}, trust=True).plan().jobs}
     assert reasons == {"truth": "", "scan": "seed 0 -> 3", "recon": "input changed", "scores": "input changed"}
 
 
@@ -92,7 +92,7 @@ def test_changed_plugin_or_code_runs_all(done: Path, monkeypatch: pytest.MonkeyP
     plugin.write_text(text)
     assert states(done) == ALL
     monkeypatch.setattr("invsolve.pipeline.keys.code_version", lambda: "another")
-    plan = Pipeline.load(done).plan()
+    plan = Pipeline.load(done, trust=True).plan()
     assert {p.state for p in plan.jobs} == {"run"}
     assert "invsolve changed" in plan.jobs[0].reason
 
@@ -123,18 +123,18 @@ def test_an_output_that_was_changed_or_lost_is_made_again(done: Path) -> None:
 
 
 def test_force_runs_a_step_and_what_follows(done: Path) -> None:
-    plan = Pipeline.load(done).plan(force=["recon"])
+    plan = Pipeline.load(done, trust=True).plan(force=["recon"])
     assert [p.job.name for p in plan.jobs if p.state == "run"] == ["recon", "scores"]
-    results = Pipeline.load(done).run(plan)
+    results = Pipeline.load(done, trust=True).run(plan)
     assert [r.step for r in results if not r.cached] == ["recon", "scores"]
 
 
 def test_prune_keeps_what_is_used(done: Path) -> None:
     run(done, scan__seed=5)
-    removed = Pipeline.load(done).prune()
+    removed = Pipeline.load(done, trust=True).prune()
     assert sorted(p.name.split("-")[0] for p in removed) == ["recon", "scan", "scores"]
     assert states(done) == ALL
-    assert Pipeline.load(done).prune() == []
+    assert Pipeline.load(done, trust=True).prune() == []
 
 
 def test_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
@@ -193,21 +193,21 @@ def test_sweeps_expand_into_products(axes: list[list[int]], data: st.DataObject)
 
 def test_one_point_at_a_time_fills_the_whole(tmp_path: Path, cli: Cli) -> None:
     path = write(tmp_path, FAST.replace("views = 6", "views = {sweep = [4, 6]}"))
-    assert cli("run", path, "--points")[1].split() == ["views=4", "views=6"]
-    assert cli("run", path, "--index", 1)[0] == 0
+    assert cli("run", "--trust", path, "--points")[1].split() == ["views=4", "views=6"]
+    assert cli("run", "--trust", path, "--index", 1)[0] == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["views=6.json"]
-    code, out, _ = cli("run", path, "--dry-run", "--json")
+    code, out, _ = cli("run", "--trust", path, "--dry-run", "--json")
     state = {(row["step"], row["branch"]): row["state"] for row in json.loads(out)}
     assert state["truth", ""] == state["scan", "views=6"] == state["scores", "views=6"] == "cached"
     assert state["scan", "views=4"] == "run"
-    assert cli("run", path, "--only", "views=4")[0] == code == 0
-    assert {row["state"] for row in json.loads(cli("run", path, "--dry-run", "--json")[1])} == {"cached"}
+    assert cli("run", "--trust", path, "--only", "views=4")[0] == code == 0
+    assert {row["state"] for row in json.loads(cli("run", "--trust", path, "--dry-run", "--json")[1])} == {"cached"}
     for wrong, text in (
         (("--index", 2), "0 to 1"),
         (("--only", "vews=4"), "'views'"),
         (("--only", "views=5"), "views"),
     ):
-        code, _, err = cli("run", path, *wrong)
+        code, _, err = cli("run", "--trust", path, *wrong)
         assert code == 2
         assert text in err
 
@@ -249,7 +249,7 @@ WRONG = [
 def test_what_is_wrong_is_one_line_and_runs_nothing(old: str, new: str, text: str, tmp_path: Path, cli: Cli) -> None:
     assert old in TEXT
     path = write(tmp_path, TEXT.replace(old, new))
-    code, out, err = cli("run", path)
+    code, out, err = cli("run", "--trust", path)
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert re.search(text, err), err
@@ -260,7 +260,7 @@ def test_what_is_wrong_is_one_line_and_runs_nothing(old: str, new: str, text: st
 def test_two_branches_cannot_write_one_file(tmp_path: Path) -> None:
     text = FAST.replace("views = 6", "views = {sweep = [4, 5]}").replace("${branch}", "scores")
     with pytest.raises(UserError, match="branch"):
-        Pipeline.load(write(tmp_path, text))
+        Pipeline.load(write(tmp_path, text), trust=True)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_two_branches_cannot_write_one_file(tmp_path: Path) -> None:
     ],
 )
 def test_set_of_something_that_is_not_there(setting: str, text: str, tmp_path: Path, cli: Cli) -> None:
-    code, _, err = cli("run", write(tmp_path), "--set", setting)
+    code, _, err = cli("run", "--trust", write(tmp_path), "--set", setting)
     assert code == 2
     assert re.search(text, err), err
 
@@ -287,21 +287,21 @@ def test_set_changes_steps_and_variables(tmp_path: Path, cli: Cli, monkeypatch: 
         "steps.scan.seed": 4,
         "recon.samples": "${env:VIEWS}",
     }
-    jobs = {job.name: job.step for job in Pipeline.load(path, changes).graph.jobs}
+    jobs = {job.name: job.step for job in Pipeline.load(path, changes, trust=True).graph.jobs}
     assert (jobs["recon"].set, jobs["scan"].seed, jobs["recon"].samples) == ({"steps": 3}, 4, 9)  # type: ignore[attr-defined]
     assert jobs["scan"].set == {"angles": "9"}  # type: ignore[attr-defined]
-    assert cli("run", path, "--dry-run", "--set", "recon.samples=3")[0] == 0
+    assert cli("run", "--trust", path, "--dry-run", "--set", "recon.samples=3")[0] == 0
 
 
 def test_a_dollar_can_be_written(tmp_path: Path) -> None:
-    jobs = Pipeline.load(write(tmp_path), {"scores.to": "$${x}${views}.json"}).graph.jobs
+    jobs = Pipeline.load(write(tmp_path), {"scores.to": "$${x}${views}.json"}, trust=True).graph.jobs
     assert jobs[-1].step.to == "${x}6.json"  # type: ignore[attr-defined]
 
 
 def test_log_json_and_a_failing_step(tmp_path: Path, cli: Cli) -> None:
     path = write(tmp_path, FAST.replace("views = 6", "views = {sweep = [4, 6]}"))
     log = tmp_path / "log.jsonl"
-    assert cli("run", path, "--log-json", log)[0] == 0
+    assert cli("run", "--trust", path, "--log-json", log)[0] == 0
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [e["event"] for e in lines] == ["plan", *["start", "done"] * 1, *(e["event"] for e in lines[3:-1]), "end"]
     done = [e for e in lines if e["event"] == "done"]
@@ -309,13 +309,13 @@ def test_log_json_and_a_failing_step(tmp_path: Path, cli: Cli) -> None:
     assert {"time", "step", "branch", "key", "seconds", "output", "metrics"} <= set(done[0])
     assert all(Path(e["output"]).exists() for e in done)
     assert [sorted(e["metrics"])[0] for e in done if e["step"] == "scores"] == ["nrmse"] * 2
-    code, out, _ = cli("run", path, "--log-json", "-")
+    code, out, _ = cli("run", "--trust", path, "--log-json", "-")
     assert code == 0
     assert [json.loads(line)["event"] for line in out.splitlines()] == ["plan", *["cached"] * 7, "end"]
 
     with h5py.File(tmp_path / "truth.h5", "r+") as file:
         file["x"][1] = np.nan
-    code, out, err = cli("run", path, "--keep-going", "--log-json", "-")
+    code, out, err = cli("run", "--trust", path, "--keep-going", "--log-json", "-")
     assert code == 1
     assert "NaN" in err
     events = [json.loads(line)["event"] for line in out.splitlines()]
@@ -323,7 +323,7 @@ def test_log_json_and_a_failing_step(tmp_path: Path, cli: Cli) -> None:
     assert events.count("skipped") == 4
     assert json.loads(out.splitlines()[-1])["state"] == "failed"
     with pytest.raises(StepFailed, match=r"scan \[views=4\].*NaN"):
-        Pipeline.load(path).run()
+        Pipeline.load(path, trust=True).run()
 
 
 def test_asked_to_stop_it_stops_and_goes_on(tmp_path: Path) -> None:
@@ -335,10 +335,10 @@ def test_asked_to_stop_it_stops_and_goes_on(tmp_path: Path) -> None:
             stop.request(15)
 
     with pytest.raises(Stopped, match="recon"):
-        Pipeline.load(path).run(stop=stop, on_event=at_the_reconstruction)
+        Pipeline.load(path, trust=True).run(stop=stop, on_event=at_the_reconstruction)
     assert states(path)["scan"] == "cached"
     assert states(path)["recon"] in ("run", "resume")
-    assert [r.cached for r in Pipeline.load(path).run()] == [True, True, False, False]
+    assert [r.cached for r in Pipeline.load(path, trust=True).run()] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(

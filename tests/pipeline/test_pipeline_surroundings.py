@@ -18,7 +18,7 @@ FAST = TEXT.replace('prior = "slow"\nstrategy = "dds"\nset = {steps = "${steps}"
 
 
 def run(path: Path) -> None:
-    Pipeline.load(path).run()
+    Pipeline.load(path, trust=True).run()
 
 
 @pytest.mark.parametrize("change", [{"planes": 3}, {"precision": "bf16"}])
@@ -26,15 +26,15 @@ def test_how_the_network_calculates_counts(change: dict, tmp_path: Path) -> None
     path = write(tmp_path, FAST)
     run(path)
     changes = {f"recon.{key}": value for key, value in change.items()}
-    states = {planned.job.name: planned.state for planned in Pipeline.load(path, changes).plan().jobs}
+    states = {planned.job.name: planned.state for planned in Pipeline.load(path, changes, trust=True).plan().jobs}
     assert states == {"truth": "cached", "scan": "cached", "recon": "run", "scores": "run"}
 
 
 def test_a_plugin_of_the_command_line_is_loaded_and_counts(tmp_path: Path, cli: Cli) -> None:
     path = write(tmp_path, TEXT.replace('plugins = ["./slow.py"]', ""))
-    assert cli("run", path, "--dry-run")[0] == 2
+    assert cli("run", "--trust", path, "--dry-run")[0] == 2
     plugin = tmp_path / "slow.py"
-    code, _, err = cli("run", path, "--plugin", plugin)
+    code, _, err = cli("run", "--trust", path, "--plugin", plugin)
     assert code == 0, err
     again = ("run", path, "--plugin", plugin, "--dry-run", "--json")
     assert {row["state"] for row in json.loads(cli(*again)[1])} == {"cached"}
