@@ -33,7 +33,7 @@ def begin_limits(prior: Prior, other: Prior | None) -> None:
 def measure_limits(
     prior: Prior, images: Tensor, batch_size: int = 16, device: torch.device | str = "cpu"
 ) -> list[float] | None:
-    """Bound each block of a fast network by the largest features that images with noise of any level cause, with a margin.
+    """Bound a fast network's features and estimate by the largest that images with noise of any level cause, with a margin.
 
     Args:
         prior: on `device`; its network and its header are changed. Other networks are left alone.
@@ -57,7 +57,13 @@ def measure_limits(
 
         return look
 
-    hooks = [block.register_forward_pre_hook(watch(k)) for k, block in enumerate(blocks)]
+    outside = [0.0]
+
+    def look_at_estimate(net: torch.nn.Module, inputs: Any, made: tuple[Tensor]) -> None:
+        outside[0] = max(outside[0], float(made[0].abs().max()))
+
+    hooks = [network.register_forward_hook(look_at_estimate)]
+    hooks += [block.register_forward_pre_hook(watch(k)) for k, block in enumerate(blocks)]
     try:
         for first in range(0, len(images), batch_size):
             clean = images[first : first + batch_size]
@@ -70,6 +76,8 @@ def measure_limits(
             hook.remove()
     limits = [round(MARGIN * value, 4) for value in largest]
     _set(prior, limits)
+    network.largest = round(MARGIN * outside[0], 4)
+    prior.header["architecture"]["config"]["largest"] = network.largest  # type: ignore[attr-defined, index]
     return limits
 
 

@@ -177,7 +177,7 @@ class Ct128(Bundled):
 
     Axial slices in Hounsfield units, -1000 (air) to 1200; trained at 128 x 128, any size works.
 
-    1647 slices and lung crops of about 830 people, listed in docs/bundled-priors.md. Do not read patients with it.
+    1647 slices and lung crops of about 800 people, listed in docs/bundled-priors.md. Do not read patients with it.
     """
 
     name = "ct-128"

@@ -60,6 +60,7 @@ class FastUNet(nn.Module):
         dropout: probability that a feature of a block is left out, in training.
         limits: of each block in the order of the computation, the root mean square of a pixel's features beyond which they
             are scaled down: the largest that images have, with a margin; None for no limits.
+        largest: bound of the estimate's absolute values, found in the same way; None for none.
     """
 
     rates: Tensor
@@ -72,6 +73,7 @@ class FastUNet(nn.Module):
         layers_per_block: int = 2,
         dropout: float = 0.0,
         limits: Sequence[float] | None = None,
+        largest: float | None = None,
     ) -> None:
         super().__init__()
         widths = list(block_out_channels)
@@ -93,6 +95,7 @@ class FastUNet(nn.Module):
         self.leave = nn.Conv2d(first, 4 * out_channels, 3, padding=1)
         for conv, gain in ((self.enter, 1.0), *((c, 1.0) for c in (*self.shrink, *self.grow)), (self.leave, 0.3)):
             _he(conv, gain / math.sqrt(2))
+        self.largest = largest
         if limits is not None:
             self.limit(limits)
 
@@ -126,7 +129,8 @@ class FastUNet(nn.Module):
             hidden = F.interpolate(self.grow[k](hidden), scale_factor=2.0, mode="nearest") + kept[k]
             for block in self.up[k]:  # type: ignore[attr-defined]
                 hidden = block(hidden, embedded)
-        return (F.pixel_shuffle(self.leave(F.silu(hidden)), 2),)
+        estimate = F.pixel_shuffle(self.leave(F.silu(hidden)), 2)
+        return (estimate if self.largest is None else estimate.clamp(-self.largest, self.largest),)
 
 
 def _he(conv: nn.Module, gain: float) -> None:
