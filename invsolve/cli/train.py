@@ -14,7 +14,7 @@ _DATA, _LENGTH = "The images", "Network and length"
 
 
 def train(
-    images: Annotated[Path, typer.Argument(help="Images: HDF5 with x, NIfTI, a folder of DICOM, TIFF, .npy.")],
+    images: Annotated[Path, typer.Argument(help="HDF5 with x, NIfTI, DICOM folder, TIFF or .npy.")],
     out: Annotated[Path, typer.Option("-o", "--output", help="Prior file to write; the same command resumes it.")],
     dataset: Annotated[str | None, typer.Option(help="Dataset in the file; default x.", rich_help_panel=_DATA)] = None,
     axes: Annotated[
@@ -42,7 +42,7 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps; default 20000.", rich_help_panel=_LENGTH)] = None,
     minutes: Annotated[float | None, typer.Option(help="End after this time.", rich_help_panel=_LENGTH)] = None,
-    batch_size: Annotated[int, typer.Option(help="Images a step, over all processes.", rich_help_panel=_LENGTH)] = 16,
+    batch_size: Annotated[int, typer.Option(help="Images per step, over all processes.", rich_help_panel=_LENGTH)] = 16,
     width: Annotated[int, typer.Option(help="Channels of the finest level.", rich_help_panel=_LENGTH)] = 32,
     levels: Annotated[int, typer.Option(help="Levels of the U-Net.", rich_help_panel=_LENGTH)] = 4,
     precision: Annotated[str, typer.Option(help="float32, bf16 or auto.", rich_help_panel=_LENGTH)] = "auto",
