@@ -118,7 +118,7 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Pool]:
             )
         )
         if scheduler is None:
-            # Dask serves pages about the run, to whoever asks, also without its dashboard.
+            # Dask serves pages about a run to whoever asks, also without its dashboard: none is left.
             stack.enter_context(
                 dask.config.set({"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []})
             )
@@ -128,7 +128,9 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Pool]:
                     threads_per_worker=1,
                     processes=True,
                     memory_limit=None,
-                    dashboard_address=None,
+                    # Any free port: without an address Dask insists on 8787, and warns where that is taken.
+                    dashboard_address="127.0.0.1:0",
+                    scheduler_kwargs={"dashboard": False},
                     silence_logs=logging.CRITICAL,
                     security=security,
                 )

@@ -13,7 +13,6 @@ import h5py
 import numpy as np
 import pytest
 
-from invsolve.errors import printable
 from tests.support.types import Cli, CliProcess
 from tests.support.volumes import PRIOR
 
@@ -98,26 +97,6 @@ def test_an_existing_output_is_kept(scan: Path, tmp_path: Path, cli: Cli) -> Non
         assert "--overwrite" in err
         assert out.read_bytes() == before
     assert cli("reconstruct", scan, "-o", out, "--strategy", "linear", "--overwrite")[0] == 0
-
-
-def test_the_command_of_a_finished_result_says_so(scan: Path, tmp_path: Path, cli: Cli) -> None:
-    """A kill may come after the result got its name, and before what lay beside it was removed."""
-    out = tmp_path / "recon.h5"
-    command = ("reconstruct", scan, "-o", out, "--strategy", "linear")
-    assert cli(*command)[0] == 0
-    before = out.read_bytes()
-    parts = tmp_path / "recon.h5.parts"
-    parts.mkdir()
-    (parts / "000000-000001.h5").write_bytes(before)
-    (tmp_path / "recon.h5.partial.state").write_bytes(b"half")
-    code, _, err = cli(*command)
-    assert code == 0, err
-    assert "finished" in err
-    assert out.read_bytes() == before
-    assert sorted(path.name for path in tmp_path.glob("recon.h5*")) == ["recon.h5"]
-    with h5py.File(out, "a") as file:
-        file["done"][0] = False
-    assert cli(*command)[0] == 2
 
 
 def test_the_unit_of_the_images_reaches_the_scan(images: Path, tmp_path: Path, cli: Cli) -> None:
@@ -458,31 +437,3 @@ def test_bench_posterior_measures_the_distance(cli: Cli) -> None:
     code, _, err = cli("bench", "posterior", "--operator", "inpaint")
     assert code == 2
     assert "'inpainting'" in err
-
-
-EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e" + "n" * 60_000
-
-
-def test_names_of_files_cannot_steer_or_fill_the_terminal(tmp_path: Path, cli: Cli) -> None:
-    with h5py.File(tmp_path / "named.h5", "w") as file:
-        file[EVIL] = np.zeros((2, 3))
-    for arguments in (
-        ("inspect", tmp_path / "named.h5"),
-        ("reconstruct", tmp_path / "named.h5", "-o", tmp_path / "out.h5", "--strategy", "linear"),
-        ("reconstruct", EVIL, "-o", tmp_path / "out.h5", "--strategy", "linear"),
-        ("evaluate", f"\x1b[2J{tmp_path}"),
-    ):
-        _, out, err = cli(*arguments)
-        assert all(line.isprintable() for line in (out + err).split("\n")), arguments
-        assert 0 < len(out + err) < 10_000, arguments
-
-
-def test_printable_keeps_what_people_write() -> None:
-    line = "Messung/größe 5 µm: 日本 'x', expected 3; choose another"
-    assert printable(line) == line
-    assert printable("a\nb\tc") == "a\nb       c"
-    assert printable("\x1b[2J") == "\\x1b[2J"
-    assert printable("\udcff\u202e") == "\\udcff\\u202e"
-    long = printable("x" * 60_000 + ": is wrong; mend it")
-    assert long.endswith(": is wrong; mend it")
-    assert "60001 characters" in long
