@@ -14,6 +14,7 @@ import invsolve
 from invsolve import registry
 from invsolve.registry.check import instances
 from invsolve.testing import check_layout, check_noise
+from tests.files.test_bart import measured
 from tests.support.ct_files import CENTRE, write_dxchange, write_nxtomo
 from tests.support.mri_files import ismrmrd_lines, write_fastmri, write_lines
 
@@ -60,6 +61,7 @@ def _lodopab(folder: Path) -> Path:
 #: Options and a writer of a small file for each layout.
 EXAMPLES: dict[str, tuple[dict[str, Any], Writer]] = {
     "array": ({"axes": "item,angle,detector", "angles": 6, "values": "integrals", "centre": 4.0}, _array),
+    "bart": ({}, lambda folder: measured(folder / "scan")[0]),
     "dicom": ({}, _dicom),
     "dxchange": ({"centre": CENTRE}, lambda folder: write_dxchange(folder / "scan.h5")),
     "fastmri": ({}, lambda folder: write_fastmri(folder / "scan.h5")),
