@@ -35,7 +35,8 @@ def read_cfl(path: Path) -> np.ndarray:
     """
     base = path.with_suffix("") if path.suffix.lower() in (".cfl", ".hdr") else path
     header, data = (base.with_name(base.name + ending) for ending in (".hdr", ".cfl"))
-    for file in (header, data):
+    # The file that was named goes first: where both are missing, its name is the one that helps.
+    for file in (data, header) if path.suffix.lower() == ".cfl" else (header, data):
         check_regular(file)
         if not file.exists():
             raise UserError(f"{file}: no such file; BART's files come in pairs, .hdr and .cfl: put it beside the other")

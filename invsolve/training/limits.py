@@ -77,7 +77,7 @@ def measure_limits(
     limits = [round(MARGIN * value, 4) for value in largest]
     _set(prior, limits)
     network.largest = round(MARGIN * outside[0], 4)
-    prior.header["architecture"]["config"]["largest"] = network.largest  # type: ignore[attr-defined, index]
+    prior.header["architecture"]["config"]["largest"] = network.largest  # type: ignore[index]
     return limits
 
 

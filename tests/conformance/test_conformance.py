@@ -24,14 +24,25 @@ KNOWN: dict[str, dict[str, dict[str, str]]] = {
 
 
 def cases(kind: str, device: str, where: str = "", **options: Any) -> list[Any]:
-    """Every property of everything registered of a kind; the cases of one instance share its run, so one process has them."""
-    return [
-        pytest.param(case, id=f"{label}-{case.name}", marks=pytest.mark.xdist_group(f"{label}-{device}"))
-        for name, cls in registry.available(kind).items()
-        for k, instance in enumerate(instances(cls, kind, name))
-        for label in [f"{where}{name}-{k}"]
-        for case in checks(instance, KNOWN.get(where, {}).get(name), device=device, **options)
-    ]
+    """Every property of everything registered of a kind; the cases of one instance share its run, so one process has them.
+
+    What needs a package that is not here is one case, which is skipped.
+    """
+    params = []
+    for name, cls in registry.available(kind).items():
+        try:
+            made = instances(cls, kind, name)
+        except ModuleNotFoundError as missing:
+            absent = pytest.mark.skip(reason=f"{kind} {name!r} needs the package {missing.name}")
+            params.append(pytest.param(None, id=f"{where}{name}", marks=absent))
+            continue
+        for k, instance in enumerate(made):
+            label = f"{where}{name}-{k}"
+            group = pytest.mark.xdist_group(f"{label}-{device}")
+            known = KNOWN.get(where, {}).get(name)
+            of_one = checks(instance, known, device=device, **options)
+            params += [pytest.param(case, id=f"{label}-{case.name}", marks=group) for case in of_one]
+    return params
 
 
 def everywhere(kind: str) -> list[Any]:

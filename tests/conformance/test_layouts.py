@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import nibabel
 import numpy as np
 import pytest
 
@@ -15,7 +14,7 @@ import invsolve
 from invsolve import registry
 from invsolve.registry.check import instances
 from invsolve.testing import check_layout, check_noise
-from tests.files.test_medical_images import write_slice
+from tests.files.test_bart import measured
 from tests.support.ct_files import CENTRE, write_dxchange, write_nxtomo
 from tests.support.mri_files import ismrmrd_lines, write_fastmri, write_lines
 
@@ -38,18 +37,17 @@ def _array(folder: Path) -> Path:
 
 
 def _nifti(folder: Path) -> Path:
+    nibabel = pytest.importorskip("nibabel")
     values = np.random.default_rng(0).random((5, 6, 7), dtype=np.float32)
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), folder / "head.nii")
     return folder / "head.nii"
 
 
 def _dicom(folder: Path) -> Path:
-    series = folder / "series"
-    series.mkdir()
-    for k in range(3):
-        values = np.random.default_rng(k).integers(0, 1000, (6, 5)).astype(np.int16)
-        write_slice(series / f"{k}.dcm", values, 2.0 * k, k)
-    return series
+    pytest.importorskip("pydicom")
+    from tests.support.dicom_files import stack
+
+    return stack(folder / "series", [100, 700, 300], [0.0, 2.0, 4.0])
 
 
 def _lodopab(folder: Path) -> Path:
@@ -63,6 +61,7 @@ def _lodopab(folder: Path) -> Path:
 #: Options and a writer of a small file for each layout.
 EXAMPLES: dict[str, tuple[dict[str, Any], Writer]] = {
     "array": ({"axes": "item,angle,detector", "angles": 6, "values": "integrals", "centre": 4.0}, _array),
+    "bart": ({}, lambda folder: measured(folder / "scan")[0]),
     "dicom": ({}, _dicom),
     "dxchange": ({"centre": CENTRE}, lambda folder: write_dxchange(folder / "scan.h5")),
     "fastmri": ({}, lambda folder: write_fastmri(folder / "scan.h5")),

@@ -163,7 +163,6 @@ class TestJudgement:
             rec = run(y, operator, Anything(), strategy=Copy())
         assert float(rec.diagnostics["discrepancy"].max()) == 0
 
-    @pytest.mark.discrepant
     def test_active_acquisition_is_judged_by_what_it_acquired(
         self, y: torch.Tensor, operator: LinearOperator, prior: invsolve.Prior
     ) -> None:
