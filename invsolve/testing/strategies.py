@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invsolve.contracts.maskable import MaskableOperator
 from invsolve.contracts.operator import LinearOperator
 from invsolve.contracts.strategy import Strategy
 from invsolve.engine.batch import Outcome, run_batch
@@ -92,16 +93,18 @@ def strategy_cases(
 ) -> list[Case]:
     """The properties of a strategy, see `check_strategy`."""
     trial = Trial(strategy, operator, device, options)
-    point = "" if strategy.draws else "a point estimate"
+    unmasked = operator is not None and not isinstance(operator, MaskableOperator)
+    absent = "the operator is not maskable" if unmasked and "maskable" in strategy.needs else ""
+    point = absent or ("" if strategy.draws else "a point estimate")
     return [
-        Case("mean", partial(_mean, trial)),
+        Case("mean", partial(_mean, trial), absent),
         Case("width", partial(_width, trial), point),
         Case("widths along the eigenvectors", partial(_modes, trial), point),
-        Case("mean better than the prior's", partial(_mean_says_something, trial)),
+        Case("mean better than the prior's", partial(_mean_says_something, trial), absent),
         Case("width better than the prior's", partial(_width_says_something, trial), point),
         Case("widths along the eigenvectors better than the prior's", partial(_modes_say_something, trial), point),
-        Case("repeatable", partial(_repeatable, trial)),
-        Case("batch independence", partial(_independent, trial)),
+        Case("repeatable", partial(_repeatable, trial), absent),
+        Case("batch independence", partial(_independent, trial), absent),
     ]
 
 
