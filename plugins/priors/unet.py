@@ -97,8 +97,7 @@ class UNetPrior(Prior):
         s = per_row(sigma, x).float()
         scale = (s**2 + self.sigma_data**2).sqrt()
         size = x.shape[2:]
-        pad = [amount for length in reversed(size) for amount in (0, -length % self.multiple)]
-        inside = F.pad(x.float() / scale, pad, mode="reflect") if any(pad) else x.float() / scale
+        inside = extended(x.float() / scale, self.multiple)
         label = (self.noise_label_scale * sigma.float().log()).expand(len(x))
         raw = self.network(inside, label, return_dict=False)[0]
         raw = raw[(..., *(slice(length) for length in size))].float()
@@ -114,6 +113,22 @@ class UNetPrior(Prior):
         prior.name = path.name
         prior.parameters_given = {"path": str(path)}
         return prior
+
+
+def extended(x: Tensor, multiple: int) -> Tensor:
+    """Images (B, C, *spatial) continued by reflection, at the end of each axis, to sizes that `multiple` divides."""
+    size = x.shape[2:]
+    more = [-length % multiple for length in size]
+    if all(amount < length for amount, length in zip(more, size, strict=True)):
+        pad = [part for amount in reversed(more) for part in (0, amount)]
+        return F.pad(x, pad, mode="reflect") if any(pad) else x
+    for axis, (length, amount) in enumerate(zip(size, more, strict=True)):
+        if amount:
+            # To and fro as often as it takes: an image may be smaller than what it lacks.
+            turn = max(1, 2 * (length - 1))
+            place = torch.arange(length + amount, device=x.device) % turn
+            x = x.index_select(2 + axis, torch.minimum(place, turn - place) if length > 1 else 0 * place)
+    return x
 
 
 def make_network(architecture: Mapping[str, Any]) -> torch.nn.Module:

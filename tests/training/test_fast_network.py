@@ -13,7 +13,7 @@ import invsolve
 from invsolve.contracts.scale import Scale
 from invsolve.errors import Interrupted
 from invsolve.plugins.priors.nets.fast_unet import FastUNet
-from invsolve.plugins.priors.unet import UNetPrior
+from invsolve.plugins.priors.unet import UNetPrior, extended
 from invsolve.testing import check_prior
 from invsolve.training import data
 from invsolve.training.balance import draw_weights, epoch_order
@@ -78,7 +78,7 @@ def test_the_network_is_made_from_its_header_and_denoises(trained: Path) -> None
     assert report, str(report)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (33, 47), (24, 40), (17, 64)])
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (24, 40), (17, 64), (3, 20), (1, 5)])
 def test_it_takes_images_of_any_size(trained: Path, size: tuple[int, int]) -> None:
     prior = invsolve.load_prior(trained)
     x = torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(1))
@@ -87,6 +87,19 @@ def test_it_takes_images_of_any_size(trained: Path, size: tuple[int, int]) -> No
         single = prior.denoise(x[1:], torch.tensor(1.0))
     assert whole.shape == x.shape
     torch.testing.assert_close(whole[1:], single, atol=1e-4, rtol=0)
+
+
+def test_small_images_are_continued_to_and_fro() -> None:
+    x = torch.arange(3.0).view(1, 1, 1, 3)
+    assert extended(x, 8)[0, 0, 0].tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
+    y = torch.rand(2, 1, 5, 9, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.pad(y, (0, 7, 0, 3), mode="reflect")
+    assert torch.equal(extended(y, 8), expected)
+    # The same by the other way, which axes smaller than what they lack take.
+    both = extended(torch.cat([y, y], 3)[..., :9].transpose(2, 3)[:, :, :, :3], 16)
+    assert both.shape == (2, 1, 16, 16)
+    assert torch.equal(both[:, :, :9, :3], y.transpose(2, 3)[:, :, :, :3])
+    assert torch.equal(both[:, :, 9:15], both[:, :, 2:8].flip(2))
 
 
 def test_half_precision_storage_costs_no_more_than_rounding(trained: Path, tmp_path: Path) -> None:
