@@ -35,7 +35,7 @@ class Settings:
         steps: how many; default 20000, or as many as `minutes` allow.
         minutes: end after this time; the learning rate then falls with the clock, so that only `steps` resumes to the bit.
         batch_size: images a step, over all processes.
-        network: "unet", with group norms; "fast", for images: a residual U-Net without norms on the folded image, which
+        network: "normed", a U-Net with group norms; "fast", for images: a residual U-Net without norms on the folded image, which
             denoises as well in a third of the time.
         width: channels of the finest level; a multiple of 8. Level k has k times as many; of "fast" 2, 3, 4, 6 times as many.
         levels: resolutions of the U-Net, each half the size of the one before.
@@ -90,7 +90,7 @@ class Settings:
     steps: int | None = None
     minutes: float | None = None
     batch_size: int = 16
-    network: Literal["unet", "fast"] = "unet"
+    network: Literal["normed", "fast"] = "normed"
     width: int = 32
     levels: int = 4
     blocks: int = 1
