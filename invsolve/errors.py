@@ -65,7 +65,15 @@ def _printable(line: str, cut: bool) -> str:
         line = _shortened(line, _LINE)
     if line.isprintable():
         return line
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in line)
+    return "".join(c if c.isprintable() else _escaped(c) for c in line)
+
+
+def _escaped(character: str) -> str:
+    """A character as an escape; of a file name's byte that is no text (Python holds it as U+DC80 to U+DCFF) the byte's."""
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape", "backslashreplace").decode()
 
 
 def _shortened(text: str, most: int) -> str:

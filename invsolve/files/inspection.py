@@ -25,7 +25,7 @@ from invsolve.datasets import hdf5
 from invsolve.datasets.hdf5 import check_regular, datasets, is_matlab, is_square, open_array, open_readonly
 from invsolve.engine.reading import read_rows
 from invsolve.errors import UserError
-from invsolve.files.opening import find_layout
+from invsolve.files.opening import find_layout, plain_arrays
 from invsolve.registry.parameters import build, parameters
 
 #: Images wider than this are binned in the suggested command, where the layout can: a prior takes minutes on them.
@@ -256,7 +256,7 @@ def _hdf5(path: Path, options: dict[str, Any]) -> dict[str, Any]:
         "text": "HDF5 of no known layout",
         "notes": [],
         "missing": [
-            f"which dataset holds what, and the names of its axes: --layout {_plain_arrays()} --read dataset=... --read axes=..."
+            f"which dataset holds what, and the names of its axes: --layout {plain_arrays()} --read dataset=... --read axes=..."
         ],
         "commands": hints[:_LISTED],
     }
@@ -273,8 +273,8 @@ def _matlab(path: Path, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> di
             for n, (s, _) in shapes.items()
         ],
         "missing": [
-            "which variable holds what, and the names of its axes in the file's order: --layout array --read dataset=... --read "
-            "axes=..."
+            "which variable holds what, and the names of its axes in the file's order: "
+            f"--layout {plain_arrays()} --read dataset=... --read axes=..."
         ],
         "commands": hints[:_LISTED],
     }
@@ -307,7 +307,7 @@ def _guesses(
     what = f"{name} {shape}" if name else f"the array {shape}"
     begin = f"invsolve inspect {shlex.quote(str(path))}"
     if name:
-        begin += f" --layout {_plain_arrays()} --read {shlex.quote(f'dataset={name}')}"
+        begin += f" --layout {plain_arrays()} --read {shlex.quote(f'dataset={name}')}"
     hints = [_command(f"if the axes of {what} are {axes}", f"{begin} --read axes={axes}")]
     if kind != "c" and len(shape) == 3 and not reverse:
         command = f"{begin} --read axes=row,angle,detector --read angles={shape[1]} --read values=integrals"
@@ -340,14 +340,6 @@ def _advised_operator(square: bool) -> tuple[str, bool]:
         if square or not sized[name]:
             return f"--operator {name} {advised[name].advice}", sized[name]  # type: ignore[attr-defined]
     return "", False
-
-
-def _plain_arrays() -> str:
-    """The layout that takes any array by the names of its axes."""
-    for name, cls in registry.available("layout").items():
-        if {"axes", "dataset"} <= {p.name for p in parameters(cls)}:
-            return name
-    return "NAME"
 
 
 def _noise_level(y: torch.Tensor) -> float:

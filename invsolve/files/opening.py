@@ -14,7 +14,7 @@ from invsolve.contracts.measurement import Images, Measurement
 from invsolve.datasets import hdf5
 from invsolve.datasets.hdf5 import check_regular, fingerprint, is_matlab, open_readonly, shown, written_by_matlab
 from invsolve.errors import UserError
-from invsolve.registry.parameters import build
+from invsolve.registry.parameters import build, parameters
 
 
 def find_layout(path: Path) -> list[str]:
@@ -88,8 +88,16 @@ def _refuse_matlab(path: Path) -> None:
         if "x" in file and is_matlab(file["x"]):
             raise UserError(
                 f"{path}: x was written by MATLAB, whose axes are in reverse {file['x'].shape}; say which is which: --layout "
-                "array --read dataset=x --read axes=item,column,row (the file's order)"
+                f"{plain_arrays()} --read dataset=x --read axes=item,column,row (the file's order)"
             )
+
+
+def plain_arrays() -> str:
+    """The layout that takes any array by the names of its axes."""
+    for name, cls in registry.available("layout").items():
+        if {"axes", "dataset"} <= {p.name for p in parameters(cls)}:
+            return name
+    return "NAME"
 
 
 def _unknown(path: Path) -> str:

@@ -50,7 +50,9 @@ def test_stopped_or_killed_the_same_command_goes_on(tmp_path: Path, cli_process:
         _, err = process.communicate(timeout=300)
         assert process.returncode == code, err
         assert not list((path.parent / "p_runs").glob("recon-*/recon.h5"))
-        state = {row["step"]: row["state"] for row in json.loads(cli("run", "--trust", path, "--dry-run", "--json")[1])}
+        code, planned, err = cli("run", "--trust", path, "--dry-run", "--json")
+        assert code == 0, err
+        state = {row["step"]: row["state"] for row in json.loads(planned)}
         assert state == {"truth": "cached", "scan": "cached", "recon": "resume", "scores": "run"}
         code, _, err = cli("run", "--trust", path)
         assert code == 0
