@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from invsolve import registry
 from tests.support.pipelines import TEXT, samples, write
 from tests.support.types import Cli, CliProcess
 
@@ -43,6 +44,8 @@ def test_stopped_or_killed_the_same_command_goes_on(tmp_path: Path, cli_process:
     assert cli("run", "--trust", whole)[0] == 0
     expected = samples(whole.parent / "p_runs")
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)):
+        # The folder before has a plugin of the same name.
+        registry.unload_files()
         path = write(tmp_path / number.name, text())
         process = cli_process("run", "--trust", path)
         wait_for_state(path.parent / "p_runs", process)
