@@ -30,7 +30,7 @@ def test_printable_keeps_what_people_write() -> None:
     assert printable(line) == line
     assert printable("a\nb\tc") == "a\nb       c"
     assert printable("\x1b[2J") == "\\x1b[2J"
-    assert printable("\udcff\u202e") == "\\udcff\\u202e"
+    assert printable("\udcff\u202e") == "\\xff\\u202e"
     long = printable("x" * 60_000 + ": is wrong; mend it")
     assert long.endswith(": is wrong; mend it")
     assert "60001 characters" in long
