@@ -22,6 +22,8 @@ from invsolve.datasets.hdf5.resume import continue_partial
 from invsolve.datasets.hdf5.writing import check_target, image_axes, replace, sync, to_numpy
 from invsolve.errors import InUse, UserError
 
+#: What a result file is, and the version of its layout: raised when a reader of the one before would misread it.
+FORMAT = "invsolve-result/1"
 #: Arrays that are images and lie at the root; everything else is a diagnostic.
 IMAGES = {"mean": ("item", "channel"), "std": ("item", "channel"), "samples": ("item", "sample", "channel")}
 IMAGES |= {"truth": ("item", "channel"), "linear": ("item", "channel")}
@@ -41,7 +43,8 @@ class ResultFile:
     Every dataset is allocated in full, filled with NaN, before the first item is written, so that writing an item
     changes numbers in place and no structure: a kill at any moment leaves the other items as they are. Datasets:
     `mean`, `std`, `samples` (and `truth`, `linear` if given), `done` (N,), `items` (N,) with the input's item of each row,
-    and in `diagnostics` every other array and fact. The attribute `input_items` is how many items the input has.
+    and in `diagnostics` every other array and fact. The attribute `input_items` is how many items the input has;
+    `format` says what the file is and the version of its layout.
     """
 
     def __init__(self, path: Path, file: h5py.File) -> None:
@@ -227,6 +230,7 @@ def _start(
     fresh = partial.with_name(f"{partial.name}.new")
     record = json.dumps(provenance, sort_keys=True, default=str)
     attributes = {
+        "format": FORMAT,
         "invsolve_version": (provenance.get("versions") or {}).get("invsolve", ""),
         "seed": provenance.get("seed", -1),
         "samples": samples,

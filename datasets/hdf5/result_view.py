@@ -15,7 +15,7 @@ from torch import Tensor
 from invsolve.contracts.measurement import Rows
 from invsolve.datasets.extras import check_regular
 from invsolve.datasets.hdf5.reading import open_readonly, read, text
-from invsolve.datasets.hdf5.result import IMAGES, partial_path
+from invsolve.datasets.hdf5.result import FORMAT, IMAGES, partial_path
 from invsolve.datasets.hdf5.resume import stored_config
 from invsolve.datasets.hdf5.rows import LazyRows
 from invsolve.errors import UserError
@@ -93,6 +93,12 @@ def read_result(path: str | Path) -> ResultView:
     if not file_path.exists() and os.path.exists(partial_path(path)):
         raise UserError(f"{path}: is not finished; run the same command again, or look at {partial_path(path)}")
     with open_readonly(file_path) as file:
+        written = text(file.attrs.get("format", FORMAT))
+        if written != FORMAT:
+            raise UserError(
+                f"{path}: is written as {written!r}, and this version reads {FORMAT!r}; install the invsolve that wrote it, "
+                "or a newer one"
+            )
         missing = [name for name in ("mean", "std", "samples", "done") if name not in file]
         if "done" not in missing and not file["done"][:].any():
             raise UserError(f"{path}: no item of it is finished yet; run the same command again")

@@ -105,6 +105,17 @@ def test_complete_file(path: Path) -> None:
         assert file["samples"].attrs["axes"] == "item sample channel row column"
 
 
+def test_a_result_states_its_format_and_another_one_is_refused(path: Path) -> None:
+    fill(path).close()
+    with h5py.File(partial_path(path), "a") as file:
+        assert file.attrs["format"] == "invsolve-result/1"
+        file.attrs["format"] = "invsolve-result/2"
+    with pytest.raises(
+        UserError, match=r"is written as 'invsolve-result/2', and this version reads 'invsolve-result/1'"
+    ):
+        read_result(partial_path(path))
+
+
 def test_reading(path: Path) -> None:
     fill(path).close()
     view = read_result(partial_path(path))
