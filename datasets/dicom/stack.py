@@ -71,7 +71,7 @@ def regular(places: list[Place], wanted: int | None, path: Path) -> Stack:
     """
     stacks, why = _stacks(places, path)
     if wanted is None and len(stacks) > 1:
-        listed = "; ".join(f"stack={k} ({_described(found, said)})" for k, (found, said) in enumerate(stacks[:12]))
+        listed = "; ".join(f"stack={k} ({_described(frames, mark)})" for k, (frames, mark) in enumerate(stacks[:12]))
         more = f"; and {len(stacks) - 12} more" if len(stacks) > 12 else ""
         raise UserError(f"{path}: its slices have {why}; choose the stack: {listed}{more}")
     if not 0 <= (wanted or 0) < len(stacks):
@@ -252,11 +252,11 @@ def _tilt(places: list[Place], along: np.ndarray, notes: list[str]) -> None:
         )
 
 
-def _described(places: list[Place], said: str) -> str:
+def _described(places: list[Place], mark: str) -> str:
     first = places[0]
     parts = [f"{len(places)} slices of {first.size[0]} x {first.size[1]}"]
     if first.across is not None:
         parts.append(_VIEWS[int(np.abs(np.cross(first.across[:3], first.across[3:])).argmax())][0])
     if first.spacing is not None:
         parts.append(f"pixel {first.spacing[0]:.4g} x {first.spacing[1]:.4g} mm")
-    return ", ".join([*parts, *([said] if said else [])])
+    return ", ".join([*parts, *([mark] if mark else [])])

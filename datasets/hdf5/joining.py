@@ -99,12 +99,12 @@ def _check_one_run(sources: Sequence[tuple[Path, h5py.File]]) -> None:
 
 def _where(sources: Sequence[tuple[Path, h5py.File]]) -> dict[int, tuple[h5py.File, int]]:
     """Item of the input -> the file and the row that hold it."""
-    found: dict[int, tuple[h5py.File, int]] = {}
+    places: dict[int, tuple[h5py.File, int]] = {}
     for _, file in sources:
         items = file["items"][:]
         for row in np.flatnonzero(file["done"][:]):
-            found.setdefault(int(items[row]), (file, int(row)))
-    return found
+            places.setdefault(int(items[row]), (file, int(row)))
+    return places
 
 
 def _copy(file: h5py.File, first: h5py.File, wanted: range, where: Mapping[int, tuple[h5py.File, int]]) -> None:

@@ -20,8 +20,8 @@ def tiff_folder(path: Path) -> list[Path]:
     """The TIFF files of a folder, in the order of the numbers in their names; none when it is no folder."""
     if not path.is_dir():
         return []
-    found = [p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".") and p.is_file()]
-    return sorted(found, key=natural)
+    files = [p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".") and p.is_file()]
+    return sorted(files, key=natural)
 
 
 class Tiff:
@@ -130,8 +130,8 @@ class _Part:
             with tifffile.TiffFile(self.file) as tiff:
                 series = tiff.series[self.number]
                 pages = len(series.pages) // self.count
-                found = [series.pages[index * pages + k].asarray() for k in range(pages)]
-            return np.asarray(found).reshape(self.plane)
+                images = [series.pages[index * pages + k].asarray() for k in range(pages)]
+            return np.asarray(images).reshape(self.plane)
         except Exception as error:
             raise UserError(
                 f"{self.file}: page {index} cannot be read ({type(error).__name__}: {' '.join(str(error).split())}); write it "

@@ -147,8 +147,8 @@ def _rows(stack: Stack, pixels: Pixels) -> OneByOne:
 
 
 def _spacing(place: Place, transpose: bool) -> tuple[float, float] | None:
-    found: Any = place.spacing or place.head.get("ImagerPixelSpacing")
-    if not found:
+    spacing: Any = place.spacing or place.head.get("ImagerPixelSpacing")
+    if not spacing:
         return None
-    rows, columns = float(found[0]), float(found[1])
+    rows, columns = float(spacing[0]), float(spacing[1])
     return (columns, rows) if transpose else (rows, columns)

@@ -30,8 +30,8 @@ class FastMRI(KSpaceLayout):
 
     @classmethod
     def recognises(cls, file: Any) -> bool:
-        found = file.get("kspace")
-        return isinstance(found, h5py.Dataset) and found.ndim in (3, 4)
+        kspace = file.get("kspace")
+        return isinstance(kspace, h5py.Dataset) and kspace.ndim in (3, 4)
 
     def find(self, path: Path) -> Acquired:
         notes: list[str] = []

@@ -233,7 +233,7 @@ class Projections(Layout):
             return self.centre
         says = "" if scan.centre is None else f"; the file says {scan.centre:g}"
         try:
-            found, how = find_centre(
+            centre, how = find_centre(
                 looked.sinogram(),
                 scan.degrees[looked.good],
                 lambda given: make("ct", **given),
@@ -244,10 +244,10 @@ class Projections(Layout):
                 raise
             scan.notes.append(f"rotation centre {scan.centre:g}, from the file; the data do not tell it")
             return scan.centre
-        scan.notes.append(f"rotation centre {found:.2f} found ({how}){says}; centre= fixes it")
+        scan.notes.append(f"rotation centre {centre:.2f} found ({how}){says}; centre= fixes it")
         if scan.centre is None:
-            missing.append(f"rotation centre: searched, {found:.2f}; --read centre={found:.2f} fixes it")
-        return found
+            missing.append(f"rotation centre: searched, {centre:.2f}; --read centre={centre:.2f} fixes it")
+        return centre
 
     def _image_size(self, looked: Looked, centre: float, width: int, notes: list[str]) -> int:
         """As many pixels as detector pixels, or as the scan shows in all: a full turn around an axis near the edge shows more."""
@@ -296,7 +296,7 @@ def full_turn(degrees: np.ndarray) -> bool:
 
 
 def angles_in_degrees(
-    found: h5py.Dataset,
+    dset: h5py.Dataset,
     path: Path,
     name: str,
     kind: str,
@@ -307,7 +307,7 @@ def angles_in_degrees(
     """Angles of a dataset, in degrees, from its units; never invented.
 
     Args:
-        found: the dataset.
+        dset: the dataset.
         path, name: for messages.
         kind: what the file calls them, for notes.
         notes: told when the unit was taken from the range, or from the user.
@@ -317,13 +317,13 @@ def angles_in_degrees(
     Raises:
         UserError: not finite, constant, or in a unit that is unknown, cannot be told, or contradicts the values.
     """
-    every = read(found).astype(np.float64).ravel()
+    every = read(dset).astype(np.float64).ravel()
     theta = every if which is None else every[list(which)]
     if not np.isfinite(theta).all():
         raise UserError(f"{path}: {name} has NaN or infinite angles; write them again")
     if len(theta) > 1 and not np.ptp(theta) > 0:
         raise UserError(f"{path}: {name} is {theta[0]:g} for all {len(theta)} projections; write the angles again")
-    span, unit = np.ptp(theta), text(found.attrs.get("units", found.attrs.get("unit", ""))).strip().lower()
+    span, unit = np.ptp(theta), text(dset.attrs.get("units", dset.attrs.get("unit", ""))).strip().lower()
     if said != "file":
         notes.append(f"{kind} is in {said}, as given{f' (the file says {shown(unit)})' if unit else ''}")
         return theta if said == "degrees" else np.rad2deg(theta)
@@ -356,9 +356,9 @@ def angles_in_degrees(
     return theta
 
 
-def linked_files(found: h5py.Dataset, path: Path) -> list[Path]:
+def linked_files(dset: h5py.Dataset, path: Path) -> list[Path]:
     """The other files in which a dataset's numbers lie, by an external link or as a virtual dataset, at any depth."""
-    return sorted(f for f in source_files(found) if f.resolve() != path.resolve())
+    return sorted(f for f in source_files(dset) if f.resolve() != path.resolve())
 
 
 def option_hash(layout: Any) -> str:

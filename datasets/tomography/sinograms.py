@@ -146,10 +146,10 @@ def reader(
         row_of: item -> detector row.
     """
 
-    def found(item: int) -> np.ndarray:
+    def integrals(item: int) -> np.ndarray:
         stored = read(item).astype(np.float64)
         if beam is not None:
             stored = beam.transmission(stored, row_of(item))
         return stored if values == "integrals" else line_integrals(stored)
 
-    return found
+    return integrals

@@ -104,13 +104,13 @@ def calibrate(
 
 def _flat(values: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
     """Nested facts, one a line; what is not set is left out."""
-    found: list[tuple[str, Any]] = []
+    facts: list[tuple[str, Any]] = []
     for name, value in values.items():
         if isinstance(value, dict):
-            found += _flat(value, f"{before}{name}.")
+            facts += _flat(value, f"{before}{name}.")
         elif value is not None and value != "":
-            found.append((f"{before}{name}", value))
-    return found
+            facts.append((f"{before}{name}", value))
+    return facts
 
 
 def _short(value: Any) -> str:

@@ -40,27 +40,27 @@ def check_jobs(
     Raises:
         UserError: the first thing that is wrong; says which step.
     """
-    found: dict[Job, steps.Step] = {}
+    job_steps: dict[Job, steps.Step] = {}
     kinds: dict[Job, tuple[str, ...]] = {}
     targets: dict[Path, Job] = {}
     for job in jobs:
         try:
-            found[job] = step = locate(job.step, base)
+            job_steps[job] = step = locate(job.step, base)
             _check(step)
             kinds[job] = _kinds(job, step, kinds)
-            _check_inputs(job, found, kinds)
+            _check_inputs(job, job_steps, kinds)
             _check_target(job, base, targets)
             if not trust:
                 _check_reach(job, base)
         except UserError as error:
             raise UserError(f"{_place(where, job)}: {error}") from None
-    inputs = {file.resolve() for file in (*read, *(file for step in found.values() for file in files_of(step)))}
+    inputs = {file.resolve() for file in (*read, *(file for step in job_steps.values() for file in files_of(step)))}
     for path, job in targets.items():
         if any(path.is_relative_to(file) for file in inputs):
             raise UserError(
                 f"{_place(where, job)}: to = {path} would replace what the pipeline reads; choose another name"
             )
-    return found
+    return job_steps
 
 
 def _place(where: str, job: Job) -> str:
@@ -174,18 +174,18 @@ def _kinds(job: Job, step: steps.Step, known: Mapping[Job, tuple[str, ...]]) -> 
     return (step.gives or "file",)
 
 
-def _check_inputs(job: Job, found: Mapping[Job, steps.Step], kinds: Mapping[Job, tuple[str, ...]]) -> None:
+def _check_inputs(job: Job, job_steps: Mapping[Job, steps.Step], kinds: Mapping[Job, tuple[str, ...]]) -> None:
     for key, source in job.inputs.items():
         wanted, given = job.step.inputs[key], kinds[source]
         if not set(wanted) & set(given):
             raise UserError(f"{key} = {source.name!r} gives {' or '.join(given)}, expected {' or '.join(wanted)}")
-        step = found[source]
+        step = job_steps[source]
         if key == "truth" and isinstance(step, steps.Load) and (step.layout or step.read or not _own(step)):
             raise UserError(
                 f"truth = {source.name!r} is a file that needs a layout; put a step of type preprocess between"
             )
         if isinstance(job.step, steps.Preprocess):
-            reading = found[source]
+            reading = job_steps[source]
             if isinstance(reading, steps.Load):
                 _layout(Path(reading.path), reading.layout, {**reading.read, **job.step.read})
             elif job.step.read:

@@ -119,7 +119,7 @@ class Graph:
         Raises:
             UserError: there is no such axis or value.
         """
-        axes, found = {axis.name: axis for axis in self.axes}, []
+        axes, pairs = {axis.name: axis for axis in self.axes}, []
         for part in filter(None, (p.strip() for p in text.split(","))):
             name, equals, label = part.partition("=")
             if not axes:
@@ -128,8 +128,8 @@ class Graph:
                 raise UserError(f"--only {text}: there is no sweep {name!r}.{suggestion(name, axes)} Write NAME=VALUE")
             if label not in axes[name].labels:
                 raise UserError(f"--only {text}: {name} has no value {label!r}.{suggestion(label, axes[name].labels)}")
-            found.append((name, axes[name].labels.index(label)))
-        return tuple(found)
+            pairs.append((name, axes[name].labels.index(label)))
+        return tuple(pairs)
 
 
 def branch_name(choice: Choice, axes: Mapping[str, Axis]) -> str:
@@ -172,23 +172,23 @@ def expand(document: Document, where: str) -> Graph:
 
 
 def _axes(document: Document, where: str) -> list[Axis]:
-    found: dict[str, Axis] = {}
+    axes: dict[str, Axis] = {}
     places = [*document.variables.items(), *document.steps.items()]
     try:
         for place, value in places:
             for name, values in sweeps_in(value, place):
-                if name in found:
+                if name in axes:
                     raise UserError(f"{name} is swept in [variables] and in a step; rename the variable")
-                found[name] = Axis(name, tuple(values), tuple(labels(name, values)))
+                axes[name] = Axis(name, tuple(values), tuple(labels(name, values)))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    return list(found.values())
+    return list(axes.values())
 
 
 def _inputs(document: Document, name: str, where: str) -> dict[str, str]:
     """Parameter -> name of the step that it takes, variables filled in; the same in every branch."""
     step = document.steps[name]
-    found = {}
+    inputs = {}
     for key in steps.TYPES[step["type"]].inputs:
         if (value := step.get(key)) is None:
             continue
@@ -200,8 +200,8 @@ def _inputs(document: Document, name: str, where: str) -> dict[str, str]:
         value = Variables(document.variables, {}).fill(value, f"{where}: step {name!r}: {key}")
         if not isinstance(value, str):
             raise UserError(f"{where}: step {name!r}: {key} = {value!r}: expected the name of a step")
-        found[key] = str(value)
-    return found
+        inputs[key] = str(value)
+    return inputs
 
 
 def _job(

@@ -25,19 +25,19 @@ from invsolve.training.parallel import started_together
 class Results(Sequence[Result]):
     """What came of the jobs of a run, in their order; `results["scores"]` is a list of those of one step."""
 
-    def __init__(self, found: Sequence[Result]) -> None:
-        self.found = tuple(found)
+    def __init__(self, results: Sequence[Result]) -> None:
+        self.results = tuple(results)
 
     def __len__(self) -> int:
-        return len(self.found)
+        return len(self.results)
 
     def __iter__(self) -> Iterator[Result]:
-        return iter(self.found)
+        return iter(self.results)
 
     def __getitem__(self, which: Any) -> Any:
         if isinstance(which, str):
-            return [result for result in self.found if result.step == which]
-        return self.found[which]
+            return [result for result in self.results if result.step == which]
+        return self.results[which]
 
 
 class Pipeline:

@@ -138,10 +138,10 @@ def change(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         UserError: there is no such step or variable, or the name leads through what is no table.
     """
-    found = _copied(raw)
+    document = _copied(raw)
     for name, value in changes.items():
         parts = [part.strip() for part in name.split(".")]
-        tables = found.get("steps", {})
+        tables = document.get("steps", {})
         if parts[0] not in Document.model_fields:
             if parts[0] not in tables or len(parts) < 2:
                 known = [*tables, "variables"]
@@ -150,13 +150,13 @@ def change(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
                 )
             parts.insert(0, "steps")
         if parts[0] in ("variables", "steps"):
-            there = found.get(parts[0], {})
+            there = document.get(parts[0], {})
             if len(parts) < 2 or parts[1] not in there:
                 one = parts[0].rstrip("s")
                 missing = parts[1] if len(parts) > 1 else ""
                 raise UserError(f"--set {name}: there is no {one} {missing!r}.{suggestion(missing, there)}")
-        _put(found, parts, value, name)
-    return found
+        _put(document, parts, value, name)
+    return document
 
 
 def _copied(value: Any) -> Any:
