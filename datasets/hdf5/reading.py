@@ -114,8 +114,8 @@ def _reason(text: str) -> str:
         sizes = dict(
             p.strip().split(" = ") for p in text.split("truncated file:")[-1].strip(" )").split(",") if " = " in p
         )
-        got, wanted = sizes.get("eof", "?"), sizes.get("stored_eof", "?")
-        return f"is truncated ({got} of {wanted} bytes); copy or download it again"
+        size, stored_size = sizes.get("eof", "?"), sizes.get("stored_eof", "?")
+        return f"is truncated ({size} of {stored_size} bytes); copy or download it again"
     if "signature not found" in text:
         return "is not an HDF5 file (no HDF5 signature); give an .h5, .hdf5 or .nxs file, or convert it with h5py first"
     if "already open for write" in text or "consistency flags" in text:
@@ -239,8 +239,8 @@ def read(dset: h5py.Dataset, selection: Any = ()) -> np.ndarray:
 
 def to_tensor(values: np.ndarray) -> Tensor:
     """Numbers as float32, complex numbers as complex64."""
-    wanted = np.complex64 if np.iscomplexobj(values) else np.float32
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=wanted))
+    dtype = np.complex64 if np.iscomplexobj(values) else np.float32
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=dtype))
 
 
 def text(value: Any) -> str:

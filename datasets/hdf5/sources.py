@@ -104,12 +104,12 @@ def find(name: str, file: h5py.File, variable: str = _SOURCE, what: str = "") ->
     if _BLOCK.search(name):
         # One file a block: each is looked for by its own name where the dataset is read.
         name = _BLOCK.sub(lambda m: "0".zfill(int(m[1] or 1)), name)
-    given = Path(name)
+    path = Path(name)
     prefixes: list[str | Path] = [
         p.replace("${ORIGIN}", str(here.parent)) for p in os.environ.get(variable, "").split(":") if p
     ]
-    relative = given.name if given.is_absolute() else name
-    tries = [given] if given.is_absolute() else []
+    relative = path.name if path.is_absolute() else name
+    tries = [path] if path.is_absolute() else []
     own: list[str | Path] = [here.parent, here.resolve().parent]
     tries += [Path(folder) / relative for folder in (*prefixes, own[0], ".", own[1])]
     allowed = [Path(folder).resolve() for folder in prefixes + own]
@@ -328,10 +328,10 @@ def _within(
         UserError: the selection in the source goes beyond it.
     """
     source = _boxes(there, have)
-    wanted = _points(box)
-    if there.get_select_type() == h5py.h5s.SEL_ALL and wanted and wanted != math.prod(have):
+    number = _points(box)
+    if there.get_select_type() == h5py.h5s.SEL_ALL and number and number != math.prod(have):
         raise UserError(
-            f"{where}: takes {wanted} values from dataset '{shown(names[1])}' {have} of '{shown(names[0])}', which holds "
+            f"{where}: takes {number} values from dataset '{shown(names[1])}' {have} of '{shown(names[0])}', which holds "
             f"{math.prod(have)}; write that file again"
         )
     for start, stride, count, size in source:

@@ -49,12 +49,12 @@ class FastMRI(KSpaceLayout):
             recon = None if header is None else header.recon[:2]
             mask = _mask(file, path, kspace, header, notes)
             # Cut as the result will be; a target of another size cannot be compared with it.
-            wanted = (
+            size = (
                 (readout, phase) if recon is None or not self.crop else (min(readout, recon[0]), min(phase, recon[1]))
             )
             truth = next((n for n in _TRUTHS if n in file), None)
-            if truth is not None and dataset(file, truth).shape != (items, *wanted):
-                notes.append(f"{truth} {file[truth].shape} is not used: the images here are {(items, *wanted)}")
+            if truth is not None and dataset(file, truth).shape != (items, *size):
+                notes.append(f"{truth} {file[truth].shape} is not used: the images here are {(items, *size)}")
                 truth = None
             maps = next((n for n in _MAPS if n in file), None)
             if maps is not None and dataset(file, maps).shape != kspace.shape:

@@ -142,10 +142,10 @@ class NIfTI(Layout):
         volumes = shape[3] if len(shape) == 4 else 1
         if self.volume is None and volumes > 1:
             raise UserError(f"{path}: holds {volumes} volumes {shape}; choose one with volume=0 to {volumes - 1}")
-        wanted = self.volume or 0
-        if not 0 <= wanted < volumes:
-            raise UserError(f"{path}: volume={wanted} must be 0 to {volumes - 1}")
-        return wanted
+        volume = self.volume or 0
+        if not 0 <= volume < volumes:
+            raise UserError(f"{path}: volume={volume} must be 0 to {volumes - 1}")
+        return volume
 
 
 def _oriented(image: Any) -> list[str]:

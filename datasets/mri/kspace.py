@@ -224,13 +224,13 @@ class _Operators:
         coils = y.acquisition.coils
         self.size = (y.rows, y.acquisition.matrix[1])
         self.kept: OrderedDict[int, Operator] = OrderedDict()
-        given = layout.coil_maps
-        if given is not None:
+        maps = layout.coil_maps
+        if maps is not None:
             notes.append("coil maps given")
             allowed = ((coils, *self.size), (y.acquisition.items, coils, *self.size))
-            if not given.is_complex() or tuple(given.shape) not in allowed:
+            if not maps.is_complex() or tuple(maps.shape) not in allowed:
                 raise UserError(
-                    f"{path}: coil_maps {given.dtype} {tuple(given.shape)}: expected complex {allowed[0]}, or with the "
+                    f"{path}: coil_maps {maps.dtype} {tuple(maps.shape)}: expected complex {allowed[0]}, or with the "
                     f"{y.acquisition.items} slices in front"
                 )
         elif y.acquisition.maps is not None:
@@ -253,18 +253,18 @@ class _Operators:
         return self.kept[item]
 
     def _maps(self, item: int) -> np.ndarray | None:
-        given, acquisition = self.layout.coil_maps, self.y.acquisition
-        known: np.ndarray | None = None
-        if given is not None:
-            known = (given if given.ndim == 3 else given[self.y.start + item]).numpy()
+        coil_maps, acquisition = self.layout.coil_maps, self.y.acquisition
+        maps: np.ndarray | None = None
+        if coil_maps is not None:
+            maps = (coil_maps if coil_maps.ndim == 3 else coil_maps[self.y.start + item]).numpy()
         elif acquisition.maps is not None:
-            known = self.y.middle(acquisition.maps(self.y.start + item))
+            maps = self.y.middle(acquisition.maps(self.y.start + item))
         elif acquisition.coils == 1:
             if not self.layout.real:
                 return None
-            known = np.ones((1, *self.size), np.complex64)
-        if known is not None and not self.layout.real:
-            return known
+            maps = np.ones((1, *self.size), np.complex64)
+        if maps is not None and not self.layout.real:
+            return maps
         kspace, mask = self.y[item : item + 1][0].numpy(), np.broadcast_to(self.mask, self.size)
         if acquisition.calibration is not None:
             kspace, mask = acquisition.calibration(self.y.start + item)
@@ -272,7 +272,8 @@ class _Operators:
                 kspace, mask = self.y.cut(kspace), np.asarray(mask.all(0))
             mask = np.broadcast_to(mask, self.size)
         centre = calibration_region(kspace, mask, self.layout.calibration, str(self.path))
-        maps = espirit(centre, self.size, self.sigma).maps if known is None else known
+        if maps is None:
+            maps = espirit(centre, self.size, self.sigma).maps
         return absorb_phase(maps, centre) if self.layout.real else maps
 
 
@@ -313,8 +314,8 @@ def _sparser(columns: np.ndarray, acceleration: float, centre_fraction: float, s
     keep[count // 2 - half : count // 2 + half] = True
     keep &= columns
     others = np.flatnonzero(columns & ~keep)
-    wanted = max(round(columns.sum() / acceleration) - int(keep.sum()), 0)
-    keep[np.random.default_rng(seed).permutation(others)[:wanted]] = True
+    number = max(round(columns.sum() / acceleration) - int(keep.sum()), 0)
+    keep[np.random.default_rng(seed).permutation(others)[:number]] = True
     return keep
 
 
@@ -322,7 +323,7 @@ def _region(size: tuple[int, int], recon: tuple[int, int] | None) -> tuple[tuple
     """The middle part of an image, as fastMRI cuts it; None when that is all of it."""
     if recon is None:
         return None
-    kept = [min(n, r) for n, r in zip(size, recon, strict=True)]
-    if tuple(kept) == size:
+    part = [min(n, r) for n, r in zip(size, recon, strict=True)]
+    if tuple(part) == size:
         return None
-    return tuple(((n - k) // 2, (n - k) // 2 + k) for n, k in zip(size, kept, strict=True))
+    return tuple(((n - k) // 2, (n - k) // 2 + k) for n, k in zip(size, part, strict=True))

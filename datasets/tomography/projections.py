@@ -122,12 +122,12 @@ class Projections(Layout):
         self.thin, self.bin, self.centre, self.rows = thin, bin, centre, rows
         self.image_size, self.pixel_size, self.length_unit = image_size, pixel_size, length_unit
         self.normalised, self.rings, self.entry = normalised, rings, entry
-        for name, given, known in (
+        for name, choice, choices in (
             ("flats", flats, ("robust", "mean")),
             ("angle_unit", angle_unit, ("file", "degrees", "radians")),
         ):
-            if given not in known:
-                raise UserError(f"layout {self.name!r}: {name} must be one of {', '.join(known)}, got {given!r}")
+            if choice not in choices:
+                raise UserError(f"layout {self.name!r}: {name} must be one of {', '.join(choices)}, got {choice!r}")
         if air < 0:
             raise UserError(f"layout {self.name!r}: air must be 0 or a number of detector columns, got {air}")
         self.flats, self.bad_frames, self.zingers, self.dead_pixels = flats, bad_frames, zingers, dead_pixels
@@ -236,7 +236,7 @@ class Projections(Layout):
             centre, how = find_centre(
                 looked.sinogram(),
                 scan.degrees[looked.good],
-                lambda given: make("ct", **given),
+                lambda parameters: make("ct", **parameters),
                 str(path),
             )
         except UserError:
@@ -301,7 +301,7 @@ def angles_in_degrees(
     name: str,
     kind: str,
     notes: list[str],
-    said: str = "file",
+    angle_unit: str = "file",
     which: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Angles of a dataset, in degrees, from its units; never invented.
@@ -311,7 +311,7 @@ def angles_in_degrees(
         path, name: for messages.
         kind: what the file calls them, for notes.
         notes: told when the unit was taken from the range, or from the user.
-        said: the unit as the user gives it; "file" for the file's own.
+        angle_unit: the unit as the user gives it; "file" for the file's own.
         which: positions that are projections, of which the unit is judged; default all.
 
     Raises:
@@ -324,9 +324,9 @@ def angles_in_degrees(
     if len(theta) > 1 and not np.ptp(theta) > 0:
         raise UserError(f"{path}: {name} is {theta[0]:g} for all {len(theta)} projections; write the angles again")
     span, unit = np.ptp(theta), text(dset.attrs.get("units", dset.attrs.get("unit", ""))).strip().lower()
-    if said != "file":
-        notes.append(f"{kind} is in {said}, as given{f' (the file says {shown(unit)})' if unit else ''}")
-        return theta if said == "degrees" else np.rad2deg(theta)
+    if angle_unit != "file":
+        notes.append(f"{kind} is in {angle_unit}, as given{f' (the file says {shown(unit)})' if unit else ''}")
+        return theta if angle_unit == "degrees" else np.rad2deg(theta)
     if unit in ("degree", "degrees", "deg", "°"):
         if len(theta) >= _FEW_ANGLES and span < _SPAN_OF_RADIANS:
             raise UserError(

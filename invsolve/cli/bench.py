@@ -54,10 +54,10 @@ def posterior(
     start(plugin)
     from invsolve import bench
 
-    wanted = family or ["gaussian"]
+    families = family or ["gaussian"]
     rows = []
     parts = []
-    for name in list(bench.FAMILIES) if "all" in wanted else wanted:
+    for name in list(bench.FAMILIES) if "all" in families else families:
         chosen = bench.family(name)
         results = bench.bench_posterior(
             name, strategy or [], problem or [], evaluations, samples, repeats, device, note
@@ -111,8 +111,8 @@ def calibrate(
 
     knowledge = api.load_prior(prior, **key_values(set_prior))
     size = image_size or knowledge.event_shape[-1]
-    given = key_values(set_)
-    forward = api.operator(operator, **(api.fill_image_size(operator, given, size) if size else given))
+    parameters = key_values(set_)
+    forward = api.operator(operator, **(api.fill_image_size(operator, parameters, size) if size else parameters))
     method = api.strategy(strategy, **key_values(set_strategy))
     channels = knowledge.event_shape[0] or 1
     calibration = sbc.calibrate(

@@ -27,12 +27,12 @@ Read = Annotated[
 ]
 
 
-def key_values(given: Sequence[str] | None) -> dict[str, Any]:
+def key_values(texts: Sequence[str] | None) -> dict[str, Any]:
     """Read key=value options; values are TOML (numbers, true, [1, 2], "text"), or text as it stands."""
     from invsolve.errors import UserError
 
     values: dict[str, Any] = {}
-    for text in given or []:
+    for text in texts or []:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UserError(f"{text!r}: write KEY=VALUE, such as steps=200")

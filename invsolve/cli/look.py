@@ -46,11 +46,11 @@ def _text(facts: dict[str, Any]) -> str:
         rows.append(("images", f"{image['items']} x {_times(image['shape'])}{number}{unit}{size}"))
     if y:
         noise = facts["noise"]
-        said = "not in the file"
+        noise_text = "not in the file"
         if noise is not None:
             parts = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in noise.items() if k != "name"]
-            said = ", ".join([noise["name"], *parts])
-        rows.append(("noise", said))
+            noise_text = ", ".join([noise["name"], *parts])
+        rows.append(("noise", noise_text))
         rows.append(("truth", "in the file" if facts["truth"] else "none"))
     width = max((len(name) for name, _ in rows), default=0)
     lines += [f"  {name.ljust(width)}  {text}" for name, text in rows]

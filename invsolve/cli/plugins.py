@@ -63,10 +63,10 @@ def show(
     from invsolve.errors import UserError, suggestion
     from invsolve.registry.parameters import parameters
 
-    known = {n: (kind, cls) for kind in registry.KINDS for n, cls in registry.available(kind).items()}
-    if name not in known:
-        raise UserError(f"no plugin is called {name!r}.{suggestion(name, known)}")
-    kind, cls = known[name]
+    plugins = {n: (kind, cls) for kind in registry.KINDS for n, cls in registry.available(kind).items()}
+    if name not in plugins:
+        raise UserError(f"no plugin is called {name!r}.{suggestion(name, plugins)}")
+    kind, cls = plugins[name]
     rows = [
         {"name": p.name, "type": p.type, "default": "required" if p.required else _plain(p.default), "text": p.text}
         for p in parameters(cls)

@@ -81,7 +81,7 @@ def calibrate(
     from invsolve.training.calibrate import calibrate_file
     from invsolve.training.settings import make_settings
 
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "dataset": dataset,
         "axes": axes,
         "slice_axis": slice_axis,
@@ -89,10 +89,10 @@ def calibrate(
         "crop": sizes("--crop", crop),
         "batch_size": batch_size,
     }
-    if isinstance(given["crop"], list) and len(given["crop"]) == 1:
-        given["crop"] = given["crop"][0]
+    if isinstance(options["crop"], list) and len(options["crop"]) == 1:
+        options["crop"] = options["crop"][0]
     stop = StopOnSignal()
-    result = calibrate_file(prior, images, out, make_settings(given), device, overwrite, note, stop.asked)
+    result = calibrate_file(prior, images, out, make_settings(options), device, overwrite, note, stop.asked)
     curve = result["error_curve"]
     rows = [[f"{s:.4g}", f"{m:.4g}"] for s, m in zip(curve["sigma"], curve["mse"], strict=True)]
     emit(

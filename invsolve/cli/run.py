@@ -138,7 +138,7 @@ def _listener(log: Callable[[dict[str, Any]], None] | None) -> Callable[[dict[st
         if "step" not in what:
             return
         name = f"{what['step']} [{what['branch']}]" if what["branch"] else what["step"]
-        said = {
+        state = {
             "start": "...",
             "cached": "cached",
             "done": f"done in {what.get('seconds', 0):.1f} s",
@@ -147,8 +147,8 @@ def _listener(log: Callable[[dict[str, Any]], None] | None) -> Callable[[dict[st
             "skipped": f"skipped: {what.get('error', '')}",
             "failed": f"failed: {what.get('error', '')}",
         }.get(what["event"])
-        if said:
-            note(f"{name}: {said}")
+        if state:
+            note(f"{name}: {state}")
 
     return tell
 

@@ -68,7 +68,7 @@ def train(
     from invsolve.training.parallel import rank
     from invsolve.training.settings import Request, make_settings
 
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "dataset": dataset,
         "axes": axes,
         "slice_axis": slice_axis,
@@ -86,11 +86,11 @@ def train(
         "precision": precision,
         "seed": seed,
     }
-    if isinstance(given["crop"], list) and len(given["crop"]) == 1:
-        given["crop"] = given["crop"][0]
+    if isinstance(options["crop"], list) and len(options["crop"]) == 1:
+        options["crop"] = options["crop"][0]
     stop = StopOnSignal()
     try:
-        settings = make_settings(given | key_values(set_))
+        settings = make_settings(options | key_values(set_))
         request = Request(images, out, settings, device, checkpoint_seconds, checkpoint_steps, overwrite)
         result = train_file(request, note, stop.asked, " ".join(["invsolve", *sys.argv[1:]]))
     except (UserError, Interrupted) as error:

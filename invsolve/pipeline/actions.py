@@ -90,7 +90,7 @@ def _open(source: Product) -> Measurement | Images:
 
 @perform.register
 def _sample(step: steps.Sample, context: Context) -> dict[str, Any]:
-    made = jobs.sample_file(
+    facts = jobs.sample_file(
         step.prior,
         context.out,
         step.count,
@@ -103,7 +103,7 @@ def _sample(step: steps.Sample, context: Context) -> dict[str, Any]:
         overwrite=True,
         command=context.command,
     )
-    return {"items": made["items"], "image_shape": made["image_shape"]}
+    return {"items": facts["items"], "image_shape": facts["image_shape"]}
 
 
 @perform.register
@@ -135,7 +135,7 @@ def _preprocess(step: steps.Preprocess, context: Context) -> dict[str, Any]:
 @perform.register
 def _simulate(step: steps.Simulate, context: Context) -> dict[str, Any]:
     source = context.inputs["input"]
-    made = jobs.simulate_file(
+    facts = jobs.simulate_file(
         source.path,
         context.out,
         step.operator,
@@ -146,7 +146,7 @@ def _simulate(step: steps.Simulate, context: Context) -> dict[str, Any]:
         layout=source.layout,
         read=source.read,
     )
-    return {"items": made["items"], "measurement_shape": made["measurement_shape"]}
+    return {"items": facts["items"], "measurement_shape": facts["measurement_shape"]}
 
 
 @perform.register
@@ -170,8 +170,8 @@ def _reconstruct(step: steps.Reconstruct, context: Context) -> dict[str, Any]:
         plugins=context.plugins,
         checkpoint_every=step.checkpoint_every,
     )
-    made = jobs.reconstruct_file(request, context.say, context.should_stop, context.command)
-    return {"items": made["items"], "discrepancy": made.get("discrepancy")}
+    facts = jobs.reconstruct_file(request, context.say, context.should_stop, context.command)
+    return {"items": facts["items"], "discrepancy": facts.get("discrepancy")}
 
 
 @perform.register

@@ -137,12 +137,12 @@ def _export(step: steps.Export) -> None:
 
 
 def _prior(name: str) -> None:
-    known = registry.available("prior")
-    if name in known:
-        check_parameters(known[name], "prior", name, {})
+    priors = registry.available("prior")
+    if name in priors:
+        check_parameters(priors[name], "prior", name, {})
     elif not Path(name).exists():
-        raise UserError(f"unknown prior {Path(name).name!r}, and no file {name}.{suggestion(Path(name).name, known)}")
-    elif not any(cls.opens(Path(name)) for cls in known.values()):  # type: ignore[attr-defined]
+        raise UserError(f"unknown prior {Path(name).name!r}, and no file {name}.{suggestion(Path(name).name, priors)}")
+    elif not any(cls.opens(Path(name)) for cls in priors.values()):  # type: ignore[attr-defined]
         raise UserError(f"prior {name!r} is no checkpoint that a registered prior opens; see docs/priors.md")
 
 
@@ -163,12 +163,12 @@ def _layout(path: Path, layout: str | None, read: Mapping[str, Any]) -> None:
     check_parameters(registry.find("layout", names[0]), "layout", names[0], dict(read))
 
 
-def _kinds(job: Job, step: steps.Step, known: Mapping[Job, tuple[str, ...]]) -> tuple[str, ...]:
+def _kinds(job: Job, step: steps.Step, kinds: Mapping[Job, tuple[str, ...]]) -> tuple[str, ...]:
     """The kinds that a job's output can be taken as."""
     if isinstance(step, steps.Load):
         return kinds_of(Path(step.path), step.layout)
     if isinstance(step, steps.Preprocess):
-        return known[job.inputs["input"]]
+        return kinds[job.inputs["input"]]
     if isinstance(step, steps.Export):
         return ("images",) if step.format == "h5" else ("file",)
     return (step.gives or "file",)
@@ -176,9 +176,11 @@ def _kinds(job: Job, step: steps.Step, known: Mapping[Job, tuple[str, ...]]) -> 
 
 def _check_inputs(job: Job, job_steps: Mapping[Job, steps.Step], kinds: Mapping[Job, tuple[str, ...]]) -> None:
     for key, source in job.inputs.items():
-        wanted, given = job.step.inputs[key], kinds[source]
-        if not set(wanted) & set(given):
-            raise UserError(f"{key} = {source.name!r} gives {' or '.join(given)}, expected {' or '.join(wanted)}")
+        input_kinds, source_kinds = job.step.inputs[key], kinds[source]
+        if not set(input_kinds) & set(source_kinds):
+            raise UserError(
+                f"{key} = {source.name!r} gives {' or '.join(source_kinds)}, expected {' or '.join(input_kinds)}"
+            )
         step = job_steps[source]
         if key == "truth" and isinstance(step, steps.Load) and (step.layout or step.read or not _own(step)):
             raise UserError(
@@ -198,7 +200,7 @@ def _own(step: steps.Load) -> bool:
     return not find_layout(Path(step.path))
 
 
-def _check_target(job: Job, base: Path, taken: dict[Path, Job]) -> None:
+def _check_target(job: Job, base: Path, targets: dict[Path, Job]) -> None:
     path = target(job, base)
     if path is None:
         return
@@ -209,11 +211,11 @@ def _check_target(job: Job, base: Path, taken: dict[Path, Job]) -> None:
     if path.is_dir():
         raise UserError(f"to = {path}: is a folder, expected the name of a file to write")
     name = path.resolve()
-    if name in taken:
+    if name in targets:
         raise UserError(
-            f"to = {path} is also where {taken[name].title} goes; put ${{branch}} into the name, or give each its own"
+            f"to = {path} is also where {targets[name].title} goes; put ${{branch}} into the name, or give each its own"
         )
-    taken[name] = job
+    targets[name] = job
 
 
 def _check_reach(job: Job, base: Path) -> None:

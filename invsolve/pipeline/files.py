@@ -128,8 +128,8 @@ class Hashes:
         name = str(path.resolve())
         state = [name, stat.st_size, stat.st_mtime_ns, stat.st_ino]
         memory = None if self.folder is None else self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:20]}.json"
-        if memory is not None and (known := read_json(memory)).get("state") == state:
-            return str(known["sha256"])
+        if memory is not None and (record := read_json(memory)).get("state") == state:
+            return str(record["sha256"])
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if memory is not None and time.time() - stat.st_mtime > _FRESH:

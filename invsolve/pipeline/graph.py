@@ -63,19 +63,19 @@ def order(inputs: Mapping[str, Mapping[str, str]], where: str) -> list[str]:
     Raises:
         UserError: an input names no step, or steps wait for one another in a circle.
     """
-    for name, given in inputs.items():
-        for key, source in given.items():
+    for name, sources in inputs.items():
+        for key, source in sources.items():
             if source not in inputs:
                 others = [other for other in inputs if other != name]
                 raise UserError(
                     f"{where}: step {name!r}: {key} = {source!r} names no step.{suggestion(source, others)} "
                     "A file enters by a step of type load"
                 )
-    done: list[str] = []
+    names: list[str] = []
     going: list[str] = []
 
     def visit(name: str) -> None:
-        if name in done:
+        if name in names:
             return
         if name in going:
             circle = [*going[going.index(name) :], name]
@@ -84,11 +84,11 @@ def order(inputs: Mapping[str, Mapping[str, str]], where: str) -> list[str]:
         for source in inputs[name].values():
             visit(source)
         going.pop()
-        done.append(name)
+        names.append(name)
 
     for name in inputs:
         visit(name)
-    return done
+    return names
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Graph:
 
     def at(self, choice: Choice) -> tuple[Job, ...]:
         """The jobs of one combination, or of all combinations that agree with part of one."""
-        wanted = dict(choice)
-        return tuple(job for job in self.jobs if all(wanted.get(axis, k) == k for axis, k in job.choice))
+        positions = dict(choice)
+        return tuple(job for job in self.jobs if all(positions.get(axis, k) == k for axis, k in job.choice))
 
     def named(self, text: str) -> Choice:
         """The choice that a text such as "angles=24" names; axes that it leaves out stay open.
@@ -153,8 +153,8 @@ def expand(document: Document, where: str) -> Graph:
     depends: dict[str, list[str]] = {}
     jobs: dict[tuple[str, Choice], Job] = {}
     for name in ordered:
-        wanted = set(own[name]).union(*(depends[source] for source in inputs[name].values()))
-        depends[name] = [axis for axis in axes if axis in wanted]
+        axis_names = set(own[name]).union(*(depends[source] for source in inputs[name].values()))
+        depends[name] = [axis for axis in axes if axis in axis_names]
         sizes = [range(len(axes[axis].values)) for axis in depends[name]]
         total = 1
         for size in sizes:

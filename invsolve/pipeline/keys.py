@@ -83,9 +83,9 @@ def _content(value: Any, hashes: Hashes) -> Any:
     return str(value) if isinstance(value, str) else value
 
 
-def key_of(given: Mapping[str, Any]) -> str:
+def key_of(facts: Mapping[str, Any]) -> str:
     """The key, 64 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def why(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -101,11 +101,11 @@ def _reasons(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for key, source in new.get("inputs", {}).items():
         if (old.get("inputs") or {}).get(key) != source:
             yield f"{key} changed"
-    for part, said in (
+    for part, reason in (
         ("content", "the file changed"),
         ("code", "invsolve changed"),
         ("plugins", "a plugin changed"),
         ("error_curve", "the prior's error curve changed"),
     ):
         if old.get(part) != new.get(part):
-            yield said
+            yield reason

@@ -274,10 +274,10 @@ class Export(_Writing):
 
     @pydantic.model_validator(mode="after")
     def _lengths(self) -> Self:
-        for name, wanted in {"window": 2, "spacing": 3}.items():
+        for name, length in {"window": 2, "spacing": 3}.items():
             value = getattr(self, name)
-            if isinstance(value, list) and not is_open(value) and len(value) != wanted:
-                raise ValueError(f"{name} {value}: expected {wanted} numbers")
+            if isinstance(value, list) and not is_open(value) and len(value) != length:
+                raise ValueError(f"{name} {value}: expected {length} numbers")
         return self
 
     @property

@@ -98,10 +98,10 @@ class Store:
         if output and staged.is_file():
             staged.replace(path)
         shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
-        kept = None
+        facts = None
         if output:
-            kept = {"name": output, "bytes": path.stat().st_size, "sha256": self.hashes.of(path)}
-        whole = {**record, "output": kept, "finished": time.time()}
+            facts = {"name": output, "bytes": path.stat().st_size, "sha256": self.hashes.of(path)}
+        whole = {**record, "output": facts, "finished": time.time()}
         write_json(folder / _RECORD, whole)
         return whole
 

@@ -156,8 +156,8 @@ class Variables:
         value = self.fill(self.table[first], first, (*going, first))
         for key in keys:
             if not isinstance(value, Mapping) or key not in value:
-                known = suggestion(key, value) if isinstance(value, Mapping) else f" It is a {_kind(value)}."
-                raise UserError(f"{where}: variable {first!r} has no key {key!r}.{known}")
+                hint = suggestion(key, value) if isinstance(value, Mapping) else f" It is a {_kind(value)}."
+                raise UserError(f"{where}: variable {first!r} has no key {key!r}.{hint}")
             value = value[key]
         return value
 
