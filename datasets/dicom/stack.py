@@ -45,7 +45,7 @@ class Stack:
         places: the frames, in order.
         turn: what makes pictures of them.
         notes: one line each on what was found and done.
-        volumes: a label a slice; another one after a gap. None without gaps.
+        volumes: one label per slice; another one after a gap. None without gaps.
     """
 
     places: list[Place]

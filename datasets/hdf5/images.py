@@ -26,7 +26,7 @@ def read_volumes(path: Path, items: int) -> list[int] | None:
     """The volume that each of so many items is a slice of (dataset `volume`); None where the file does not say.
 
     Raises:
-        UserError: there is not one whole number an item.
+        UserError: there is not one whole number per item.
     """
     with open_readonly(path) as file:
         if "volume" not in file:

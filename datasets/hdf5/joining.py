@@ -129,7 +129,7 @@ def _copy(file: h5py.File, first: h5py.File, items: range, where: Mapping[int, t
 
 
 def _names(file: h5py.File) -> list[str]:
-    """The datasets with one row an item."""
+    """The datasets with one row per item."""
     groups = {name: file[name] for name in file if name not in ("config", "items")}
     inside = [f"diagnostics/{name}" for name in groups.pop("diagnostics", {})]
     return sorted([*groups, *inside])

@@ -90,7 +90,7 @@ def write_scan(
         truth: (N, C, *spatial), physical units.
         unit: of the image; default the operator's.
         extra_attrs: further attributes of the file.
-        volumes: which volume each item is a slice of, a number an item; None for one volume.
+        volumes: which volume each item is a slice of, one number per item; None for one volume.
 
     Raises:
         UserError: the operator was made directly, a parameter cannot be stored, or the path cannot be written.

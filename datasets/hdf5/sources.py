@@ -102,7 +102,7 @@ def find(name: str, file: h5py.File, variable: str = _SOURCE, what: str = "") ->
     if name == ".":
         return here
     if _BLOCK.search(name):
-        # One file a block: each is looked for by its own name where the dataset is read.
+        # One file per block: each is looked for by its own name where the dataset is read.
         name = _BLOCK.sub(lambda m: "0".zfill(int(m[1] or 1)), name)
     path = Path(name)
     prefixes: list[str | Path] = [

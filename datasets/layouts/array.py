@@ -281,7 +281,7 @@ class _Stack:
         return values.reshape([self.length(n) for n in order])
 
     def by_rows(self, order: tuple[str, ...]) -> Callable[[int], np.ndarray]:
-        """`item`, for an array of three axes that lies projection by projection: each is read once, not once an item."""
+        """`item`, for an array of three axes that lies projection by projection: each is read once, not once per item."""
         chunks = self.source.chunks
         if len(self.axes) != 3 or len(self.item_axes) != 1 or chunks is None:
             return lambda index: self.item(index, order)

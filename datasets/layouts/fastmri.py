@@ -1,4 +1,4 @@
-"""Layout "fastmri": one file a volume, centred k-space of one coil or several, as the fastMRI collection stores it."""
+"""Layout "fastmri": one file per volume, centred k-space of one coil or several, as the fastMRI collection stores it."""
 
 from __future__ import annotations
 

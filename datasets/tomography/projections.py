@@ -104,7 +104,7 @@ class Projections(Layout):
             dead_pixels: fill detector pixels that flats or projections show to be weak, stuck or flickering; those without
                 any beam are always filled.
             monitor: normalise by the beam's recorded intensity: "auto" takes the file's where the data agree, "off" none, or
-                the name of a dataset with one number a frame.
+                the name of a dataset with one number per frame.
             air: normalise each projection by so many columns at both edges of the detector, which see no object.
             angle_unit: unit of the angles, where the file's is missing or wrong.
         """

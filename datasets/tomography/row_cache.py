@@ -34,7 +34,7 @@ def gather(
         shape, chunks: of the stored array; chunks None where it lies in one piece.
         order: its axes that are frame, row and column.
         rows, frames: which, rising.
-        itemsize: bytes a number.
+        itemsize: bytes per number.
     """
     frame, row, column = order
     deep, high = (chunks[frame], chunks[row]) if chunks else (1, 1)

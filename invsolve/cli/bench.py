@@ -39,9 +39,11 @@ def posterior(
         ),
     ] = None,
     evaluations: Annotated[
-        int | None, typer.Option(help="Network calls and backward passes a sample; default each's own.")
+        int | None, typer.Option(help="Network calls and backward passes per sample; default each's own.")
     ] = None,
-    samples: Annotated[int, typer.Option(help="Draws a problem; the floor of the mean error is 1 / sqrt of it.")] = 256,
+    samples: Annotated[
+        int, typer.Option(help="Draws per problem; the floor of the mean error is 1 / sqrt of it.")
+    ] = 256,
     repeats: Annotated[
         int | None,
         typer.Option("--repeats", "--seeds", help="Random problems, whose median is shown; default the family's."),
@@ -50,7 +52,7 @@ def posterior(
     plugin: Plugins = None,
     json_: AsJson = False,
 ) -> None:
-    """Compare samples with exact posteriors, one table a problem."""
+    """Compare samples with exact posteriors, one table per problem."""
     start(plugin)
     from invsolve import bench
 

@@ -103,7 +103,7 @@ def calibrate(
 
 
 def _flat(values: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
-    """Nested facts, one a line; what is not set is left out."""
+    """Nested facts, one per line; what is not set is left out."""
     facts: list[tuple[str, Any]] = []
     for name, value in values.items():
         if isinstance(value, dict):

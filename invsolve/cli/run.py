@@ -39,7 +39,8 @@ def run(
         bool, typer.Option("--keep-going", help="After a failure go on with what does not depend on it.")
     ] = False,
     log_json: Annotated[
-        str | None, typer.Option(help="Append events to a file, one JSON object a line; - prints them.", metavar="FILE")
+        str | None,
+        typer.Option(help="Append events to a file, one JSON object per line; - prints them.", metavar="FILE"),
     ] = None,
     points: Annotated[bool, typer.Option("--points", help="List the combinations of the sweeps; run nothing.")] = False,
     prune: Annotated[

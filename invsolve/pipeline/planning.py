@@ -71,7 +71,7 @@ class Plan:
     jobs: tuple[Planned, ...]
 
     def as_json(self) -> list[dict[str, Any]]:
-        """One object a job, as in the event "plan"."""
+        """One object per job, as in the event "plan"."""
         return [planned.as_json() for planned in self.jobs]
 
     def __str__(self) -> str:

@@ -260,7 +260,7 @@ class Export(_Writing):
     input: str
     """Step that gives the result or the images."""
     format: Literal["npy", "tiff", "nifti", "png", "h5"]
-    """npy and h5: all, (items, channels, rows, columns); tiff: a page an item; nifti: a volume of slices; png: one item."""
+    """npy and h5: all, (items, channels, rows, columns); tiff: one page per item; nifti: a volume of slices; png: one item."""
     what: Literal["mean", "std", "linear", "truth"] = "mean"
     """Which images of a result."""
     item: Annotated[int, Field(ge=0)] = 0

@@ -1,4 +1,4 @@
-"""The work folder: one folder a job, found by the job's key, complete once its step.json is there."""
+"""The work folder: one folder per job, found by the job's key, complete once its step.json is there."""
 
 from __future__ import annotations
 
