@@ -211,7 +211,7 @@ class Run:
             rows: by item, its row in the batch.
             used: which entries of y each row rests on; the reconstruction is of the same.
         """
-        found: dict[int, Tensor] = {}
+        images_by_item: dict[int, Tensor] = {}
         items = list(rows)
         for start in range(0, len(items), self.chains_per_batch):
             some = items[start : start + self.chains_per_batch]
@@ -219,15 +219,15 @@ class Run:
             with torch.no_grad():
                 images = self.problem([(item, 0) for item in some]).baseline(mask)
             images = self.measurement.crop(self.scale.rows(some).to_physical(images)).cpu()
-            found |= dict(zip(some, images, strict=True))
-        return found
+            images_by_item |= dict(zip(some, images, strict=True))
+        return images_by_item
 
     def _resumed(self, chains: list[Chain], mine: slice) -> Snapshot | None:
         """This process's part of where a kill interrupted these chains; only once."""
-        found, self._resume = self._resume, None
-        if found is None or list(found.chains) != chains:
+        snapshot, self._resume = self._resume, None
+        if snapshot is None or list(snapshot.chains) != chains:
             return None
-        return found.map(lambda rows: rows[mine].to(self.home), chains[mine], len(chains[mine]) / len(chains))
+        return snapshot.map(lambda rows: rows[mine].to(self.home), chains[mine], len(chains[mine]) / len(chains))
 
     def _keep(self, chains: list[Chain], snapshot: Snapshot, stopping: bool) -> None:
         assert self.keeper is not None

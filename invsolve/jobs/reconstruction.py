@@ -79,10 +79,10 @@ def _reconstruct(
         run_into_file(run, request.out, record, request.overwrite, say, every)
     seconds = round(time.perf_counter() - began, 3)
     kept = hdf5.read_result(request.out).diagnostics
-    found = discrepancy.examine(np.asarray(kept["discrepancy"]), np.asarray(kept["discrepancy_dof"]), run)
-    say(str(found))
-    judged = found.ratio == found.ratio  # NaN where the noise is said to be zero, and NaN is no JSON
-    summary = {"ratio": found.ratio, "spread": found.spread, "warning": found.warning} if judged else None
+    report = discrepancy.examine(np.asarray(kept["discrepancy"]), np.asarray(kept["discrepancy_dof"]), run)
+    say(str(report))
+    judged = report.ratio == report.ratio  # NaN where the noise is said to be zero, and NaN is no JSON
+    summary = {"ratio": report.ratio, "spread": report.spread, "warning": report.warning} if judged else None
     return told | {"seconds": seconds, "discrepancy": summary}
 
 

@@ -52,8 +52,8 @@ def measure_limits(
 
     def watch(place: int) -> Any:
         def look(block: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            found = inputs[0].float().square().mean(1).max().sqrt()
-            largest[place] = max(largest[place], float(found))
+            peak = inputs[0].float().square().mean(1).max().sqrt()
+            largest[place] = max(largest[place], float(peak))
 
         return look
 

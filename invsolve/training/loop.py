@@ -227,19 +227,19 @@ class Training:
         bands = {f"{sigma:.3g}": value for sigma, value in zip(self.bands, mse, strict=True)}
         psnr = denoising_psnr(self.averaged, self.validation, LEVELS, len(self.batches.mine), self.team.device)
         scores = {f"{level:g}": value for level, value in zip(LEVELS, psnr, strict=True)}
-        found: dict[str, Any] = {"validation_loss": loss, "validation_mse": bands, "validation_psnr": scores}
-        self.last |= found
-        curve.write({"step": self.step, **found})
+        figures: dict[str, Any] = {"validation_loss": loss, "validation_mse": bands, "validation_psnr": scores}
+        self.last |= figures
+        curve.write({"step": self.step, **figures})
         score = sum(psnr) / len(psnr)
         if score > self.best.get("score", -math.inf):
             kept = {name: value.detach().clone() for name, value in self.averaged.state_dict().items()}
-            self.best = {"score": score, "step": self.step, "weights": kept, "found": found}
+            self.best = {"score": score, "step": self.step, "weights": kept, "figures": figures}
 
     def chosen(self) -> Prior:
         """The averaged network with the weights of the validation that denoised best; `last` then tells of them."""
         if self.best:
             self.averaged.load_state_dict(self.best["weights"])
-            self.last |= {**self.best["found"], "kept_step": self.best["step"]}
+            self.last |= {**self.best["figures"], "kept_step": self.best["step"]}
         return self.averaged
 
     def _keep(self) -> None:
