@@ -35,7 +35,7 @@ def command(volume: Path, out: Path, steps: int, options: list[str]) -> list[str
     train = [sys.executable, "-m", "invsolve", "train", str(volume), "-o", str(out), "--steps", str(steps), *options]
     return [
         *train,
-        "--checkpoint-steps",
+        "--snapshot-steps",
         "100",
         "--set",
         "log_every=20",

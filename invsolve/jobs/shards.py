@@ -22,10 +22,10 @@ from invsolve.api.provenance import provenance
 from invsolve.datasets import hdf5
 from invsolve.errors import InUse, UserError
 from invsolve.jobs import cluster
-from invsolve.jobs.checkpoint import CheckpointFile
 from invsolve.jobs.one_file import run_into_file
 from invsolve.jobs.preparation import prepare
 from invsolve.jobs.request import Request
+from invsolve.jobs.snapshot_file import SnapshotFile
 
 #: Shards a worker gets, more or less: enough that a slow or lost one costs little, few enough that opening files does.
 _SHARDS_A_WORKER = 4
@@ -65,7 +65,7 @@ def reconstruct_in_shards(
     try:
         if request.workers is None and request.scheduler is None:
             for shard in ranges_to_do(out, parts, run.items, len(run.items)):
-                _run_here(run, out, shard, record, request.checkpoint_every, say)
+                _run_here(run, out, shard, record, request.snapshot_every, say)
         else:
             _run_on_workers(request, run, record, parts, say)
     except engine.Interrupted:
@@ -81,7 +81,7 @@ def reconstruct_in_shards(
     folder(out).mkdir(exist_ok=True)
     hdf5.join_results(out, files, run.items, request.overwrite, temporary=folder(out) / "joined.h5")
     hdf5.partial_path(out).unlink(missing_ok=True)
-    CheckpointFile(out, record["config_sha256"]).remove()
+    SnapshotFile(out, record["config_sha256"]).remove()
     shutil.rmtree(folder(out))
 
 
@@ -222,7 +222,7 @@ def run_shard(request: Request, shard: range, config_sha256: str, command: str, 
                 "invsolve version and plugins must be the same"
             )
         run.should_stop = _stopped_by(_stop_file(request.out))
-        _run_here(run, request.out, shard, record, request.checkpoint_every)
+        _run_here(run, request.out, shard, record, request.snapshot_every)
 
 
 #: The run that this process prepared last: the network is loaded once, not for each shard.

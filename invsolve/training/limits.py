@@ -10,7 +10,7 @@ from torch import Tensor
 
 from invsolve.contracts.prior import Prior, per_row
 from invsolve.numerics.random import ChainRandom
-from invsolve.training.calibration import log_spaced
+from invsolve.training.error_curve import log_spaced
 
 #: Over the largest that was seen on images.
 MARGIN = 1.2
