@@ -114,11 +114,11 @@ class Run:
         if self.keeper is not None:
             self._resume, waiting = self.processes.same(self.keeper.restore() if self.processes.leads else (None, {}))
         done = self.processes.same({item for item in self.items if sink.is_done(item)})
-        left = [item for item in self.items if item not in done]
+        remaining = [item for item in self.items if item not in done]
         begun = [] if self._resume is None else list(self._resume.chains)
         had = {(item, sample) for item, parts in waiting.items() for sample, _, _ in parts} | set(begun)
         first = self.items_per_batch
-        reading = None if self.couples_items else ReadAhead(self._read, left, first)
+        reading = None if self.couples_items else ReadAhead(self._read, remaining, first)
         collector = Collector(sink, self.options.samples, waiting, done, depth=max(first, 2))
         try:
             with (
@@ -129,19 +129,19 @@ class Run:
                 # First what a kill interrupted.
                 if begun:
                     self._run_all([begun], collector)
-                self._run_all(self.batches(left, had), collector)
+                self._run_all(self.batches(remaining, had), collector)
         finally:
             self._collector = self._ahead = None
 
-    def batches(self, left: Collection[int], had: Collection[Chain] = ()) -> Iterator[list[Chain]]:
-        """Batches of the items that are left, without the chains that were had already."""
+    def batches(self, remaining: Collection[int], had: Collection[Chain] = ()) -> Iterator[list[Chain]]:
+        """Batches of the items that remain, without the chains that were had already."""
         if self.couples_items:
-            yield from batches_of_volumes(volumes_of(self.measurement), self.options.samples, set(left), had)
+            yield from batches_of_volumes(volumes_of(self.measurement), self.options.samples, set(remaining), had)
             return
-        chains = [(item, s) for item in left for s in range(self.options.samples) if (item, s) not in had]
+        chains = [(item, s) for item in remaining for s in range(self.options.samples) if (item, s) not in had]
         # Items that each have an operator of their own do not share a batch.
         apart = self.measurement.operators is not None
-        for run in [[c for c in chains if c[0] == item] for item in left] if apart else [chains]:
+        for run in [[c for c in chains if c[0] == item] for item in remaining] if apart else [chains]:
             yield from batches(run, lambda: self.chains_per_batch, self._together(run))
 
     def _together(self, chains: Sequence[Chain]) -> int:
@@ -289,7 +289,7 @@ class Run:
             "discrepancy_dof": outcome.dof.cpu(),
             "inner_unconverged": outcome.unconverged.cpu(),
         }
-        arrays |= {name: value.cpu() for name, value in outcome.record.items()}
+        arrays |= {name: value.cpu() for name, value in outcome.diagnostics.items()}
         collector.add(chains, arrays, outcome.facts, outcome.linear)
 
 

@@ -35,11 +35,11 @@ def strategy_of(config: dict[str, Any]) -> Strategy | None:
     """The strategy that a run took, with its parameters; None where it is not installed here, or has changed."""
     given = config.get("strategy") or {}
     try:
-        name, recorded = given["name"], given.get("parameters") or {}
+        name, values = given["name"], given.get("parameters") or {}
         plugin = registry.find("strategy", name)
         # The record holds the class's own facts, too.
         known = {p.name for p in parameters(plugin)}
-        made: Strategy = build(plugin, "strategy", name, {k: v for k, v in recorded.items() if k in known})
+        made: Strategy = build(plugin, "strategy", name, {k: v for k, v in values.items() if k in known})
     except (KeyError, TypeError, UserError):
         return None
     return made

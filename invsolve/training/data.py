@@ -110,14 +110,14 @@ class Images:
         for axis, part in zip(axes.space, window or [], strict=False):
             selection[axis] = part
         volume, cut = divmod(int(index), self.cuts)
-        left = [k for k in range(len(selection)) if k not in (axes.item, axes.cut)]
+        rest = [k for k in range(len(selection)) if k not in (axes.item, axes.cut)]
         if axes.item is not None:
             selection[axes.item] = volume
         if axes.cut is not None:
             selection[axes.cut] = cut
         at = tuple(selection)
         values = read(self._data, at) if isinstance(self._data, h5py.Dataset) else self._data[at]
-        values = values[None] if axes.channel is None else np.moveaxis(values, left.index(axes.channel), 0)
+        values = values[None] if axes.channel is None else np.moveaxis(values, rest.index(axes.channel), 0)
         if self.magnitudes:
             values = np.stack([values, np.zeros_like(values)], 1).reshape(-1, *values.shape[1:])
         elif self.complex:

@@ -96,9 +96,9 @@ class LossCurve:
         os.replace(temporary, path)
         self._path = path
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, values: Mapping[str, Any]) -> None:
         """Add a line; on the disk before a later snapshot is."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(values) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -81,8 +81,8 @@ def test_gaussian_increments_have_the_wiener_filter() -> None:
     wanted = y @ torch.linalg.solve(covariance + 0.04 * torch.eye(20), covariance)
     found = walk.denoise(y, torch.tensor(0.2, dtype=torch.float64))
     torch.testing.assert_close(found, wanted)
-    left = covariance - covariance @ torch.linalg.solve(covariance + 0.04 * torch.eye(20), covariance)
-    assert walk.error(0.2) == pytest.approx(float(left.diagonal().mean()))
+    rest = covariance - covariance @ torch.linalg.solve(covariance + 0.04 * torch.eye(20), covariance)
+    assert walk.error(0.2) == pytest.approx(float(rest.diagonal().mean()))
 
 
 @pytest.mark.parametrize("law", LAWS)

@@ -57,8 +57,8 @@ class Lattice:
         if self.sigma <= self.scale:
             centre, reach = y, 14 * self.sigma
         else:
-            gain, left = self.linear_gain(y.shape[1])
-            centre, reach = y @ gain.to(y.device), 9 * left + 8 * self.scale
+            gain, error = self.linear_gain(y.shape[1])
+            centre, reach = y @ gain.to(y.device), 9 * error + 8 * self.scale
         reach *= 1 + self.fine / 2
         return (centre / self.step).round(), math.ceil(reach / self.step)
 
