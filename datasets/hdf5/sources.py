@@ -371,12 +371,12 @@ def _indices(part: Box, have: tuple[int, ...]) -> int:
     if axis is None:
         return 0
     start, stride, _, size = (values[axis] for values in part)
-    left = have[axis] - start
-    if left <= 0:
+    rest = have[axis] - start
+    if rest <= 0:
         return 0
     if size == h5py.h5s.UNLIMITED:
-        return left
-    return left // stride * size + min(left % stride, size)
+        return rest
+    return rest // stride * size + min(rest % stride, size)
 
 
 def source_files(dset: h5py.Dataset) -> set[Path]:

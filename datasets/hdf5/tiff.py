@@ -105,11 +105,11 @@ class _Part:
         self.names = [_named(letter) for letter in axes[leading:]]
         self.offset = series.dataoffset
         page = series.keyframe
-        left = [f"{tuple(s.shape)} {s.dtype}" for s in tiff.series if s is not series]
+        others = [f"{tuple(s.shape)} {s.dtype}" for s in tiff.series if s is not series]
         here = sum(len(s.pages) for s in tiff.series)
-        left += [f"{tuple(p.shape)} {p.dtype}" for p in list(tiff.pages)[here:]]
-        if left:
-            self.notes.append(f"of several images in the file the largest is read; left out: {', '.join(left[:4])}")
+        others += [f"{tuple(p.shape)} {p.dtype}" for p in list(tiff.pages)[here:]]
+        if others:
+            self.notes.append(f"of several images in the file the largest is read; left out: {', '.join(others[:4])}")
         light = page.photometric.name if page.photometric is not None else ""
         self.white: float | None = None
         if light == "MINISWHITE" and self.dtype.kind == "u":

@@ -276,8 +276,8 @@ class _Stack:
         for axis, position in zip(self.item_axes, where, strict=False):
             selection[axis] = int(position)
         values = self.source.read(tuple(selection))
-        left = [n for k, n in enumerate(self.axes) if k not in self.item_axes]
-        values = values.transpose([left.index(n) for n in order if n in left])
+        rest = [n for k, n in enumerate(self.axes) if k not in self.item_axes]
+        values = values.transpose([rest.index(n) for n in order if n in rest])
         return values.reshape([self.length(n) for n in order])
 
     def by_rows(self, order: tuple[str, ...]) -> Callable[[int], np.ndarray]:

@@ -103,7 +103,7 @@ class Projections(Layout):
             zingers: replace single values that no neighbouring projection shows, too bright or too dark.
             dead_pixels: fill detector pixels that flats or projections show to be weak, stuck or flickering; those without
                 any beam are always filled.
-            monitor: normalise by the beam's recorded intensity: "auto" takes the file's where the data agree, "off" none, or
+            monitor: normalise by the beam's measured intensity: "auto" takes the file's where the data agree, "off" none, or
                 the name of a dataset with one number per frame.
             air: normalise each projection by so many columns at both edges of the detector, which see no object.
             angle_unit: unit of the angles, where the file's is missing or wrong.
@@ -171,10 +171,10 @@ class Projections(Layout):
         y = LineIntegrals(
             scan.data, looked.white, looked.dark, start, stop, picked, self.bin, self.rings, looked.treatment
         )
-        left = degrees[picked]
-        span = f"{left.min():.4g} to {left.max():.4g} degrees"
+        angles = degrees[picked]
+        span = f"{angles.min():.4g} to {angles.max():.4g} degrees"
         notes.append(
-            f"{len(left)} of {len(degrees)} angles kept ({span}), detector rows {start} to {stop - 1} as items"
+            f"{len(angles)} of {len(degrees)} angles kept ({span}), detector rows {start} to {stop - 1} as items"
         )
         if scan.width % self.bin:
             notes.append(f"bin={self.bin} drops the last {scan.width % self.bin} of {scan.width} detector pixels")
@@ -199,7 +199,7 @@ class Projections(Layout):
         count = scan.width // self.bin
         parameters = {
             "image_size": self.image_size or self._image_size(looked, centre, scan.width, notes),
-            "angles": left.tolist(),
+            "angles": angles.tolist(),
             "detectors": count,
             "centre": (centre + 0.5) / self.bin - 0.5,
             "pixel_size": size * self.bin,

@@ -49,8 +49,8 @@ def train(
     set_: Settings = None,
     seed: Annotated[int, typer.Option(help="Seed of every random number.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default a GPU if there is one.")] = None,
-    checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 120.0,
-    checkpoint_steps: Annotated[int | None, typer.Option(help="Also every so many steps.")] = None,
+    snapshot_seconds: Annotated[float, typer.Option(help="Seconds between snapshots.")] = 120.0,
+    snapshot_steps: Annotated[int | None, typer.Option(help="Also every so many steps.")] = None,
     overwrite: Overwrite = False,
     json_: AsJson = False,
 ) -> None:
@@ -91,7 +91,7 @@ def train(
     stop = StopOnSignal()
     try:
         settings = make_settings(options | key_values(set_))
-        request = Request(images, out, settings, device, checkpoint_seconds, checkpoint_steps, overwrite)
+        request = Request(images, out, settings, device, snapshot_seconds, snapshot_steps, overwrite)
         result = train_file(request, note, stop.asked, " ".join(["invsolve", *sys.argv[1:]]))
     except (UserError, Interrupted) as error:
         # Every process finds the same; one line about it is enough.

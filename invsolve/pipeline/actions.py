@@ -168,7 +168,7 @@ def _reconstruct(step: steps.Reconstruct, context: Context) -> dict[str, Any]:
         workers=step.workers,
         scheduler=step.scheduler,
         plugins=context.plugins,
-        checkpoint_every=step.checkpoint_every,
+        snapshot_every=step.snapshot_every,
     )
     facts = jobs.reconstruct_file(request, context.say, context.should_stop, context.command)
     return {"items": facts["items"], "discrepancy": facts.get("discrepancy")}

@@ -185,12 +185,12 @@ class Reconstruct(_WithOptions):
     """Processes to share items; on cuda one a GPU. Needs Dask."""
     scheduler: str | None = None
     """Dask scheduler whose workers to use instead, tcp://HOST:PORT."""
-    checkpoint_every: Annotated[float, Field(ge=0)] = 60.0
-    """Seconds between checkpoints, from which a killed run goes on."""
+    snapshot_every: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds between snapshots, from which a killed run goes on."""
 
     inputs: ClassVar[Mapping[str, tuple[str, ...]]] = {"input": ("measurement",)}
     gives: ClassVar[str | None] = "result"
-    free: ClassVar[frozenset[str]] = frozenset({"to", "workers", "scheduler", "checkpoint_every"}).union(
+    free: ClassVar[frozenset[str]] = frozenset({"to", "workers", "scheduler", "snapshot_every"}).union(
         option.name for option in declared() if not option.decides
     )
     resumes: ClassVar[bool] = True
