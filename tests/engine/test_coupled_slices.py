@@ -106,8 +106,8 @@ def test_admm_finds_what_the_dual_box_problem_gives(keep: float) -> None:
     hessian = matrix.T @ matrix + keep * np.eye(near.numel())
     b = matrix.T @ problem.y.flatten().numpy() / problem.operator_norm() + keep * near.flatten().numpy()
     half = np.linalg.inv(np.linalg.cholesky(hessian))
-    found = scipy.optimize.lsq_linear(half @ jump.T, half @ b, (-weight, weight), tol=1e-12)
-    wanted = torch.from_numpy(np.linalg.solve(hessian, b - jump.T @ found.x)).view(near.shape)
+    multiplier = scipy.optimize.lsq_linear(half @ jump.T, half @ b, (-weight, weight), tol=1e-12)
+    wanted = torch.from_numpy(np.linalg.solve(hessian, b - jump.T @ multiplier.x)).view(near.shape)
 
     tv = ThroughPlaneTV(weight, penalty, sweeps=800, solves=60)
     x, jumps, dual = tv.improve(problem, near, problem.residual(near), near * 0, near * 0, keep)

@@ -89,13 +89,13 @@ def test_the_masked_brain(shared: Path, brain: invsolve.Measurement) -> None:
 
 
 def test_lodopab_ground_truth(shared: Path) -> None:
-    found = open_images(shared / "fixtures" / "lodopab_like_ground_truth.hdf5", "lodopab")
-    images = found.x[0:8]
+    dataset = open_images(shared / "fixtures" / "lodopab_like_ground_truth.hdf5", "lodopab")
+    images = dataset.x[0:8]
     assert images.shape == (8, 1, 362, 362)
     assert 0 <= float(images.min()) < float(images.max()) <= 1
     # Soft tissue attenuates by about 20 / m.
     assert 15 < float(images[images > 0.1].median()) * 81.35858 < 25
-    assert found.spacing == pytest.approx((0.718, 0.718), abs=1e-3)
+    assert dataset.spacing == pytest.approx((0.718, 0.718), abs=1e-3)
 
 
 FILES = {

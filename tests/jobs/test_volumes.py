@@ -134,8 +134,8 @@ def test_ranges_to_do(tmp_path: Path) -> None:
     finished = hdf5.Part(shards.shard_path(out, range(2, 6)), "", [2, 3, 4, 5], [2, 3, 4, 5])
     begun = hdf5.Part(shards.shard_path(out, range(7, 9)), "", [7, 8], [8])
     before = hdf5.Part(hdf5.partial_path(out), "", list(range(2, 12)), [10])
-    found = shards.ranges_to_do(out, [finished, begun, before], range(2, 12), 4)
-    assert found == [range(6, 7), range(7, 9), range(9, 10), range(11, 12)]
+    ranges = shards.ranges_to_do(out, [finished, begun, before], range(2, 12), 4)
+    assert ranges == [range(6, 7), range(7, 9), range(9, 10), range(11, 12)]
 
 
 def test_a_run_without_workers_goes_on_with_shards_and_with_its_own_partial(

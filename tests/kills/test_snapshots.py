@@ -246,10 +246,10 @@ def test_a_snapshot_of_something_else_is_not_gone_on_from(tmp_path: Path) -> Non
     keeper = SnapshotFile(tmp_path / "out.h5", "config")
     assert keeper.restore() == (None, {})
     keeper.save(snapshot, {4: [(0, {"image": torch.ones(2)}, {"seconds": 1.0})]})
-    found, waiting = keeper.restore()
-    assert found is not None
-    assert found.unconverged.tolist() == [1]
-    assert (found.chains, found.step, found.calls) == ([(0, 0)], 3, {"network": 7})
+    checkpoint, waiting = keeper.restore()
+    assert checkpoint is not None
+    assert checkpoint.unconverged.tolist() == [1]
+    assert (checkpoint.chains, checkpoint.step, checkpoint.calls) == ([(0, 0)], 3, {"network": 7})
     assert torch.equal(waiting[4][0][1]["image"], torch.ones(2))
     assert SnapshotFile(tmp_path / "out.h5", "another").restore() == (None, {})
     keeper.path.write_bytes(keeper.path.read_bytes()[:100])

@@ -115,8 +115,8 @@ def test_projection_replaces_noise_free_pixels_at_the_level_reached() -> None:
 @pytest.mark.parametrize("steps", [40, 120])
 def test_score_sde_counts_the_data_once_however_many_steps(steps: int) -> None:
     # Weighed against sigma^2 in every step, the seen pixels' width was 0.7 of the posterior's.
-    found = compare(invsolve.strategy("score-sde", steps=steps), exact_posterior(samples=64))
-    assert 0.83 < found["std_observed"] < 1.1
+    figures = compare(invsolve.strategy("score-sde", steps=steps), exact_posterior(samples=64))
+    assert 0.83 < figures["std_observed"] < 1.1
 
 
 class First(invsolve.LinearOperator):
