@@ -16,7 +16,7 @@ from invsolve.errors import UserError
 
 def image_shape(measurement: Measurement, prior: Prior | None) -> tuple[int, ...]:
     """The shape (C, *spatial) of the images: from the operator, else the prior, else the measurement's own shape."""
-    forward, measured = measurement.operator, tuple(measurement.y[:1].shape[1:])
+    forward, measured = measurement.operator_for(0), tuple(measurement.y[:1].shape[1:])
     channels = prior.event_shape[0] if prior is not None else None
     if forward.image_shape is None and prior is not None and None not in prior.event_shape:
         spatial = tuple(s for s in prior.event_shape[1:] if s is not None)
@@ -39,7 +39,8 @@ def image_shape(measurement: Measurement, prior: Prior | None) -> tuple[int, ...
 
 def check_measurement(measurement: Measurement, shape: tuple[int, ...]) -> None:
     """Refuse measurements whose shape the operator would not give; name a permutation when that would fit."""
-    forward = measurement.operator
+    check_items(measurement.operator, len(measurement.y), measurement.source or "y")
+    forward = measurement.operator_for(0)
     got = tuple(measurement.y[:1].shape[1:])
     wanted = forward.measurement_shape((1, *shape[1:]) if forward.complex_image else shape)
     where = f"{measurement.source}: " if measurement.source else ""
@@ -52,6 +53,19 @@ def check_measurement(measurement: Measurement, shape: tuple[int, ...]) -> None:
     if forward.complex_image and not measurement.y[:1].is_complex():
         raise UserError(
             f"{where}y is real, but operator {forward.name!r} measures complex numbers; give complex64 data"
+        )
+
+
+def check_items(operator: Operator, items: int, where: str) -> None:
+    """Refuse an operator with parameters for each item (masks, kernels, coil maps) that are not as many as there are items.
+
+    Raises:
+        UserError: they are not.
+    """
+    if operator.items not in (None, items):
+        raise UserError(
+            f"{where}: has {items} items, but operator {operator.name or type(operator).__name__!r} has parameters for "
+            f"{operator.items}; give it as many as there are items, or one for all"
         )
 
 
@@ -111,7 +125,7 @@ def _extent(
     for item in picked:
         y = read_rows(measurement, item, item + 1).to(device)
         y = y.to(dtype.to_complex() if y.is_complex() else dtype)
-        own = placed(measurement.operator_for(item), device) if measurement.operators is not None else forward
+        own = placed(measurement.operator_for(item), device) if measurement.items_differ else forward
         assert isinstance(own, LinearOperator)
         with torch.no_grad():
             image = own.baseline(y, 0.0)

@@ -65,8 +65,9 @@ def _plan(
         chosen = strategy_
     knowledge = load_prior(prior) if isinstance(prior, str | Path) else prior
     # The caller's objects stay where and as they are; what has to move or be frozen is copied.
-    forward = placed(measurement.operator, place)
-    measurement = replace(measurement, operator=forward)
+    measurement = replace(measurement, operator=placed(measurement.operator, place))
+    # Of operators that differ the shapes are the same, so the first one tells what fits.
+    forward = placed(measurement.operator_for(0), place)
     if knowledge is not None:
         knowledge = placed(knowledge, place, frozen=True)
         knowledge = volume.for_images(knowledge, forward, options.rows, place, options.planes)
@@ -81,7 +82,7 @@ def _plan(
     volume.check_planes(options.planes, knowledge, shape, run.couples_items, named)
     if run.couples_items:
         volume.volumes_of(measurement)
-        if measurement.operators is not None:
+        if measurement.items_differ:
             raise Unsuited(
                 f"strategy {named!r} couples the slices of a volume, which must share one operator; here each has its own "
                 "(coil maps, say): take a strategy that takes slices one by one",

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invsolve.api.fit import check_items
 from invsolve.api.inputs import as_rows, resolve_noise, resolve_operator
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
@@ -14,7 +15,7 @@ from invsolve.numerics.random import ChainRandom
 
 
 def simulate(
-    truth: Tensor | np.ndarray, operator: Operator | str, noise: Noise | str, seed: int = 0, *, first: int = 0
+    truth: Tensor | np.ndarray, operator: Operator | str, noise: Noise | str, seed: int = 0, *, first: int | None = None
 ) -> Tensor:
     """Measure known images: y = A(truth) + noise.
 
@@ -24,7 +25,7 @@ def simulate(
         operator: an Operator, or the name of one that needs no parameters.
         noise: an `invsolve.Noise`, such as `Gaussian(sigma)` or `Poisson(gain)`, or text such as "gaussian:0.01".
         seed: the noise of item i depends on (seed, i) alone.
-        first: the number of the first item, where `truth` is a part of more.
+        first: the number of the first item, where `truth` is a part of more; None where it is all.
 
     Returns:
         y (N, *measurement), float32 (complex64 for complex operators); zero where nothing is measured.
@@ -43,11 +44,16 @@ def simulate(
     model = resolve_noise(noise)
     if model is None:
         raise UserError("noise must be given; none at all is invsolve.Gaussian(0.0)")
-    measured = forward.measured()
+    if first is None:
+        check_items(forward, len(images), "truth")
     rows = []
     with torch.no_grad():
-        for item in range(len(images)):
+        for item, image in enumerate(images.split(1), start=first or 0):
+            own = forward.for_item(item)
+            clean = own(image)
             # Keyed apart from the samplers' draws, so that a run with the same seed never reuses the noise it fights.
-            noisy = model.sample(forward(images[item : item + 1]), ChainRandom(seed, [(first + item, 2**32 - 2)]))
+            noisy = model.sample(clean, ChainRandom(seed, [(item, 2**32 - 2)]))
+            # Only now, as an operator of free size takes it from the first image.
+            measured = own.measured()
             rows.append(noisy if measured is None else noisy * measured)
     return torch.cat(rows)
