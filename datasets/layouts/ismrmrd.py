@@ -98,7 +98,7 @@ class ISMRMRD(KSpaceLayout):
             coils=lines.coils,
             matrix=(header.encoded[0], header.encoded[1]),
             mask=lambda item: np.asarray(masks[item][0]) if whole else masks[item],
-            recon=header.recon[:2],
+            recon=header.kept((header.encoded[0], header.encoded[1])),
             sigma=sigma,
             calibration=lines.calibration if lines.for_calibration.any() else None,
             notes=notes,
