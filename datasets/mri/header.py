@@ -22,6 +22,7 @@ class Header:
         recon: matrix x, y, z of the image.
         step: kspace_encoding_step_1 minimum, maximum, centre; None when absent.
         trajectory: such as "cartesian".
+        noise_bandwidth: mean of the receiver's transmission of power over its bandwidth, 1 where the header does not say.
         encoded_view, recon_view: fields of view of k-space and of the image, x, y, z in mm; None when absent.
     """
 
@@ -29,6 +30,7 @@ class Header:
     recon: tuple[int, int, int]
     step: tuple[int, int, int] | None
     trajectory: str
+    noise_bandwidth: float
     encoded_view: tuple[float, float, float] | None
     recon_view: tuple[float, float, float] | None
 
@@ -83,11 +85,18 @@ def parse_header(xml: bytes, where: str, encoding: int = 0) -> Header:
     step = None
     if limits is not None:
         step = tuple(_number(limits, name, where, int) for name in ("minimum", "maximum", "center"))
+    system = root.find("acquisitionSystemInformation")
+    name = "relativeReceiverNoiseBandwidth"
+    stated = system is not None and system.find(name) is not None
+    bandwidth = _number(system, name, where, float) if system is not None and stated else 1.0
+    if not 0 < bandwidth <= 1:
+        raise UserError(f"{where}: {name} is {bandwidth:g}, expected a number from 0 to 1; write the header again")
     return Header(
         encoded=_matrix(section, "encodedSpace", where),
         recon=_matrix(section, "reconSpace", where),
         step=step,  # type: ignore[arg-type]
         trajectory=(section.findtext("trajectory") or "").strip().lower(),
+        noise_bandwidth=bandwidth,
         encoded_view=_view(section, "encodedSpace", where),
         recon_view=_view(section, "reconSpace", where),
     )
