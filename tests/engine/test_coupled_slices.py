@@ -352,7 +352,7 @@ def test_two_processes_share_a_volume(y: Tensor, ct: invsolve.Operator, tmp_path
         np.testing.assert_allclose(one[residual][:], two[residual][:], rtol=1e-3)
         assert two["done"][:].all()
     # What two processes began, one ends.
-    slow = [*options, "--set", "steps=200", "--checkpoint-every", 0]
+    slow = [*options, "--set", "steps=200", "--snapshot-every", 0]
     process = subprocess.Popen(
         [*together, *map(str, ("reconstruct", scan, "-o", tmp_path / "cut.h5", *slow))], env=environment, cwd=tmp_path
     )

@@ -30,7 +30,7 @@ def text(**changes: str) -> str:
 
 
 def wait_for_state(folder: Path, process: "subprocess.Popen[str]") -> None:
-    """Until the reconstruction has saved a checkpoint."""
+    """Until the reconstruction has saved a snapshot."""
     deadline = time.monotonic() + 300
     while not list(folder.glob("recon-*/recon.h5.partial.state")):
         assert process.poll() is None, process.communicate()

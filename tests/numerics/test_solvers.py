@@ -179,7 +179,7 @@ def test_calls_are_counted_rightly(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_memory_is_cut_by_rows_and_outlives_a_checkpoint(name: str, tmp_path: Path) -> None:
+def test_memory_is_cut_by_rows_and_outlives_a_snapshot(name: str, tmp_path: Path) -> None:
     s, levels = SOLVERS[name].over(8), karras(8)
     half: Memory = {}
     x = START

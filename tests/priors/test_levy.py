@@ -1,4 +1,4 @@
-"""Lévy-process priors and their Gibbs sampler: quadrature in two dimensions, finer lattices, calibration, and each other."""
+"""Lévy-process priors and their Gibbs sampler: quadrature in two dimensions, finer lattices, ranks, and each other."""
 
 import math
 from typing import Any
@@ -82,8 +82,8 @@ def test_gaussian_increments_have_the_wiener_filter() -> None:
     wanted = y @ torch.linalg.solve(covariance + 0.04 * torch.eye(20), covariance)
     estimate = walk.denoise(y, torch.tensor(0.2, dtype=torch.float64))
     torch.testing.assert_close(estimate, wanted)
-    left = covariance - covariance @ torch.linalg.solve(covariance + 0.04 * torch.eye(20), covariance)
-    assert walk.error(0.2) == pytest.approx(float(left.diagonal().mean()))
+    rest = covariance - covariance @ torch.linalg.solve(covariance + 0.04 * torch.eye(20), covariance)
+    assert walk.error(0.2) == pytest.approx(float(rest.diagonal().mean()))
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -160,7 +160,7 @@ class TestGibbs:
             assert float(((means.mean(0) - wanted[power - 1]) / error).abs().max()) < 4
 
     @pytest.mark.parametrize("jumps", [1.0, 0.3])
-    def test_calibration(self, jumps: float) -> None:
+    def test_ranks(self, jumps: float) -> None:
         # Truths from the prior, a chain each: their ranks among well separated states must be uniform.
         length, chains, sigma, scale = 6, 400, 0.4, 0.7
         generator = torch.Generator().manual_seed(3)

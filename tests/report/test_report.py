@@ -151,10 +151,10 @@ def test_the_truth_leaves_a_residual_of_one(name: str, parameters: dict, signed:
 
 def test_the_scan_is_found_where_it_was_and_no_other_is_taken(tmp_path: Path, cli: Callable) -> None:
     scan, _ = scan_of(tmp_path, "inpainting", fraction=0.5, image_size=32)
-    record = OwnLayout().open(scan, invsolve.make)
+    measurement = OwnLayout().open(scan, invsolve.make)
     entry = {
-        "input": {"file": str(scan), "fingerprint": record.fingerprint},
-        "operator": operator_record(record.operator),
+        "input": {"file": str(scan), "fingerprint": measurement.fingerprint},
+        "operator": operator_record(measurement.operator),
     }
     recon = write_result(tmp_path / "recon.h5", items=3, shape=(1, 32, 32), config=CONFIG | entry)
     result = hdf5.read_result(recon)

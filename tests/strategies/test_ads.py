@@ -86,7 +86,7 @@ def test_the_update_and_the_choice_are_the_papers_in_vp_coordinates(problem: Pro
                 acquired[score.masked_fill(acquired > 0, -math.inf).argmax()] = 1.0
         ours = run_batch(problem, strategy, ChainRandom(3, CHAINS))
         torch.testing.assert_close(ours.images[mine], x, atol=1e-7, rtol=0)
-        order = ours.record["acquired_at"][mine]
+        order = ours.diagnostics["acquired_at"][mine]
         assert torch.equal((order >= 0).double(), acquired.expand(PARTICLES, -1))
 
 

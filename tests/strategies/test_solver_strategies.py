@@ -85,8 +85,8 @@ def test_splits_guidance_is_the_score_of_a_gaussian_likelihood(problem: Problem,
     best = (residual.detach() * seen).sum(1) / (seen * seen).sum(1)
     wanted = wanted * best.clamp(0, 1).view(-1, 1, 1, 1)
     with torch.no_grad():
-        got, left = offered(invsolve.strategy("split")).guidance(problem, x.detach(), sigma)
-    torch.testing.assert_close(left.flatten(1), residual.detach())
+        got, rest = offered(invsolve.strategy("split")).guidance(problem, x.detach(), sigma)
+    torch.testing.assert_close(rest.flatten(1), residual.detach())
     torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-4)
 
 

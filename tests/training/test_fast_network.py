@@ -160,9 +160,9 @@ def test_a_fast_training_resumes_to_the_bit(pictures: Path, tmp_path: Path) -> N
     asked = iter([False, False, True])
     with pytest.raises(Interrupted):
         train_file(request, should_stop=lambda: next(asked))
-    assert UNetPrior.opens(request.snapshot)
+    assert UNetPrior.opens(request.preview)
     train_file(request)
-    assert not request.snapshot.exists()
+    assert not request.preview.exists()
     curves = [Path(f"{p}.curve.jsonl").read_text() for p in (whole, parts)]
     assert curves[0] == curves[1]
     weights = [invsolve.load_prior(p).state_dict() for p in (whole, parts)]
