@@ -44,7 +44,7 @@ class Stop:
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
         if name != self.module:
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is None or spec.loader is None:
             return None
@@ -91,4 +91,4 @@ class Stop:
 
 
 if "INVSOLVE_TEST_STOP" in os.environ:
-    sys.meta_path.insert(0, Stop(**json.loads(os.environ["INVSOLVE_TEST_STOP"])))  # type: ignore[arg-type]
+    sys.meta_path.insert(0, Stop(**json.loads(os.environ["INVSOLVE_TEST_STOP"])))
