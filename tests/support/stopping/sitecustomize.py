@@ -84,8 +84,13 @@ class Stop:
             with open(self.tell, "a") as pipe:
                 pipe.write("reached\n")
         elif self.left == 0 and self.target == "parent":
+            # Whichever thread gets the answer, and however soon: it is a byte in the pipe.
+            answer, end = os.pipe()
+            os.set_blocking(end, False)
+            before = signal.set_wakeup_fd(end)
             os.kill(os.getppid(), self.number)
-            signal.pause()
+            os.read(answer, 1)
+            signal.set_wakeup_fd(before)
         elif self.left == 0:
             os.kill(os.getpid(), self.number)
 
