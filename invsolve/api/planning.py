@@ -20,6 +20,7 @@ from invsolve.engine import volume
 from invsolve.engine.determinism import deterministic
 from invsolve.engine.needs import check_needs
 from invsolve.engine.options import Options
+from invsolve.engine.tiles import tiled
 from invsolve.errors import Unsuited, UserError
 
 
@@ -69,6 +70,7 @@ def _plan(
     measurement = replace(measurement, operator=forward)
     if knowledge is not None:
         knowledge = placed(knowledge, place, frozen=True)
+        knowledge = tiled(knowledge, options.tile, options.rows, place)
         knowledge = volume.for_images(knowledge, forward, options.rows, place, options.planes)
     shape = fit.image_shape(measurement, knowledge)
     fit.check_measurement(measurement, shape)
