@@ -71,6 +71,7 @@ def check_measurement(measurement: Measurement, shape: tuple[int, ...]) -> None:
     where = f"{measurement.source}: " if measurement.source else ""
     if got != wanted:
         hint = "; the axes look permuted: y must be (items, *measurement)" if sorted(got) == sorted(wanted) else ""
+        hint = hint or masks_for_items(forward, len(measurement.y))
         raise UserError(
             f"{where}y has measurements of shape {got}, but operator {forward.name or type(forward).__name__!r} gives "
             f"{wanted} for images {shape}{hint}"
@@ -83,6 +84,14 @@ def check_measurement(measurement: Measurement, shape: tuple[int, ...]) -> None:
             f"{where}y is complex, but {name} measures real numbers of real images; give real and imaginary part as items of "
             "their own, torch.cat([y.real, y.imag])"
         )
+
+
+def masks_for_items(forward: Operator, items: int) -> str:
+    """A hint where channels were made of what may have been meant for items: as many of them, and more than one."""
+    channels = (forward.image_shape or (1,))[0]
+    if forward.item_axes.get("mask") == 3 and channels == items > 1:
+        return f"; if its {items} masks are those of the {items} items, give mask[:, None], (items, 1, rows, columns)"
+    return ""
 
 
 def check_items(operator: Operator, items: int, where: str) -> None:

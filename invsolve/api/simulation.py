@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve.api.fit import check_items
+from invsolve.api.fit import check_items, masks_for_items
 from invsolve.api.inputs import as_rows, resolve_noise, resolve_operator, whole
 from invsolve.contracts.arguments import by_parts
 from invsolve.contracts.noise import Noise
@@ -85,6 +85,7 @@ def _images(truth: Tensor, forward: Operator) -> Tensor:
     if wanted is not None and got != tuple(wanted):
         raise UserError(
             f"truth has images (channels, *size) of {got}, but {name} measures {tuple(wanted)}; {_remedy(got, wanted, forward)}"
+            f"{masks_for_items(forward, len(images))}"
         )
     return images
 
