@@ -66,6 +66,15 @@ def from_array(array: np.ndarray, name: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, plain))
 
 
+def as_array(value: Tensor | np.ndarray | Sequence[object], name: str) -> Tensor:
+    """A tensor, an array or a (nested) list of numbers, as a tensor.
+
+    Raises:
+        UserError: no numbers, or masked ones.
+    """
+    return value if isinstance(value, Tensor) else from_array(np.asanyarray(value), name)
+
+
 def rows_and_columns(size: int | Sequence[int] | None, where: str) -> tuple[int, int] | None:
     """An image size, N for N x N pixels or [rows, columns], as (rows, columns); None stays None.
 

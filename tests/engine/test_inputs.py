@@ -13,6 +13,10 @@ import torch
 from torch import nn
 
 import invsolve
+from invsolve.operators.blur import Blur
+from invsolve.operators.ct.operator import CT
+from invsolve.operators.inpainting import Inpainting
+from invsolve.operators.mri import MRI
 from tests.support.types import linear_operator, offered
 
 SIZE = 8
@@ -68,6 +72,18 @@ def test_parameters_of_operators_in_every_form(dtype: str) -> None:
     assert torch.equal(own.kernel, torch.from_numpy(kernel).float())
     degrees = invsolve.operator("ct", image_size=np.int64(4), angles=np.array([0, 90]).astype(dtype))
     assert offered(degrees).geometry.angles == (0.0, 90.0)
+
+
+def test_classes_take_arrays_and_lists_as_their_names_do() -> None:
+    mask = np.array([[True, False], [False, True]])
+    masks: list[Any] = [mask, mask.tolist(), torch.from_numpy(mask)]
+    for given in masks:
+        assert torch.equal(Inpainting(given).mask, torch.from_numpy(mask))
+        assert torch.equal(MRI(given).mask, torch.from_numpy(mask))
+        assert Blur(given).kernel.sum() == 2
+    counts: list[Any] = [2, np.int64(2), [0.0, 90.0], np.array([0.0, 90.0])]
+    for angles in counts:
+        assert CT(4, angles).geometry.angles == (0.0, 90.0)
 
 
 def _masked() -> Any:
