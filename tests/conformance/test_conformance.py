@@ -17,7 +17,6 @@ OPERATORS: dict[str, dict[str, Any]] = {"blur": {"sigma": 1.5}, "ct": {"image_si
 #: Claims that do not hold everywhere, by operator and strategy, and why.
 KNOWN: dict[str, dict[str, dict[str, str]]] = {
     "blur-": {
-        "mbir": {"mean": "fits the noise, as published, which deblurring multiplies"},
         "flowchef": {"widths along the eigenvectors better than the prior's": "states its widest, of ct"},
     },
 }
