@@ -121,11 +121,11 @@ def theirs(problem: str, exact: Exact) -> Theirs:
             noise_model=noise,
         )
     x = torch.randn(2, *shape)
-    for found, wanted in (
+    for output, wanted in (
         (physics.A(x), operator(x) / size),
         (physics.A_adjoint(y[:1]), operator.adjoint(y[:1]) / size),
     ):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+        torch.testing.assert_close(output, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
     # y = A x + n and x = 2 u - 1: (y + A 1) / 2 = A u + n / 2.
     carried = (y + operator(torch.ones(1, *shape))) / 2 / size
     return Theirs(physics, carried.contiguous(), FieldDenoiser())
@@ -265,11 +265,11 @@ def seconds(runs: list[Callable[[], Tensor]], rounds: int) -> list[float]:
     """Median processor time of each, taken in turns."""
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds):
-        for run, found in zip(runs, times, strict=True):
+        for run, column in zip(runs, times, strict=True):
             began = time.process_time()
             run()
-            found.append(time.process_time() - began)
-    return [statistics.median(found) for found in times]
+            column.append(time.process_time() - began)
+    return [statistics.median(column) for column in times]
 
 
 def main() -> None:

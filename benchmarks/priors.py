@@ -77,8 +77,8 @@ def denoising(data: Path, items: int) -> None:
                     denoise_tv_chambolle(y, weight=w * sigma, channel_axis=0, max_num_iter=400)
                     for w in (0.5, 0.8, 1.2, 1.8, 2.7)
                 ]
-                for key, found in (("nlm", best(means, x)), ("tv", best(flat, x)), ("prior", psnr(z, x))):
-                    scores[key].append(found)
+                for key, value in (("nlm", best(means, x)), ("tv", best(flat, x)), ("prior", psnr(z, x))):
+                    scores[key].append(value)
             row = " | ".join(f"{statistics.mean(scores[key]):.2f}" for key in ("nlm", "tv", "prior"))
             print(f"| {name} | {len(clean)} | {level} | {row} |", flush=True)
 
@@ -96,7 +96,7 @@ def claim(data: Path, items: int) -> None:
         clean = validation(data / f"{name}.h5", items, prior)
         rng = ChainRandom(7, [(i, 0) for i in range(len(clean))])
         noise, probe = rng.normal(clean), rng.at(1).normal(clean).sign()
-        found = []
+        ratios = []
         for sigma in levels:
             error = trace = 0.0
             for x0, n, v in zip(clean, noise, probe, strict=True):
@@ -105,8 +105,8 @@ def claim(data: Path, items: int) -> None:
                 (product,) = torch.autograd.grad(estimate, x, v[None])
                 error += float((estimate.detach()[0] - x0).square().sum())
                 trace += float((product[0] * v).sum())
-            found.append(error / (sigma**2 * trace))
-        print(f"| {name} | {len(clean)} | {' | '.join(f'{value:.2f}' for value in found)} |", flush=True)
+            ratios.append(error / (sigma**2 * trace))
+        print(f"| {name} | {len(clean)} | {' | '.join(f'{value:.2f}' for value in ratios)} |", flush=True)
 
 
 _LOAD = """

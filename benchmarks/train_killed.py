@@ -35,7 +35,7 @@ def command(volume: Path, out: Path, steps: int, options: list[str]) -> list[str
     train = [sys.executable, "-m", "invsolve", "train", str(volume), "-o", str(out), "--steps", str(steps), *options]
     return [
         *train,
-        "--checkpoint-steps",
+        "--snapshot-steps",
         "100",
         "--set",
         "log_every=20",
@@ -110,8 +110,8 @@ def reconstruction(prior: invsolve.Prior, truth: torch.Tensor) -> None:
     for name, parameters in (("linear", {}), ("tv", {"steps": 600}), ("dds", {"steps": 30}), ("moment", {"steps": 20})):
         strategy = invsolve.strategy(name, **parameters)
         rec = invsolve.reconstruct(y, operator, prior, noise=noise, strategy=strategy, samples=2, progress=False)
-        found = metrics.average([metrics.score(m, t, span) for m, t in zip(rec.mean, square, strict=True)])
-        print(f"| {name} | {found['psnr']:.2f} | {found['ssim']:.3f} |", flush=True)
+        average = metrics.average([metrics.score(m, t, span) for m, t in zip(rec.mean, square, strict=True)])
+        print(f"| {name} | {average['psnr']:.2f} | {average['ssim']:.3f} |", flush=True)
 
 
 def main() -> None:

@@ -59,12 +59,12 @@ def read_volume(path: Path, slices: int, size: int, zoom: float) -> Tensor:
 def scores(images: Tensor, truth: Tensor) -> dict[str, dict[str, float]]:
     """Mean PSNR and SSIM of the slices that are not empty, in each direction."""
     a, b = images[:, 0].clamp(0, 1), truth[:, 0]
-    found = {}
+    figures = {}
     for name, order in DIRECTIONS.items():
         pairs = [(p, q) for p, q in zip(a.permute(order), b.permute(order), strict=True) if float(q.max()) > 0.1]
         rows = [metrics.score(p[None], q[None], 1.0) for p, q in pairs]
-        found[name] = {key: metrics.average(rows)[key] for key in ("psnr", "ssim")}
-    return found
+        figures[name] = {key: metrics.average(rows)[key] for key in ("psnr", "ssim")}
+    return figures
 
 
 def main() -> None:
@@ -122,13 +122,13 @@ def main() -> None:
                 precision=arguments.precision if method not in PRIORLESS else "float32",
             )
             seconds = time.perf_counter() - began
-            found = scores(reconstruction.mean, truth)
+            figures = scores(reconstruction.mean, truth)
             calls = reconstruction.diagnostics["network_calls"][0]
             row = {"views": views, "method": method, "across": cls.couples_items, "calls": calls, "seconds": seconds}
-            rows.append({**row, **found})
+            rows.append({**row, **figures})
             print(
                 f"{views:3d} views  {method:8s} {calls:6.0f} calls {seconds:7.1f} s  "
-                + "  ".join(f"{d} {found[d]['psnr']:.2f} dB {found[d]['ssim']:.3f}" for d in DIRECTIONS),
+                + "  ".join(f"{d} {figures[d]['psnr']:.2f} dB {figures[d]['ssim']:.3f}" for d in DIRECTIONS),
                 flush=True,
             )
             if arguments.json:

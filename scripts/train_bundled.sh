@@ -4,8 +4,8 @@
 #     MINUTES=9 scripts/train_bundled.sh ../shared/data WORK [ct-128 mr-128 mr-complex-128 natural]
 #
 # WORK/data and WORK/priors are made; data that are there are used as they are. Each training goes on after a kill when the
-# script is given again; WORK/priors/*.snapshot.safetensors are the averaged weights of the last checkpoint. On two CPU cores:
-# MINUTES=600 BATCH=4 EVERY=2000 CHECKPOINT=600 and one prior.
+# script is given again; WORK/priors/*.preview.safetensors are the averaged weights at the last snapshot. On two CPU cores:
+# MINUTES=600 BATCH=4 EVERY=2000 SNAPSHOT=600 and one prior.
 set -euo pipefail
 shared=$1 work=$2
 shift 2
@@ -17,7 +17,7 @@ mkdir -p "$work/data" "$work/priors"
 
 # Norm-free networks bear this rate with clipped gradients; the average forgets within a tenth of the run.
 common=(--split split --groups group --flip 1 --minutes "${MINUTES:-9}" --precision bf16 --batch-size "${BATCH:-64}"
-    --checkpoint-seconds "${CHECKPOINT:-60}" --set network=fast --set resident=yes --set weight=weight --set clip=true
+    --snapshot-seconds "${SNAPSHOT:-60}" --set network=fast --set resident=yes --set weight=weight --set clip=true
     --set lr=1e-3 --set ema="${EMA:-0.9993}" --set sigma_mean=-1.0 --set sigma_std=1.6 --set warped=0.5 --set rotate=6
     --set zoom=0.15 --set shift=10 --set gain=0.08 --set log_every=100 --set validate_every="${EVERY:-1000}" --set store=float16)
 
@@ -40,7 +40,7 @@ for prior in "${priors[@]}"; do
     train "$prior" &
     running+=($!)
 done
-# One signal to this script stops them all, each with a checkpoint.
+# One signal to this script stops them all, each with a snapshot.
 trap 'kill -TERM $(jobs -p) 2>/dev/null || true' TERM INT
 status=0
 for process in "${running[@]}"; do wait "$process" || status=$?; done

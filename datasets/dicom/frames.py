@@ -138,7 +138,7 @@ def places_of(pydicom: Any, path: Path) -> list[Place]:
     Raises:
         UserError: no image there, a damaged header, or more frames claimed than the file has bytes for.
     """
-    found: list[Place] = []
+    places: list[Place] = []
     for file in files_of(path):
         if not is_dicom(file):
             continue
@@ -146,16 +146,16 @@ def places_of(pydicom: Any, path: Path) -> list[Place]:
             header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
             if not header.get("Rows") or not header.get("Columns"):
                 continue  # DICOMDIR, reports and the like
-            found += _frames(header, file)
+            places += _frames(header, file)
         except UserError:
             raise
         except Exception as error:  # pydicom raises many kinds on damaged files
             raise UserError(
                 f"{file}: cannot be read as DICOM ({type(error).__name__}: {' '.join(str(error).split())}); copy it again"
             ) from None
-    if not found:
+    if not places:
         raise UserError(f"{path}: holds no DICOM image; give a DICOM file or a folder of them")
-    return found
+    return places
 
 
 def _frames(header: Any, file: Path) -> list[Place]:
@@ -169,31 +169,31 @@ def _frames(header: Any, file: Path) -> list[Place]:
             f"{file}: describes {len(per_frame)} of {count} frames (PerFrameFunctionalGroupsSequence); copy it again"
         )
     offsets = [float(v) for v in _listed(header.get("GridFrameOffsetVector"))]
-    found = []
+    places = []
     for k in range(count):
         groups = [g for g in (per_frame[k] if per_frame else None, shared) if g is not None]
 
-        def said(name: str, groups: list[Any] = groups) -> Any:
+        def value_of(name: str, groups: list[Any] = groups) -> Any:
             for group in groups:
                 for item in (group.get(_GROUPS.get(name, "")) or [])[:1]:
                     if item.get(name) is not None:
                         return item.get(name)
             return header.get(name)
 
-        across = _numbers(said("ImageOrientationPatient"), 6)
-        position = _numbers(said("ImagePositionPatient"), 3)
+        across = _numbers(value_of("ImageOrientationPatient"), 6)
+        position = _numbers(value_of("ImagePositionPatient"), 3)
         if count > 1 and not any(g.get("PlanePositionSequence") for g in groups):
             # One position for the file is that of its first frame; dose grids say how far the others are from it.
             if position is not None and across is not None and len(offsets) == count:
                 position = position + np.cross(across[:3], across[3:]) * offsets[k]
             else:
                 position = None
-        spacing = _numbers(said("PixelSpacing"), 2)
-        slope, shift = said("RescaleSlope"), said("RescaleIntercept")
+        spacing = _numbers(value_of("PixelSpacing"), 2)
+        slope, shift = value_of("RescaleSlope"), value_of("RescaleIntercept")
         rescale = None if slope is None and shift is None else (_or(slope, 1.0), _or(shift, 0.0))
         if rescale is None and header.get("DoseGridScaling") is not None:
             rescale = (float(header.DoseGridScaling), 0.0)
-        found.append(
+        places.append(
             Place(
                 file,
                 k,
@@ -204,12 +204,12 @@ def _frames(header: Any, file: Path) -> list[Place]:
                 across,
                 None if spacing is None else (float(spacing[0]), float(spacing[1])),
                 rescale,
-                _kind(header, said("RescaleType"), rescale is not None),
+                _kind(header, value_of("RescaleType"), rescale is not None),
                 header,
-                {name: str(said(name)) for name in APART if said(name) is not None},
+                {name: str(value_of(name)) for name in APART if value_of(name) is not None},
             )
         )
-    return found
+    return places
 
 
 def _check_count(header: Any, file: Path, count: int, size: tuple[int, int]) -> None:
@@ -252,10 +252,10 @@ def _listed(value: Any) -> list[Any]:
 def _numbers(value: Any, count: int) -> np.ndarray | None:
     """So many finite numbers, or None."""
     try:
-        found = np.asarray([float(v) for v in _listed(value)])
+        numbers = np.asarray([float(v) for v in _listed(value)])
     except (TypeError, ValueError):
         return None
-    return found if len(found) == count and np.isfinite(found).all() else None
+    return numbers if len(numbers) == count and np.isfinite(numbers).all() else None
 
 
 def _or(value: Any, default: float) -> float:

@@ -45,7 +45,7 @@ class Stack:
         places: the frames, in order.
         turn: what makes pictures of them.
         notes: one line each on what was found and done.
-        volumes: a label a slice; another one after a gap. None without gaps.
+        volumes: one label per slice; another one after a gap. None without gaps.
     """
 
     places: list[Place]
@@ -58,25 +58,25 @@ class Stack:
         return Stack(self.places[start:stop], self.turn, self.notes, labels)
 
 
-def regular(places: list[Place], wanted: int | None, path: Path) -> Stack:
+def regular(places: list[Place], number: int | None, path: Path) -> Stack:
     """The one stack that the frames of a series make, or the wanted one of several.
 
     Args:
         places: frames of one series.
-        wanted: number of the stack, where there are several.
+        number: number of the stack, where there are several.
         path: for messages.
 
     Raises:
         UserError: there are several and none was chosen, or frames share a position and nothing tells them apart.
     """
     stacks, why = _stacks(places, path)
-    if wanted is None and len(stacks) > 1:
-        listed = "; ".join(f"stack={k} ({_described(found, said)})" for k, (found, said) in enumerate(stacks[:12]))
+    if number is None and len(stacks) > 1:
+        listed = "; ".join(f"stack={k} ({_described(frames, mark)})" for k, (frames, mark) in enumerate(stacks[:12]))
         more = f"; and {len(stacks) - 12} more" if len(stacks) > 12 else ""
         raise UserError(f"{path}: its slices have {why}; choose the stack: {listed}{more}")
-    if not 0 <= (wanted or 0) < len(stacks):
-        raise UserError(f"{path}: stack={wanted} must be 0 to {len(stacks) - 1}")
-    return _in_order(stacks[wanted or 0][0])
+    if not 0 <= (number or 0) < len(stacks):
+        raise UserError(f"{path}: stack={number} must be 0 to {len(stacks) - 1}")
+    return _in_order(stacks[number or 0][0])
 
 
 def _stacks(places: list[Place], path: Path) -> tuple[list[tuple[list[Place], str]], str]:
@@ -252,11 +252,11 @@ def _tilt(places: list[Place], along: np.ndarray, notes: list[str]) -> None:
         )
 
 
-def _described(places: list[Place], said: str) -> str:
+def _described(places: list[Place], mark: str) -> str:
     first = places[0]
     parts = [f"{len(places)} slices of {first.size[0]} x {first.size[1]}"]
     if first.across is not None:
         parts.append(_VIEWS[int(np.abs(np.cross(first.across[:3], first.across[3:])).argmax())][0])
     if first.spacing is not None:
         parts.append(f"pixel {first.spacing[0]:.4g} x {first.spacing[1]:.4g} mm")
-    return ", ".join([*parts, *([said] if said else [])])
+    return ", ".join([*parts, *([mark] if mark else [])])

@@ -127,11 +127,11 @@ class _Hdf5:
                     listed = ", ".join(f"{n} {text}" for n, text in list(there.items())[:8]) or "none"
                     raise UserError(f"{path}: say which dataset: dataset=NAME; it has {listed}")
                 name = next(iter(there))
-            found = dataset(file, name)
-            self.name, self.shape, self.chunks = name, tuple(found.shape), found.chunks
-            self.axes = text(found.attrs.get("axes", ""))
-            self.dtype = np.dtype(np.complex64) if found.dtype.names else found.dtype
-            self.notes = tuple(matlab_notes(found))
+            dset = dataset(file, name)
+            self.name, self.shape, self.chunks = name, tuple(dset.shape), dset.chunks
+            self.axes = text(dset.attrs.get("axes", ""))
+            self.dtype = np.dtype(np.complex64) if dset.dtype.names else dset.dtype
+            self.notes = tuple(matlab_notes(dset))
 
     def read(self, selection: tuple[Any, ...]) -> np.ndarray:
         with open_readonly(self.path) as file:

@@ -26,7 +26,7 @@ def read_volumes(path: Path, items: int) -> list[int] | None:
     """The volume that each of so many items is a slice of (dataset `volume`); None where the file does not say.
 
     Raises:
-        UserError: there is not one whole number an item.
+        UserError: there is not one whole number per item.
     """
     with open_readonly(path) as file:
         if "volume" not in file:
@@ -39,9 +39,9 @@ def read_volumes(path: Path, items: int) -> list[int] | None:
     return [int(label) for label in labels]
 
 
-def write_rows(file: h5py.File, given: Mapping[str, Rows | np.ndarray]) -> None:
+def write_rows(file: h5py.File, columns: Mapping[str, Rows | np.ndarray]) -> None:
     """Write datasets item by item, side by side, so that what they are made from need be read only once."""
-    for name, rows in given.items():
+    for name, rows in columns.items():
         first = to_numpy(rows[0:1])
         if not first.size:
             raise UserError(f"{file.filename}: {name} {first.shape} is empty; give at least one item")
@@ -50,8 +50,8 @@ def write_rows(file: h5py.File, given: Mapping[str, Rows | np.ndarray]) -> None:
         # The axes of a measurement are its operator's business; those of an image have names.
         measured = " ".join(["item", *("measurement",) * (stored.ndim - 1)])
         stored.attrs["axes"] = measured if name == "y" else image_axes(stored.ndim, "item", "channel")
-    for item in range(len(next(iter(given.values())))):
-        for name, rows in given.items():
+    for item in range(len(next(iter(columns.values())))):
+        for name, rows in columns.items():
             file[name][item] = to_numpy(rows[item : item + 1])[0]
 
 

@@ -71,16 +71,16 @@ def join_results(
         where = _where(sources)
         if not where:
             raise UserError(f"{target}: none of the {len(parts)} files holds a finished item")
-        wanted = items or range(min(where), max(where) + 1)
-        if missing := [item for item in wanted if item not in where]:
+        span = items or range(min(where), max(where) + 1)
+        if missing := [item for item in span if item not in where]:
             raise UserError(f"{target}: items {_spans(missing)} are in none of the parts; finish those first")
         try:
             with h5py.File(fresh, "w") as file:
-                _copy(file, sources[0][1], wanted, where)
+                _copy(file, sources[0][1], span, where)
         except OSError as error:
             raise UserError(f"{fresh}: cannot be written ({' '.join(str(error).split())}); check the space") from None
     replace(fresh, target)
-    return wanted
+    return span
 
 
 def _check_one_run(sources: Sequence[tuple[Path, h5py.File]]) -> None:
@@ -99,25 +99,25 @@ def _check_one_run(sources: Sequence[tuple[Path, h5py.File]]) -> None:
 
 def _where(sources: Sequence[tuple[Path, h5py.File]]) -> dict[int, tuple[h5py.File, int]]:
     """Item of the input -> the file and the row that hold it."""
-    found: dict[int, tuple[h5py.File, int]] = {}
+    places: dict[int, tuple[h5py.File, int]] = {}
     for _, file in sources:
         items = file["items"][:]
         for row in np.flatnonzero(file["done"][:]):
-            found.setdefault(int(items[row]), (file, int(row)))
-    return found
+            places.setdefault(int(items[row]), (file, int(row)))
+    return places
 
 
-def _copy(file: h5py.File, first: h5py.File, wanted: range, where: Mapping[int, tuple[h5py.File, int]]) -> None:
+def _copy(file: h5py.File, first: h5py.File, items: range, where: Mapping[int, tuple[h5py.File, int]]) -> None:
     for name, value in first.attrs.items():
         file.attrs[name] = value
     if "config" in first:
         file["config"] = first["config"][()]
-    file["items"] = np.arange(wanted.start, wanted.stop)
-    names = _names(where[wanted[0]][0])
+    file["items"] = np.arange(items.start, items.stop)
+    names = _names(where[items[0]][0])
     for name in names:
-        like = where[wanted[0]][0][name]
-        allocate(file, name, len(wanted), np.empty(like.shape[1:], like.dtype))
-    for row, item in enumerate(wanted):
+        like = where[items[0]][0][name]
+        allocate(file, name, len(items), np.empty(like.shape[1:], like.dtype))
+    for row, item in enumerate(items):
         source, place = where[item]
         if _names(source) != names:
             raise UserError(f"{source.filename}: holds {', '.join(_names(source))}, expected {', '.join(names)}")
@@ -129,7 +129,7 @@ def _copy(file: h5py.File, first: h5py.File, wanted: range, where: Mapping[int, 
 
 
 def _names(file: h5py.File) -> list[str]:
-    """The datasets with one row an item."""
+    """The datasets with one row per item."""
     groups = {name: file[name] for name in file if name not in ("config", "items")}
     inside = [f"diagnostics/{name}" for name in groups.pop("diagnostics", {})]
     return sorted([*groups, *inside])

@@ -8,9 +8,9 @@ from typing import Any
 from invsolve.errors import UserError
 
 
-def is_matlab(found: Any) -> bool:
+def is_matlab(dset: Any) -> bool:
     """Whether an HDF5 dataset was written by MATLAB."""
-    return "MATLAB_class" in found.attrs
+    return "MATLAB_class" in dset.attrs
 
 
 def written_by_matlab(file: Any) -> bool:
@@ -22,23 +22,23 @@ def written_by_matlab(file: Any) -> bool:
     return False
 
 
-def matlab_notes(found: Any) -> list[str]:
+def matlab_notes(dset: Any) -> list[str]:
     """What a reader of a dataset should know; nothing where MATLAB did not write it.
 
     Args:
-        found: an open `h5py.Dataset`.
+        dset: an open `h5py.Dataset`.
 
     Raises:
         UserError: the array is empty in MATLAB; its size is stored in place of numbers.
     """
-    if not is_matlab(found):
+    if not is_matlab(dset):
         return []
-    if found.attrs.get("MATLAB_empty", 0):
+    if dset.attrs.get("MATLAB_empty", 0):
         raise UserError(
-            f"{found.file.filename}: dataset {found.name!r} is empty in MATLAB; save it again with its values"
+            f"{dset.file.filename}: dataset {dset.name!r} is empty in MATLAB; save it again with its values"
         )
-    theirs = " x ".join(map(str, reversed(found.shape)))
-    ours = " x ".join(map(str, found.shape))
+    theirs = " x ".join(map(str, reversed(dset.shape)))
+    ours = " x ".join(map(str, dset.shape))
     return [
         f"MATLAB stores axes in reverse: its {theirs} is {ours} in the file, and axes= names them in the file's order"
     ]

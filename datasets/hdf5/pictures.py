@@ -39,8 +39,8 @@ def picture_folder(path: Path) -> list[Path]:
     """The PNG and JPEG files of a folder, in the order of the numbers in their names; none when it is no folder."""
     if not path.is_dir():
         return []
-    found = [p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".") and p.is_file()]
-    return sorted(found, key=natural)
+    files = [p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".") and p.is_file()]
+    return sorted(files, key=natural)
 
 
 class Pictures:

@@ -114,8 +114,8 @@ def _reason(text: str) -> str:
         sizes = dict(
             p.strip().split(" = ") for p in text.split("truncated file:")[-1].strip(" )").split(",") if " = " in p
         )
-        got, wanted = sizes.get("eof", "?"), sizes.get("stored_eof", "?")
-        return f"is truncated ({got} of {wanted} bytes); copy or download it again"
+        size, stored_size = sizes.get("eof", "?"), sizes.get("stored_eof", "?")
+        return f"is truncated ({size} of {stored_size} bytes); copy or download it again"
     if "signature not found" in text:
         return "is not an HDF5 file (no HDF5 signature); give an .h5, .hdf5 or .nxs file, or convert it with h5py first"
     if "already open for write" in text or "consistency flags" in text:
@@ -125,14 +125,14 @@ def _reason(text: str) -> str:
 
 def datasets(file: h5py.File) -> dict[str, str]:
     """Path of each dataset in the file -> its shape and type, as text."""
-    found: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
 
     def visit(name: str | bytes, thing: Any) -> None:
         if isinstance(thing, h5py.Dataset):
-            found[shown(name)] = f"{thing.shape} {thing.dtype}"
+            descriptions[shown(name)] = f"{thing.shape} {thing.dtype}"
 
     file.visititems(visit)
-    return found
+    return descriptions
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:
@@ -143,16 +143,16 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset:
             installed, or was never completely written.
     """
     try:
-        found = file[name]
+        member = file[name]
     except (KeyError, OSError):
         _explain_missing(file, name)
-    if not isinstance(found, h5py.Dataset):
-        inside = ", ".join(sorted(shown(n) for n in found)) or "nothing"
+    if not isinstance(member, h5py.Dataset):
+        inside = ", ".join(sorted(shown(n) for n in member)) or "nothing"
         raise UserError(
             f"{file.filename}: {name!r} is a group (holding {inside}), expected a dataset; name one inside it"
         )
-    _check_readable(found, f"{file.filename}: dataset {name!r} {found.shape}")
-    return found
+    _check_readable(member, f"{file.filename}: dataset {name!r} {member.shape}")
+    return member
 
 
 def _explain_missing(file: h5py.File, name: str) -> None:
@@ -187,16 +187,16 @@ def _opens(file: h5py.File, name: str) -> bool:
         return False
 
 
-def _check_readable(found: h5py.Dataset, where: str) -> None:
+def _check_readable(dset: h5py.Dataset, where: str) -> None:
     # A half-written compound of (real, imag) is what MATLAB writes for complex numbers.
-    if found.dtype.kind not in "fiubc" and found.dtype.names != ("real", "imag"):
-        raise UserError(f"{where}: holds {found.dtype}, expected numbers; give another dataset")
-    check_stored(found, where)
+    if dset.dtype.kind not in "fiubc" and dset.dtype.names != ("real", "imag"):
+        raise UserError(f"{where}: holds {dset.dtype}, expected numbers; give another dataset")
+    check_stored(dset, where)
 
 
-def check_stored(found: h5py.Dataset, where: str) -> None:
+def check_stored(dset: h5py.Dataset, where: str) -> None:
     """Refuse a dataset whose filter is not installed, whose sources are missing, or which was never completely written."""
-    properties = found.id.get_create_plist()
+    properties = dset.id.get_create_plist()
     for k in range(properties.get_nfilters()):
         code, *_, label = properties.get_filter(k)
         if not _filter_available(code):
@@ -205,11 +205,11 @@ def check_stored(found: h5py.Dataset, where: str) -> None:
                 f"{where}: is compressed with filter {code} ({text}), which is neither in HDF5 nor in hdf5plugin; set "
                 "HDF5_PLUGIN_PATH to a folder that has it, or rewrite the file with gzip"
             )
-    if found.size is not None and found.size > _NUMBERS:
-        raise UserError(f"{where}: says that it holds {found.size} numbers, which no file does; write it again")
-    if found.is_virtual:
-        check_virtual(found, where, check_stored)
-    elif found.size and found.id.get_space_status() != h5py.h5d.SPACE_STATUS_ALLOCATED:
+    if dset.size is not None and dset.size > _NUMBERS:
+        raise UserError(f"{where}: says that it holds {dset.size} numbers, which no file does; write it again")
+    if dset.is_virtual:
+        check_virtual(dset, where, check_stored)
+    elif dset.size and dset.id.get_space_status() != h5py.h5d.SPACE_STATUS_ALLOCATED:
         # Such parts read as zeros without a word.
         raise UserError(f"{where}: was never completely written (unwritten parts would read as zeros); write it again")
 
@@ -221,16 +221,16 @@ def _filter_available(code: int) -> bool:
     return bool(h5py.h5z.filter_avail(code))
 
 
-def read(found: h5py.Dataset, selection: Any = ()) -> np.ndarray:
+def read(dset: h5py.Dataset, selection: Any = ()) -> np.ndarray:
     """Read part of a dataset.
 
     Raises:
         UserError: the bytes are damaged (checksum, decompression) or gone.
     """
     try:
-        values = np.asarray(found[selection])
+        values = np.asarray(dset[selection])
     except (OSError, RuntimeError) as error:
-        where = f"{found.file.filename}: dataset {found.name!r} {found.shape}"
+        where = f"{dset.file.filename}: dataset {dset.name!r} {dset.shape}"
         raise UserError(
             f"{where}: cannot be read ({' '.join(str(error).split())}); copy or write the file again"
         ) from None
@@ -239,8 +239,8 @@ def read(found: h5py.Dataset, selection: Any = ()) -> np.ndarray:
 
 def to_tensor(values: np.ndarray) -> Tensor:
     """Numbers as float32, complex numbers as complex64."""
-    wanted = np.complex64 if np.iscomplexobj(values) else np.float32
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=wanted))
+    dtype = np.complex64 if np.iscomplexobj(values) else np.float32
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=dtype))
 
 
 def text(value: Any) -> str:

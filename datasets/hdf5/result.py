@@ -189,7 +189,7 @@ def _place(name: str) -> str:
 
 
 def allocate(file: h5py.File, name: str, items: int, like: np.ndarray | np.generic) -> None:
-    """Allocate one dataset; one chunk with a checksum an item, plain numbers for facts."""
+    """Allocate one dataset; one chunk with a checksum per item, plain numbers for facts."""
     fill: Any = {"f": np.nan, "c": complex(np.nan, np.nan), "i": -2}.get(like.dtype.kind, 0)
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_fill_value(np.array(fill, like.dtype))

@@ -58,11 +58,11 @@ class ResultView:
         Raises:
             UserError: another number of images, or of another shape.
         """
-        size, wanted = tuple(images[0:1].shape[1:]), tuple(self.mean.shape[1:])
-        fits = size == wanted or (wanted[0] == 2 and size == (1, *wanted[1:]))
+        size, shape = tuple(images[0:1].shape[1:]), tuple(self.mean.shape[1:])
+        fits = size == shape or (shape[0] == 2 and size == (1, *shape[1:]))
         if not fits or len(images) not in (len(self.mean), self.input_items):
             raise UserError(
-                f"truth has {len(images)} images of {size}, the result {len(self.mean)} of {wanted}; they must agree"
+                f"truth has {len(images)} images of {size}, the result {len(self.mean)} of {shape}; they must agree"
             )
         return images if len(images) == len(self.mean) else Picked(images, self.items)
 

@@ -76,14 +76,12 @@ class LazyRows:
     def __init__(self, path: str | Path, name: str, items: Sequence[int] | None = None) -> None:
         self.path, self.name = Path(path), name
         with open_readonly(path) as file:
-            found = dataset(file, name)
-            if found.ndim == 0 or not found.size:
-                raise UserError(
-                    f"{path}: dataset {name!r} {found.shape}: is empty, expected items along its first axis"
-                )
+            dset = dataset(file, name)
+            if dset.ndim == 0 or not dset.size:
+                raise UserError(f"{path}: dataset {name!r} {dset.shape}: is empty, expected items along its first axis")
             self.items = None if items is None else list(items)
-            self.shape = (found.shape[0] if self.items is None else len(self.items), *found.shape[1:])
-            complex_ = found.dtype.kind == "c" or found.dtype.names is not None
+            self.shape = (dset.shape[0] if self.items is None else len(self.items), *dset.shape[1:])
+            complex_ = dset.dtype.kind == "c" or dset.dtype.names is not None
         self.dtype = torch.complex64 if complex_ else torch.float32
         self._state = self._stat()
 
@@ -103,9 +101,9 @@ class LazyRows:
         with open_readonly(self.path) as file:
             if self._stat() != self._state:
                 raise UserError(f"{self.path}: was changed while it was being read; leave it alone and start again")
-            found = dataset(file, self.name)
+            dset = dataset(file, self.name)
             if self.items is not None:
-                return to_tensor(np.stack([read(found, self.items[i]) for i in picked]))
+                return to_tensor(np.stack([read(dset, self.items[i]) for i in picked]))
             forward = picked if picked.step > 0 else picked[::-1]
-            values = read(found, slice(forward.start, forward.stop, forward.step))
+            values = read(dset, slice(forward.start, forward.stop, forward.step))
             return to_tensor(values if picked.step > 0 else values[::-1])

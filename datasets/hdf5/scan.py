@@ -26,21 +26,23 @@ _ATTRIBUTE_LIMIT = 60_000
 
 def read_parameters(group: h5py.Group) -> dict[str, Any]:
     """Attributes as Python values, datasets as tensors."""
-    given: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for key, value in group.attrs.items():
         if key == "name":
             continue
         if isinstance(value, np.ndarray):
-            given[key] = text(value) if value.dtype.kind in "OSU" else torch.from_numpy(np.ascontiguousarray(value))
+            parameters[key] = (
+                text(value) if value.dtype.kind in "OSU" else torch.from_numpy(np.ascontiguousarray(value))
+            )
         else:
-            given[key] = text(value) if isinstance(value, bytes | str) else value.item()
+            parameters[key] = text(value) if isinstance(value, bytes | str) else value.item()
     for key, stored in group.items():
         if isinstance(stored, h5py.Dataset) and stored.dtype.kind in "OSU":
-            given[key] = text(stored[()])
+            parameters[key] = text(stored[()])
             continue
         values = read(dataset(group.file, f"{group.name}/{key}"))
-        given[key] = torch.from_numpy(np.ascontiguousarray(values)) if values.ndim else values.item()
-    return given
+        parameters[key] = torch.from_numpy(np.ascontiguousarray(values)) if values.ndim else values.item()
+    return parameters
 
 
 def read_noise(file: h5py.File, path: Path, make: Make) -> Noise | None:
@@ -60,12 +62,12 @@ def read_noise(file: h5py.File, path: Path, make: Make) -> Noise | None:
     group = file.get("noise")
     if not isinstance(group, h5py.Group):
         return None
-    name, given = text(group.attrs.get("name", "")), read_parameters(group)
-    for key, value in given.items():
+    name, parameters = text(group.attrs.get("name", "")), read_parameters(group)
+    for key, value in parameters.items():
         # A file from elsewhere must not make us open another one.
         if isinstance(value, str) and value.endswith(".npy"):
             raise UserError(f"{path}: group 'noise': {key} names the file {value!r}; store the numbers themselves")
-    return make_for(f"{path}: group 'noise'", make).noise(name, **given)
+    return make_for(f"{path}: group 'noise'", make).noise(name, **parameters)
 
 
 def write_scan(
@@ -88,7 +90,7 @@ def write_scan(
         truth: (N, C, *spatial), physical units.
         unit: of the image; default the operator's.
         extra_attrs: further attributes of the file.
-        volumes: which volume each item is a slice of, a number an item; None for one volume.
+        volumes: which volume each item is a slice of, one number per item; None for one volume.
 
     Raises:
         UserError: the operator was made directly, a parameter cannot be stored, or the path cannot be written.
@@ -115,9 +117,9 @@ def write_scan(
             _write_parameters(file.create_group("noise"), noise.name, noise.settings(), path)
 
 
-def _write_parameters(group: h5py.Group, name: str, given: Mapping[str, Any], path: str | Path) -> None:
+def _write_parameters(group: h5py.Group, name: str, parameters: Mapping[str, Any], path: str | Path) -> None:
     group.attrs["name"] = name
-    for key, value in given.items():
+    for key, value in parameters.items():
         if value is None:
             continue
         if isinstance(value, Tensor | np.ndarray | list | tuple):

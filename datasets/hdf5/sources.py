@@ -102,14 +102,14 @@ def find(name: str, file: h5py.File, variable: str = _SOURCE, what: str = "") ->
     if name == ".":
         return here
     if _BLOCK.search(name):
-        # One file a block: each is looked for by its own name where the dataset is read.
+        # One file per block: each is looked for by its own name where the dataset is read.
         name = _BLOCK.sub(lambda m: "0".zfill(int(m[1] or 1)), name)
-    given = Path(name)
+    path = Path(name)
     prefixes: list[str | Path] = [
         p.replace("${ORIGIN}", str(here.parent)) for p in os.environ.get(variable, "").split(":") if p
     ]
-    relative = given.name if given.is_absolute() else name
-    tries = [given] if given.is_absolute() else []
+    relative = path.name if path.is_absolute() else name
+    tries = [path] if path.is_absolute() else []
     own: list[str | Path] = [here.parent, here.resolve().parent]
     tries += [Path(folder) / relative for folder in (*prefixes, own[0], ".", own[1])]
     allowed = [Path(folder).resolve() for folder in prefixes + own]
@@ -147,9 +147,9 @@ def _remember(memory: dict[Any, Any], key: Any, value: Any) -> None:
     memory[key] = value
 
 
-def _sources(file: h5py.File, found: h5py.h5d.DatasetID) -> list[tuple[str, str, Any, Any]]:
+def _sources(file: h5py.File, dataset_id: h5py.h5d.DatasetID) -> list[tuple[str, str, Any, Any]]:
     """File, dataset, selection here and selection there of each part of a virtual dataset; none of any other."""
-    properties = found.get_create_plist()
+    properties = dataset_id.get_create_plist()
     if properties.get_layout() != h5py.h5d.VIRTUAL:
         return []
     return [
@@ -166,50 +166,50 @@ def _sources(file: h5py.File, found: h5py.h5d.DatasetID) -> list[tuple[str, str,
 def _check_no_circle(file: h5py.File, name: bytes, above: list[tuple[str, int]]) -> None:
     """Refuse a virtual dataset that is its own source, at any depth: HDF5 runs until its stack ends."""
     try:
-        found = h5py.h5d.open(file.id, name)
+        dataset_id = h5py.h5d.open(file.id, name)
     except (KeyError, RuntimeError, OSError, ValueError):
         return
-    here = (str(Path(file.filename).resolve()), h5py.h5o.get_info(found).addr)
+    here = (str(Path(file.filename).resolve()), h5py.h5o.get_info(dataset_id).addr)
     if here in above or len(above) > _DEEP:
         how = "is its own source" if here in above else f"has sources more than {_DEEP} levels deep"
         raise UserError(f"{file.filename}: the virtual dataset '{shown(name)}' {how}; write it again")
-    for file_name, dataset_name in dict.fromkeys((f, d) for f, d, *_ in _sources(file, found)):
+    for file_name, dataset_name in dict.fromkeys((f, d) for f, d, *_ in _sources(file, dataset_id)):
         place = find(file_name, file)
         if place is not None and h5py.is_hdf5(place):
             with h5py.File(place, "r") as other:
                 _check_no_circle(other, os.fsencode(dataset_name), [*above, here])
 
 
-def check_virtual(found: h5py.Dataset, where: str, check: Callable[[h5py.Dataset, str], None]) -> None:
+def check_virtual(dset: h5py.Dataset, where: str, check: Callable[[h5py.Dataset, str], None]) -> None:
     """Refuse a virtual dataset of which a part would read as zeros, whatever the depth at which it is missing.
 
     Args:
-        found: the dataset.
+        dset: the dataset.
         where: how a message begins.
         check: raises UserError for a source that is itself incomplete.
 
     Raises:
         UserError: a source is missing, damaged, incomplete or too small, or the sources do not cover the dataset.
     """
-    key = (_state(Path(found.file.filename)), h5py.h5o.get_info(found.id).addr)
+    key = (_state(Path(dset.file.filename)), h5py.h5o.get_info(dset.id).addr)
     if key in _complete and all(_same(state) for state in _complete[key]):
         return
-    parts = _sources(found.file, found.id)
+    parts = _sources(dset.file, dset.id)
     states: dict[Path, _Stat] = {}
     checked: dict[tuple[str, str], tuple[int, ...]] = {}
-    union = h5py.h5s.create_simple(found.shape)
+    union = h5py.h5s.create_simple(dset.shape)
     union.select_none()
     for file_name, dataset_name, here, there in parts:
-        for block, box in _blocks(file_name, dataset_name, here, found.shape, lambda name: _counted(name, found.file)):
+        for block, box in _blocks(file_name, dataset_name, here, dset.shape, lambda name: _counted(name, dset.file)):
             names = (_numbered(file_name, block), _numbered(dataset_name, block))
             if names not in checked:
-                checked[names] = _check_source(found, where, *names, states, check)
-            for start, stride, count, size in _within(box, there, checked[names], found.shape, where, names):
+                checked[names] = _check_source(dset, where, *names, states, check)
+            for start, stride, count, size in _within(box, there, checked[names], dset.shape, where, names):
                 union.select_hyperslab(start, count, stride, size, op=h5py.h5s.SELECT_OR)
     covered = union.get_select_npoints()
-    if covered != found.size:
+    if covered != dset.size:
         raise UserError(
-            f"{where}: its sources cover {covered} of {found.size} values (the others would read as zeros); write it "
+            f"{where}: its sources cover {covered} of {dset.size} values (the others would read as zeros); write it "
             "again with all of them"
         )
     _remember(_complete, key, list(states.values()))
@@ -223,7 +223,7 @@ def _same(state: _Stat) -> bool:
 
 
 def _check_source(
-    found: h5py.Dataset,
+    dset: h5py.Dataset,
     where: str,
     file_name: str,
     dataset_name: str,
@@ -231,7 +231,7 @@ def _check_source(
     check: Callable[[h5py.Dataset, str], None],
 ) -> tuple[int, ...]:
     """Shape of a source that is there and complete."""
-    place = find(file_name, found.file, _SOURCE, "a dataset is assembled from")
+    place = find(file_name, dset.file, _SOURCE, "a dataset is assembled from")
     if place is None:
         raise UserError(f"{where}: is assembled from '{shown(file_name)}', which is missing; put it beside this file")
     inside = "" if file_name == "." else f" of '{shown(file_name)}'"
@@ -328,10 +328,10 @@ def _within(
         UserError: the selection in the source goes beyond it.
     """
     source = _boxes(there, have)
-    wanted = _points(box)
-    if there.get_select_type() == h5py.h5s.SEL_ALL and wanted and wanted != math.prod(have):
+    number = _points(box)
+    if there.get_select_type() == h5py.h5s.SEL_ALL and number and number != math.prod(have):
         raise UserError(
-            f"{where}: takes {wanted} values from dataset '{shown(names[1])}' {have} of '{shown(names[0])}', which holds "
+            f"{where}: takes {number} values from dataset '{shown(names[1])}' {have} of '{shown(names[0])}', which holds "
             f"{math.prod(have)}; write that file again"
         )
     for start, stride, count, size in source:
@@ -371,18 +371,18 @@ def _indices(part: Box, have: tuple[int, ...]) -> int:
     if axis is None:
         return 0
     start, stride, _, size = (values[axis] for values in part)
-    left = have[axis] - start
-    if left <= 0:
+    rest = have[axis] - start
+    if rest <= 0:
         return 0
     if size == h5py.h5s.UNLIMITED:
-        return left
-    return left // stride * size + min(left % stride, size)
+        return rest
+    return rest // stride * size + min(rest % stride, size)
 
 
-def source_files(found: h5py.Dataset) -> set[Path]:
+def source_files(dset: h5py.Dataset) -> set[Path]:
     """Every file that holds numbers of a dataset, at any depth, its own among them."""
     files: set[Path] = set()
-    _collect(found.file, found.id, files, 0)
+    _collect(dset.file, dset.id, files, 0)
     return files
 
 
@@ -392,15 +392,15 @@ def _counted(name: str, file: h5py.File) -> list[int]:
         return []
     pattern = re.compile(_BLOCK.sub(r"(\\d+)", re.escape(Path(name).name)))
     folder = Path(file.filename).parent / Path(name).parent
-    found = (pattern.fullmatch(p.name) for p in (folder.iterdir() if folder.is_dir() else ()))
-    return sorted({int(m[1]) for m in found if m})
+    matches = (pattern.fullmatch(p.name) for p in (folder.iterdir() if folder.is_dir() else ()))
+    return sorted({int(m[1]) for m in matches if m})
 
 
-def _collect(file: h5py.File, found: h5py.h5d.DatasetID, files: set[Path], depth: int) -> None:
+def _collect(file: h5py.File, dataset_id: h5py.h5d.DatasetID, files: set[Path], depth: int) -> None:
     files.add(Path(file.filename))
     if depth > _DEEP:
         return
-    names = dict.fromkeys((f, d) for f, d, *_ in _sources(file, found))
+    names = dict.fromkeys((f, d) for f, d, *_ in _sources(file, dataset_id))
     for file_name, dataset_name in names:
         for k in _counted(file_name, file) if _BLOCK.search(file_name) else [0]:
             place = find(_numbered(file_name, k), file)

@@ -35,9 +35,9 @@ def squared(rows: Rows, spacing: tuple[float, float], notes: list[str]) -> tuple
     """Images with square pixels, and their spacing; as they are where the pixels are square already."""
     if is_square(spacing):
         return rows, spacing
-    found = SquarePixels(rows, spacing)
-    notes.append(f"pixels of {spacing[0]:g} x {spacing[1]:g} made square by linear interpolation, {found.side:g} wide")
-    return found, (found.side, found.side)
+    images = SquarePixels(rows, spacing)
+    notes.append(f"pixels of {spacing[0]:g} x {spacing[1]:g} made square by linear interpolation, {images.side:g} wide")
+    return images, (images.side, images.side)
 
 
 def is_square(spacing: tuple[float, ...]) -> bool:

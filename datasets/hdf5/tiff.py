@@ -20,8 +20,8 @@ def tiff_folder(path: Path) -> list[Path]:
     """The TIFF files of a folder, in the order of the numbers in their names; none when it is no folder."""
     if not path.is_dir():
         return []
-    found = [p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".") and p.is_file()]
-    return sorted(found, key=natural)
+    files = [p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".") and p.is_file()]
+    return sorted(files, key=natural)
 
 
 class Tiff:
@@ -105,11 +105,11 @@ class _Part:
         self.names = [_named(letter) for letter in axes[leading:]]
         self.offset = series.dataoffset
         page = series.keyframe
-        left = [f"{tuple(s.shape)} {s.dtype}" for s in tiff.series if s is not series]
+        others = [f"{tuple(s.shape)} {s.dtype}" for s in tiff.series if s is not series]
         here = sum(len(s.pages) for s in tiff.series)
-        left += [f"{tuple(p.shape)} {p.dtype}" for p in list(tiff.pages)[here:]]
-        if left:
-            self.notes.append(f"of several images in the file the largest is read; left out: {', '.join(left[:4])}")
+        others += [f"{tuple(p.shape)} {p.dtype}" for p in list(tiff.pages)[here:]]
+        if others:
+            self.notes.append(f"of several images in the file the largest is read; left out: {', '.join(others[:4])}")
         light = page.photometric.name if page.photometric is not None else ""
         self.white: float | None = None
         if light == "MINISWHITE" and self.dtype.kind == "u":
@@ -130,8 +130,8 @@ class _Part:
             with tifffile.TiffFile(self.file) as tiff:
                 series = tiff.series[self.number]
                 pages = len(series.pages) // self.count
-                found = [series.pages[index * pages + k].asarray() for k in range(pages)]
-            return np.asarray(found).reshape(self.plane)
+                images = [series.pages[index * pages + k].asarray() for k in range(pages)]
+            return np.asarray(images).reshape(self.plane)
         except Exception as error:
             raise UserError(
                 f"{self.file}: page {index} cannot be read ({type(error).__name__}: {' '.join(str(error).split())}); write it "

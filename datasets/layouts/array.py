@@ -189,7 +189,7 @@ class Array(Layout):
             mean = np.mean([read(i, 1) for i in looked], axis=0)
             if not np.isfinite(mean).all():
                 raise UserError(f"{path}: has NaN or infinite values in items {looked}; choose others with items=")
-            centre, how = find_centre(mean, degrees, lambda given: make("ct", **given), str(path))
+            centre, how = find_centre(mean, degrees, lambda parameters: make("ct", **parameters), str(path))
             notes.append(f"rotation centre {centre:.2f} found ({how}); centre= fixes it")
             missing.append(f"rotation centre: searched, {centre:.2f}; --read centre={centre:.2f} fixes it")
         else:
@@ -243,10 +243,10 @@ class _Stack:
         self.layout, self.path = layout, path
         self.source: Source = open_array(path, layout.dataset)
         shape, self.notes = self.source.shape, list(self.source.notes)
-        named = layout.axes or self.source.axes or None
-        if named is None and images and (named := _images(shape, self.source.dtype.kind)):
-            self.notes.append(f"axes {named} by the shape {shape}, as nothing names them; axes= does")
-        self.axes = _named(named, shape, path)
+        axes = layout.axes or self.source.axes or None
+        if axes is None and images and (axes := _images(shape, self.source.dtype.kind)):
+            self.notes.append(f"axes {axes} by the shape {shape}, as nothing names them; axes= does")
+        self.axes = _named(axes, shape, path)
         self.names = ",".join(self.axes)
         if not all(shape):
             raise UserError(f"{path}: the array {shape} is empty; write it again")
@@ -257,8 +257,8 @@ class _Stack:
             if name not in self.axes:
                 raise UserError(f"{path}: axes {self.names} name no {name}; expected such as {_EXAMPLES}")
         self.whole = int(np.prod([shape[k] for k in self.item_axes], dtype=int))
-        wanted = [0, self.whole] if layout.items is None else layout.items
-        self.start, stop = wanted if len(wanted) == 2 else (-1, -1)
+        span = [0, self.whole] if layout.items is None else layout.items
+        self.start, stop = span if len(span) == 2 else (-1, -1)
         if not 0 <= self.start < stop <= self.whole:
             raise UserError(f"{path}: items={layout.items} must be [start, stop) within the {self.whole} items")
         self.count = stop - self.start
@@ -276,12 +276,12 @@ class _Stack:
         for axis, position in zip(self.item_axes, where, strict=False):
             selection[axis] = int(position)
         values = self.source.read(tuple(selection))
-        left = [n for k, n in enumerate(self.axes) if k not in self.item_axes]
-        values = values.transpose([left.index(n) for n in order if n in left])
+        rest = [n for k, n in enumerate(self.axes) if k not in self.item_axes]
+        values = values.transpose([rest.index(n) for n in order if n in rest])
         return values.reshape([self.length(n) for n in order])
 
     def by_rows(self, order: tuple[str, ...]) -> Callable[[int], np.ndarray]:
-        """`item`, for an array of three axes that lies projection by projection: each is read once, not once an item."""
+        """`item`, for an array of three axes that lies projection by projection: each is read once, not once per item."""
         chunks = self.source.chunks
         if len(self.axes) != 3 or len(self.item_axes) != 1 or chunks is None:
             return lambda index: self.item(index, order)
@@ -367,17 +367,17 @@ def _loaded(file: str) -> Tensor:
     return torch.from_numpy(values.astype(np.float64))
 
 
-def _named(given: str | list[str] | None, shape: tuple[int, ...], path: Path) -> list[str]:
-    if given is None:
+def _named(axes: str | list[str] | None, shape: tuple[int, ...], path: Path) -> list[str]:
+    if axes is None:
         raise UserError(f"{path}: the array {shape} has no names for its axes; give axes=, such as {_EXAMPLES}")
-    words = given if isinstance(given, list) else [w for w in re.split(r"[\s,:]+", given.strip()) if w]
+    words = axes if isinstance(axes, list) else [w for w in re.split(r"[\s,:]+", axes.strip()) if w]
     unknown = [w for w in words if w.lower() not in _NAMES]
     if unknown:
-        raise UserError(f"{path}: axes={given!r}: {unknown[0]!r} is no axis; expected such as {_EXAMPLES}")
+        raise UserError(f"{path}: axes={axes!r}: {unknown[0]!r} is no axis; expected such as {_EXAMPLES}")
     names = [_NAMES[w.lower()] for w in words]
     if len(names) != len(shape):
-        raise UserError(f"{path}: axes={given!r} names {len(names)} axes, but the array is {shape}")
+        raise UserError(f"{path}: axes={axes!r} names {len(names)} axes, but the array is {shape}")
     single = [n for n in names if n != _ITEM]
     if len(set(single)) != len(single):
-        raise UserError(f"{path}: axes={given!r} names one axis twice; expected such as {_EXAMPLES}")
+        raise UserError(f"{path}: axes={axes!r} names one axis twice; expected such as {_EXAMPLES}")
     return names

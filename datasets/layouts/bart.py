@@ -79,22 +79,22 @@ class BART(KSpaceLayout):
             plane = _plane(array, others, item)[:, :, 0]
             return np.ascontiguousarray(plane.transpose(2, 0, 1))
 
-        found = np.abs(read(0)).max(0) > 0
+        mask = np.abs(read(0)).max(0) > 0
         for item in range(1, items):
-            if not np.array_equal(np.abs(read(item)).max(0) > 0, found):
+            if not np.array_equal(np.abs(read(item)).max(0) > 0, mask):
                 raise UserError(
                     f"{path}: item {item} is measured at other points than item 0; take items of one mask with bart "
                     "extract, or the slices one by one"
                 )
-        columns = found.any(0)
-        by_columns = bool((found[:, columns].mean() if columns.any() else 0.0) > 0.99)
-        notes = [f"points that are zero in every coil count as not measured ({int((~found).sum())})"]
+        columns = mask.any(0)
+        by_columns = bool((mask[:, columns].mean() if columns.any() else 0.0) > 0.99)
+        notes = [f"points that are zero in every coil count as not measured ({int((~mask).sum())})"]
         return Acquired(
             read=read,
             items=items,
             coils=array.shape[_COIL],
             matrix=(array.shape[_READ], array.shape[_PHS1]),
-            mask=np.asarray(columns if by_columns else found),
+            mask=np.asarray(columns if by_columns else mask),
             maps=self._maps(path, array, others, notes),
             notes=notes,
         )

@@ -118,21 +118,21 @@ class DICOM(Layout):
         return notes
 
     def _series(self, places: list[Place], path: Path) -> list[Place]:
-        known: dict[str, list[Place]] = {}
+        groups: dict[str, list[Place]] = {}
         for place in places:
-            known.setdefault(str(place.head.get("SeriesInstanceUID", "")), []).append(place)
-        listed = "; ".join(f"{u} ({p[0].head.get('SeriesDescription', '')}, {len(p)})" for u, p in known.items())
+            groups.setdefault(str(place.head.get("SeriesInstanceUID", "")), []).append(place)
+        listed = "; ".join(f"{u} ({p[0].head.get('SeriesDescription', '')}, {len(p)})" for u, p in groups.items())
         if self.series is not None:
             fitting = [
                 p
-                for u, p in known.items()
+                for u, p in groups.items()
                 if self.series == u or self.series in str(p[0].head.get("SeriesDescription", ""))
             ]
             if len(fitting) != 1:
                 raise UserError(f"{path}: {len(fitting)} series fit series={self.series!r}; there are {listed}")
             return fitting[0]
-        if len(known) > 1:
-            raise UserError(f"{path}: holds {len(known)} series; choose one with series=UID: {listed}")
+        if len(groups) > 1:
+            raise UserError(f"{path}: holds {len(groups)} series; choose one with series=UID: {listed}")
         return places
 
 
@@ -147,8 +147,8 @@ def _rows(stack: Stack, pixels: Pixels) -> OneByOne:
 
 
 def _spacing(place: Place, transpose: bool) -> tuple[float, float] | None:
-    found: Any = place.spacing or place.head.get("ImagerPixelSpacing")
-    if not found:
+    spacing: Any = place.spacing or place.head.get("ImagerPixelSpacing")
+    if not spacing:
         return None
-    rows, columns = float(found[0]), float(found[1])
+    rows, columns = float(spacing[0]), float(spacing[1])
     return (columns, rows) if transpose else (rows, columns)

@@ -56,14 +56,14 @@ class DXchange(Projections):
 
 def _frames(file: h5py.File, path: Path, name: str, default: tuple[int, int, int] | None) -> Frames:
     """Where a dataset's axes are: from its `axes` attribute, else the layout's theta:y:x, or the projections' order."""
-    found = dataset(file, name)
-    if found.ndim not in ((3,) if default is None else (2, 3)):
+    dset = dataset(file, name)
+    if dset.ndim not in ((3,) if default is None else (2, 3)):
         raise UserError(
-            f"{path}: {name} {found.shape}: expected 3 axes (theta, y, x); one detector row is data[:, None, :]"
+            f"{path}: {name} {dset.shape}: expected 3 axes (theta, y, x); one detector row is data[:, None, :]"
         )
-    axes = text(found.attrs.get("axes", ""))
+    axes = text(dset.attrs.get("axes", ""))
     if not axes:
-        if default is not None and found.ndim == 2:
+        if default is not None and dset.ndim == 2:
             return Frames(path, name, (-1, 0, 1) if default[1] < default[2] else (-1, 1, 0))
         order = default or (0, 1, 2)
     else:
@@ -72,9 +72,9 @@ def _frames(file: h5py.File, path: Path, name: str, default: tuple[int, int, int
             for part in axes.replace(",", ":").replace(" ", ":").split(":")
             if part.strip()
         ]
-        if sorted(names) != sorted(["theta", "y", "x"][3 - found.ndim :]) or len(names) != found.ndim:
+        if sorted(names) != sorted(["theta", "y", "x"][3 - dset.ndim :]) or len(names) != dset.ndim:
             raise UserError(
-                f"{path}: {name} {found.shape} has axes={axes!r}, expected an order of theta, y, x such as 'theta:y:x'"
+                f"{path}: {name} {dset.shape} has axes={axes!r}, expected an order of theta, y, x such as 'theta:y:x'"
             )
         order = (names.index("theta") if "theta" in names else -1, names.index("y"), names.index("x"))
     return Frames(path, name, order)
@@ -102,13 +102,13 @@ def _angles(file: h5py.File, path: Path, name: str, data: str, count: int, notes
         raise UserError(
             f"{path}: has no {name} (projection angles), and angles are never invented; add it with units='degrees'"
         )
-    found = dataset(file, name)
-    if found.size != count:
+    angles = dataset(file, name)
+    if angles.size != count:
         raise UserError(
-            f"{path}: {name} has {found.size} angles, but {data} {file[data].shape} has {count} along its theta axis; if "
+            f"{path}: {name} has {angles.size} angles, but {data} {file[data].shape} has {count} along its theta axis; if "
             "its axes are in another order, give it the attribute axes, such as 'y:theta:x'"
         )
-    return angles_in_degrees(found, path, name, "theta", notes, unit)
+    return angles_in_degrees(angles, path, name, "theta", notes, unit)
 
 
 def _monitor(file: h5py.File, path: Path, name: str, projections: int, flats: int) -> Monitor:

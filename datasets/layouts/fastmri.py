@@ -1,4 +1,4 @@
-"""Layout "fastmri": one file a volume, centred k-space of one coil or several, as the fastMRI collection stores it."""
+"""Layout "fastmri": one file per volume, centred k-space of one coil or several, as the fastMRI collection stores it."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class FastMRI(KSpaceLayout):
 
     @classmethod
     def recognises(cls, file: Any) -> bool:
-        found = file.get("kspace")
-        return isinstance(found, h5py.Dataset) and found.ndim in (3, 4)
+        kspace = file.get("kspace")
+        return isinstance(kspace, h5py.Dataset) and kspace.ndim in (3, 4)
 
     def find(self, path: Path) -> Acquired:
         notes: list[str] = []
@@ -49,12 +49,12 @@ class FastMRI(KSpaceLayout):
             recon = None if header is None else header.recon[:2]
             mask = _mask(file, path, kspace, header, notes)
             # Cut as the result will be; a target of another size cannot be compared with it.
-            wanted = (
+            size = (
                 (readout, phase) if recon is None or not self.crop else (min(readout, recon[0]), min(phase, recon[1]))
             )
             truth = next((n for n in _TRUTHS if n in file), None)
-            if truth is not None and dataset(file, truth).shape != (items, *wanted):
-                notes.append(f"{truth} {file[truth].shape} is not used: the images here are {(items, *wanted)}")
+            if truth is not None and dataset(file, truth).shape != (items, *size):
+                notes.append(f"{truth} {file[truth].shape} is not used: the images here are {(items, *size)}")
                 truth = None
             maps = next((n for n in _MAPS if n in file), None)
             if maps is not None and dataset(file, maps).shape != kspace.shape:

@@ -111,9 +111,9 @@ class ISMRMRD(KSpaceLayout):
             return file["dataset"]
         if not names:
             # Says what is wrong with a missing or broken one.
-            found = dataset(file, "/dataset/data")
+            dset = dataset(file, "/dataset/data")
             raise UserError(
-                f"{path}: {found.name} {found.shape} {found.dtype}: expected lines (head, traj, data) of ISMRMRD, with an xml "
+                f"{path}: {dset.name} {dset.shape} {dset.dtype}: expected lines (head, traj, data) of ISMRMRD, with an xml "
                 "beside them"
             )
         if len(names) != 1:
@@ -122,7 +122,7 @@ class ISMRMRD(KSpaceLayout):
 
 
 def _groups(file: Any) -> list[str]:
-    found = []
+    names = []
     for name in file:
         try:
             group = file[name]
@@ -130,8 +130,8 @@ def _groups(file: Any) -> list[str]:
             continue
         data = group.get("data") if isinstance(group, h5py.Group) and "xml" in group else None
         if isinstance(data, h5py.Dataset) and data.dtype.names == ("head", "traj", "data"):
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def _xml(group: h5py.Group) -> bytes:
@@ -292,8 +292,8 @@ class _Lines:
                 f"{self.path}: {self.name}: line {line} has {values.size} numbers, but its head says {coils} coils x "
                 f"{samples} complex samples; write it again"
             )
-        found = values.view(np.complex64).reshape(coils, samples)
-        return found[:, ::-1] if self.turn[line] else found
+        readout = values.view(np.complex64).reshape(coils, samples)
+        return readout[:, ::-1] if self.turn[line] else readout
 
     def noise_sigma(self, stored: h5py.Dataset) -> float | None:
         """Standard deviation of each part of the noise, from noise scans; None without them.

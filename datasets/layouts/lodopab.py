@@ -32,7 +32,7 @@ class LoDoPaB(Layout):
     Parallel beam, 1000 angles (k + 1/2) pi / 1000, 513 detector pixels over 2 x 0.1838 m, image of 0.26 m, values
     mu / (81.35858 / m), so 0 to 1. Image rows run along x, columns along y of that geometry. The ground truth that lies
     beside an observation under its own name comes along as truth. The noise is Gaussian with the root mean square, over
-    rays, of what 4096 photons a detector pixel scatter by.
+    rays, of what 4096 photons per detector pixel scatter by.
 
     Args:
         thin: keep the first of each complete group of so many angles.

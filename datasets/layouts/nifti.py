@@ -111,13 +111,13 @@ class NIfTI(Layout):
             # One of the volumes, if there are several, and 0 along what is 1 long.
             selection += [volume if k == 3 else 0 for k in range(3, stored_axes)]
             try:
-                found = np.asarray(values()[tuple(selection[:stored_axes])])
-                found = found[:, None] if stored_axes == 2 and axis != 2 else found
+                plane = np.asarray(values()[tuple(selection[:stored_axes])])
+                plane = plane[:, None] if stored_axes == 2 and axis != 2 else plane
             except (OSError, EOFError, ValueError) as error:
                 raise UserError(
                     f"{path}: slice {position} cannot be read ({' '.join(str(error).split())}); copy the file again"
                 ) from None
-            return (found if axes[0] < axes[1] else found.T)[:: flips[0], :: flips[1]][None]
+            return (plane if axes[0] < axes[1] else plane.T)[:: flips[0], :: flips[1]][None]
 
         size = (1, shape[axes[0]], shape[axes[1]])
         notes.insert(0, f"{stop - start} {self.view} slices of {size[1]} x {size[2]}")
@@ -142,10 +142,10 @@ class NIfTI(Layout):
         volumes = shape[3] if len(shape) == 4 else 1
         if self.volume is None and volumes > 1:
             raise UserError(f"{path}: holds {volumes} volumes {shape}; choose one with volume=0 to {volumes - 1}")
-        wanted = self.volume or 0
-        if not 0 <= wanted < volumes:
-            raise UserError(f"{path}: volume={wanted} must be 0 to {volumes - 1}")
-        return wanted
+        volume = self.volume or 0
+        if not 0 <= volume < volumes:
+            raise UserError(f"{path}: volume={volume} must be 0 to {volumes - 1}")
+        return volume
 
 
 def _oriented(image: Any) -> list[str]:

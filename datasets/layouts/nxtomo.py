@@ -125,20 +125,20 @@ class NXtomo(Projections):
         return None
 
     def _entry(self, file: h5py.File, path: Path) -> h5py.Group:
-        found = [g for g in _of_class(file, "NXentry", "NXsubentry") if _definition(g) == "NXtomo"]
-        names = ", ".join(g.name for g in found)
+        entries = [g for g in _of_class(file, "NXentry", "NXsubentry") if _definition(g) == "NXtomo"]
+        names = ", ".join(g.name for g in entries)
         if self.entry is not None:
-            picked = [g for g in found if g.name.strip("/") == self.entry.strip("/")]
+            picked = [g for g in entries if g.name.strip("/") == self.entry.strip("/")]
             if not picked:
                 raise UserError(f"{path}: has no NXtomo entry {self.entry!r}; it has {names or 'none'}")
             return picked[0]
-        if not found:
+        if not entries:
             raise UserError(
                 f"{path}: has no group with NX_class NXentry and definition NXtomo; if it is one without them, add them"
             )
-        if len(found) > 1:
-            raise UserError(f"{path}: holds {len(found)} NXtomo entries ({names}); choose one with entry=NAME")
-        return found[0]
+        if len(entries) > 1:
+            raise UserError(f"{path}: holds {len(entries)} NXtomo entries ({names}); choose one with entry=NAME")
+        return entries[0]
 
 
 def _of_class(group: Any, *classes: str, depth: int = _DEPTH) -> Iterator[h5py.Group]:
@@ -160,20 +160,20 @@ def _of_class(group: Any, *classes: str, depth: int = _DEPTH) -> Iterator[h5py.G
 
 def _definition(group: h5py.Group) -> str:
     try:
-        found = group["definition"]
-        return text(found[()]).strip() if isinstance(found, h5py.Dataset) else ""
+        definition = group["definition"]
+        return text(definition[()]).strip() if isinstance(definition, h5py.Dataset) else ""
     except (KeyError, OSError, RuntimeError):
         return ""
 
 
 def _detector(entry: h5py.Group, path: Path) -> h5py.Group:
-    found = [g for g in _of_class(entry, "NXdetector") if "image_key" in g]
-    if len(found) != 1:
-        got = f"{len(found)} of them ({', '.join(g.name for g in found)})" if found else "none"
+    detectors = [g for g in _of_class(entry, "NXdetector") if "image_key" in g]
+    if len(detectors) != 1:
+        got = f"{len(detectors)} of them ({', '.join(g.name for g in detectors)})" if detectors else "none"
         raise UserError(
             f"{path}: {entry.name} must hold one NXdetector with an image_key, it has {got}; write it again"
         )
-    return found[0]
+    return detectors[0]
 
 
 def _image_key(file: h5py.File, path: Path, name: str, count: int) -> np.ndarray:
@@ -190,21 +190,21 @@ def _angles(
     entry: h5py.Group, path: Path, data: str, count: int, projections: tuple[int, ...], notes: list[str], unit: str
 ) -> np.ndarray:
     """Angles of the projections, in degrees; those of flats and darks mean nothing."""
-    found = [f"{g.name}/rotation_angle" for g in _of_class(entry, "NXsample") if "rotation_angle" in g]
-    found += [f"{g.name}/rotation_angle" for g in _of_class(entry, "NXdata") if "rotation_angle" in g]
-    if not found:
+    names = [f"{g.name}/rotation_angle" for g in _of_class(entry, "NXsample") if "rotation_angle" in g]
+    names += [f"{g.name}/rotation_angle" for g in _of_class(entry, "NXdata") if "rotation_angle" in g]
+    if not names:
         raise UserError(
             f"{path}: {entry.name} has no NXsample with a rotation_angle, and angles are never invented; add it with "
             "units='degree'"
         )
-    stored = dataset(entry.file, found[0])
+    stored = dataset(entry.file, names[0])
     if stored.size not in (count, len(projections)):
         raise UserError(
-            f"{path}: {found[0]} has {stored.size} angles, but {data} has {count} frames, {len(projections)} of them "
+            f"{path}: {names[0]} has {stored.size} angles, but {data} has {count} frames, {len(projections)} of them "
             "projections; write it again"
         )
     which = projections if stored.size == count else None
-    return angles_in_degrees(stored, path, found[0], "rotation_angle", notes, unit, which)
+    return angles_in_degrees(stored, path, names[0], "rotation_angle", notes, unit, which)
 
 
 def _member(group: h5py.Group, name: str) -> Any:
@@ -229,21 +229,21 @@ def _without_alignment(file: h5py.File, detector: h5py.Group, path: Path, key: n
 
 def _stored_centre(detector: h5py.Group, width: int) -> float | None:
     """NeXus gives the axis relative to the detector's middle, in pixels."""
-    found = detector.get("x_rotation_axis_pixel_position")
-    if not isinstance(found, h5py.Dataset) or found.size != 1:
+    position = detector.get("x_rotation_axis_pixel_position")
+    if not isinstance(position, h5py.Dataset) or position.size != 1:
         return None
-    centre = (width - 1) / 2 + float(np.asarray(found[()]).ravel()[0])
+    centre = (width - 1) / 2 + float(np.asarray(position[()]).ravel()[0])
     return centre if 0 <= centre <= width - 1 else None
 
 
 def _pixel(detector: h5py.Group, missing: list[str]) -> tuple[float, str] | None:
-    found = _member(detector, "x_pixel_size")
-    if not isinstance(found, h5py.Dataset) or found.size != 1:
+    dset = _member(detector, "x_pixel_size")
+    if not isinstance(dset, h5py.Dataset) or dset.size != 1:
         return None
     # NeXus takes metres where nothing is said.
-    unit = text(found.attrs.get("units", "m")).strip()
+    unit = text(dset.attrs.get("units", "m")).strip()
     factor = _IN_MM.get(unit) or _IN_MM.get(unit.lower().removesuffix("s"))
-    size = float(read(found).ravel()[0])
+    size = float(read(dset).ravel()[0])
     if not (np.isfinite(size) and size > 0):
         missing.append(f"pixel size: x_pixel_size is {size:g}, which is none")
         return None

@@ -36,7 +36,7 @@ class OwnLayout(Layout):
             group = file.get("operator")
             if not isinstance(group, h5py.Group) or "name" not in group.attrs:
                 raise UserError(f"{path}: has no group 'operator' with an attribute 'name'; write it with write_scan")
-            name, given = text(group.attrs["name"]), read_parameters(group)
+            name, parameters = text(group.attrs["name"]), read_parameters(group)
             noise = read_noise(file, path, make)
             unit = text(file.attrs.get("image_unit", ""))
             has_truth = "truth" in file
@@ -49,7 +49,7 @@ class OwnLayout(Layout):
                 f"{path}: dataset 'truth' {truth.shape}: expected ({len(y)}, channels, *spatial), as 'y' {y.shape}"
             )
         volumes = read_volumes(path, len(y))
-        operator = make_for(f"{path}: group 'operator'", make)(name, **given)
+        operator = make_for(f"{path}: group 'operator'", make)(name, **parameters)
         return Measurement(
             y=y,
             operator=operator,

@@ -48,10 +48,10 @@ def read_cfl(path: Path) -> np.ndarray:
         sizes = []
     if not 1 <= len(sizes) <= len(DIMENSIONS) or min(sizes) < 1:
         raise UserError(f"{header}: expected '# Dimensions' and up to {len(DIMENSIONS)} positive sizes; write it again")
-    wanted, there = 8 * math.prod(sizes), data.stat().st_size
-    if wanted != there:
+    size, there = 8 * math.prod(sizes), data.stat().st_size
+    if size != there:
         raise UserError(
-            f"{data}: has {there} bytes, but its header says {' x '.join(map(str, sizes))} complex numbers ({wanted} bytes); "
+            f"{data}: has {there} bytes, but its header says {' x '.join(map(str, sizes))} complex numbers ({size} bytes); "
             "copy both files again"
         )
     sizes += [1] * (len(DIMENSIONS) - len(sizes))

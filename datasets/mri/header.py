@@ -56,18 +56,18 @@ def parse_header(xml: bytes, where: str, encoding: int = 0) -> Header:
     encodings = root.findall("encoding")
     if not 0 <= encoding < len(encodings):
         raise UserError(f"{where}: has {len(encodings)} encodings, none of number {encoding}; {remedy}")
-    found = encodings[encoding]
-    limits = found.find("encodingLimits/kspace_encoding_step_1")
+    section = encodings[encoding]
+    limits = section.find("encodingLimits/kspace_encoding_step_1")
     step = None
     if limits is not None:
         step = tuple(_number(limits, name, where, int) for name in ("minimum", "maximum", "center"))
-    size = found.find("reconSpace/fieldOfView_mm")
+    size = section.find("reconSpace/fieldOfView_mm")
     field = None if size is None else tuple(_number(size, axis, where, float) for axis in "xyz")
     return Header(
-        encoded=_matrix(found, "encodedSpace", where),
-        recon=_matrix(found, "reconSpace", where),
+        encoded=_matrix(section, "encodedSpace", where),
+        recon=_matrix(section, "reconSpace", where),
         step=step,  # type: ignore[arg-type]
-        trajectory=(found.findtext("trajectory") or "").strip().lower(),
+        trajectory=(section.findtext("trajectory") or "").strip().lower(),
         field_of_view=field,  # type: ignore[arg-type]
     )
 

@@ -103,44 +103,50 @@ class KSpaceLayout(Layout):
 
     def open(self, path: Path, make: Make) -> Measurement:
         path = Path(path)
-        found = self.find(path)
-        notes = found.notes
-        start, stop = (0, found.items) if self.slices is None else (self.slices if len(self.slices) == 2 else (-1, -1))
-        if not 0 <= start < stop <= found.items:
-            raise UserError(f"{path}: slices={self.slices} must be [start, stop) within the {found.items} slices")
-        rows = found.matrix[0]
-        if self.crop and found.recon is not None and found.recon[0] < rows and found.mask.ndim == 1:
-            rows = found.recon[0]
-            notes.append(f"readout of {found.matrix[0]} points cut to {rows}, the reconstructed field of view")
-        mask = self._mask(found, notes)
-        y = _Slices(found, mask, rows, start, stop)
-        sigma = found.sigma or _edge_sigma(y, mask, path)
-        how = "from the noise scans" if found.sigma else "from the corners of k-space; noise scans are not in the file"
+        acquisition = self.find(path)
+        notes = acquisition.notes
+        start, stop = (
+            (0, acquisition.items) if self.slices is None else (self.slices if len(self.slices) == 2 else (-1, -1))
+        )
+        if not 0 <= start < stop <= acquisition.items:
+            raise UserError(f"{path}: slices={self.slices} must be [start, stop) within the {acquisition.items} slices")
+        rows = acquisition.matrix[0]
+        if self.crop and acquisition.recon is not None and acquisition.recon[0] < rows and acquisition.mask.ndim == 1:
+            rows = acquisition.recon[0]
+            notes.append(f"readout of {acquisition.matrix[0]} points cut to {rows}, the reconstructed field of view")
+        mask = self._mask(acquisition, notes)
+        y = _Slices(acquisition, mask, rows, start, stop)
+        sigma = acquisition.sigma or _edge_sigma(y, mask, path)
+        how = (
+            "from the noise scans"
+            if acquisition.sigma
+            else "from the corners of k-space; noise scans are not in the file"
+        )
         notes.append(f"noise sigma {sigma:.4g}, {how}")
-        if not found.sigma:
-            found.missing.append(
+        if not acquisition.sigma:
+            acquisition.missing.append(
                 f"noise level: taken from the corners of k-space, {sigma:.4g}; --noise gaussian:SIGMA fixes it"
             )
-        operators = _Operators(self, path, make_for(path, make), y, mask, sigma, notes, found.missing)
+        operators = _Operators(self, path, make_for(path, make), y, mask, sigma, notes, acquisition.missing)
         return Measurement(
             y=y,
             operator=operators(0),
             noise=Gaussian(sigma),
-            truth=_Part(found.truth, start, stop) if found.truth is not None else None,
+            truth=_Part(acquisition.truth, start, stop) if acquisition.truth is not None else None,
             unit="a.u.",
             source=str(path),
             fingerprint=self._fingerprint(path),
             notes=notes,
-            missing=found.missing,
+            missing=acquisition.missing,
             axes="slice coil readout phase",
             operators=operators if stop - start > 1 else None,
-            region=_region((rows, found.matrix[1]), found.recon) if self.crop else None,
+            region=_region((rows, acquisition.matrix[1]), acquisition.recon) if self.crop else None,
         )
 
-    def _mask(self, found: Acquired, notes: list[str]) -> np.ndarray:
-        mask = found.mask.astype(bool)
+    def _mask(self, acquisition: Acquired, notes: list[str]) -> np.ndarray:
+        mask = acquisition.mask.astype(bool)
         columns: np.ndarray = np.asarray(np.atleast_2d(mask).any(0))
-        notes.append(f"{int(columns.sum())} of {len(columns)} k-space columns measured, {found.coils} coils")
+        notes.append(f"{int(columns.sum())} of {len(columns)} k-space columns measured, {acquisition.coils} coils")
         if self.acceleration is not None:
             keep = _sparser(columns, self.acceleration, self.centre_fraction, self.seed)
             notes.append(f"{int(keep.sum())} of these columns kept, for acceleration={self.acceleration:g}")
@@ -157,7 +163,7 @@ class KSpaceLayout(Layout):
 class _Slices:
     """k-space of the items (slices, coils, rows, columns), read when sliced; masked, and cut along the readout."""
 
-    found: Acquired
+    acquisition: Acquired
     mask: np.ndarray
     rows: int
     start: int
@@ -169,8 +175,8 @@ class _Slices:
     def __getitem__(self, rows: slice, /) -> Tensor:
         picked = range(*rows.indices(len(self)))
         if not picked:
-            return torch.empty(0, self.found.coils, self.rows, self.found.matrix[1], dtype=torch.complex64)
-        return to_tensor(np.stack([self.cut(self.found.read(self.start + item)) * self.mask for item in picked]))
+            return torch.empty(0, self.acquisition.coils, self.rows, self.acquisition.matrix[1], dtype=torch.complex64)
+        return to_tensor(np.stack([self.cut(self.acquisition.read(self.start + item)) * self.mask for item in picked]))
 
     def cut(self, kspace: np.ndarray) -> np.ndarray:
         """Keep the middle of the field of view along the readout: exact, as readout lines are measured whole."""
@@ -215,19 +221,19 @@ class _Operators:
     ) -> None:
         self.layout, self.path, self.make = layout, path, make
         self.y, self.mask, self.sigma = y, mask, sigma
-        coils = y.found.coils
-        self.size = (y.rows, y.found.matrix[1])
+        coils = y.acquisition.coils
+        self.size = (y.rows, y.acquisition.matrix[1])
         self.kept: OrderedDict[int, Operator] = OrderedDict()
-        given = layout.coil_maps
-        if given is not None:
+        maps = layout.coil_maps
+        if maps is not None:
             notes.append("coil maps given")
-            allowed = ((coils, *self.size), (y.found.items, coils, *self.size))
-            if not given.is_complex() or tuple(given.shape) not in allowed:
+            allowed = ((coils, *self.size), (y.acquisition.items, coils, *self.size))
+            if not maps.is_complex() or tuple(maps.shape) not in allowed:
                 raise UserError(
-                    f"{path}: coil_maps {given.dtype} {tuple(given.shape)}: expected complex {allowed[0]}, or with the "
-                    f"{y.found.items} slices in front"
+                    f"{path}: coil_maps {maps.dtype} {tuple(maps.shape)}: expected complex {allowed[0]}, or with the "
+                    f"{y.acquisition.items} slices in front"
                 )
-        elif y.found.maps is not None:
+        elif y.acquisition.maps is not None:
             notes.append("coil maps from the file")
         elif coils > 1:
             notes.append("coil maps calibrated from the centre of k-space (ESPIRiT)")
@@ -247,26 +253,27 @@ class _Operators:
         return self.kept[item]
 
     def _maps(self, item: int) -> np.ndarray | None:
-        given, found = self.layout.coil_maps, self.y.found
-        known: np.ndarray | None = None
-        if given is not None:
-            known = (given if given.ndim == 3 else given[self.y.start + item]).numpy()
-        elif found.maps is not None:
-            known = self.y.middle(found.maps(self.y.start + item))
-        elif found.coils == 1:
+        coil_maps, acquisition = self.layout.coil_maps, self.y.acquisition
+        maps: np.ndarray | None = None
+        if coil_maps is not None:
+            maps = (coil_maps if coil_maps.ndim == 3 else coil_maps[self.y.start + item]).numpy()
+        elif acquisition.maps is not None:
+            maps = self.y.middle(acquisition.maps(self.y.start + item))
+        elif acquisition.coils == 1:
             if not self.layout.real:
                 return None
-            known = np.ones((1, *self.size), np.complex64)
-        if known is not None and not self.layout.real:
-            return known
+            maps = np.ones((1, *self.size), np.complex64)
+        if maps is not None and not self.layout.real:
+            return maps
         kspace, mask = self.y[item : item + 1][0].numpy(), np.broadcast_to(self.mask, self.size)
-        if found.calibration is not None:
-            kspace, mask = found.calibration(self.y.start + item)
+        if acquisition.calibration is not None:
+            kspace, mask = acquisition.calibration(self.y.start + item)
             if self.y.rows != len(mask):
                 kspace, mask = self.y.cut(kspace), np.asarray(mask.all(0))
             mask = np.broadcast_to(mask, self.size)
         centre = calibration_region(kspace, mask, self.layout.calibration, str(self.path))
-        maps = espirit(centre, self.size, self.sigma).maps if known is None else known
+        if maps is None:
+            maps = espirit(centre, self.size, self.sigma).maps
         return absorb_phase(maps, centre) if self.layout.real else maps
 
 
@@ -275,7 +282,7 @@ def _edge_sigma(y: _Slices, mask: np.ndarray, path: Path) -> float:
     picked = np.unique(np.linspace(0, len(y) - 1, min(len(y), _LOOKED_AT)).round().astype(int))
     levels = []
     for item in picked.tolist():
-        kspace = y.found.read(y.start + item)
+        kspace = y.acquisition.read(y.start + item)
         if not np.isfinite(kspace).all():
             count = int((~np.isfinite(kspace)).sum())
             raise UserError(
@@ -307,8 +314,8 @@ def _sparser(columns: np.ndarray, acceleration: float, centre_fraction: float, s
     keep[count // 2 - half : count // 2 + half] = True
     keep &= columns
     others = np.flatnonzero(columns & ~keep)
-    wanted = max(round(columns.sum() / acceleration) - int(keep.sum()), 0)
-    keep[np.random.default_rng(seed).permutation(others)[:wanted]] = True
+    number = max(round(columns.sum() / acceleration) - int(keep.sum()), 0)
+    keep[np.random.default_rng(seed).permutation(others)[:number]] = True
     return keep
 
 
@@ -316,7 +323,7 @@ def _region(size: tuple[int, int], recon: tuple[int, int] | None) -> tuple[tuple
     """The middle part of an image, as fastMRI cuts it; None when that is all of it."""
     if recon is None:
         return None
-    kept = [min(n, r) for n, r in zip(size, recon, strict=True)]
-    if tuple(kept) == size:
+    part = [min(n, r) for n, r in zip(size, recon, strict=True)]
+    if tuple(part) == size:
         return None
-    return tuple(((n - k) // 2, (n - k) // 2 + k) for n, k in zip(size, kept, strict=True))
+    return tuple(((n - k) // 2, (n - k) // 2 + k) for n, k in zip(size, part, strict=True))

@@ -51,8 +51,8 @@ class Frames:
 
     def _stored(self) -> tuple[tuple[int, ...], tuple[int, ...] | None, int]:
         with open_readonly(self.path) as file:
-            found = dataset(file, self.name)
-            return tuple(found.shape), _chunks(found), found.dtype.itemsize
+            dset = dataset(file, self.name)
+            return tuple(dset.shape), _chunks(dset), dset.dtype.itemsize
 
     def load(self, rows: Sequence[int], picked: Sequence[int] | None = None) -> np.ndarray:
         """Detector rows of some of these frames, each chunk read once: (rows, frames, columns), as stored.
@@ -63,18 +63,18 @@ class Frames:
         """
         frame, row, _ = self.order
         with open_readonly(self.path) as file:
-            found = dataset(file, self.name)
+            dset = dataset(file, self.name)
 
             def part(selection: tuple[Any, ...]) -> np.ndarray:
-                return read(found, selection)
+                return read(dset, selection)
 
             if frame < 0:
                 low, high = rows[0], rows[-1] + 1
                 values = part((slice(low, high), slice(None)) if row == 0 else (slice(None), slice(low, high)))
                 return (values if row == 0 else values.T)[np.asarray(rows) - low][:, None]
-            index = np.arange(found.shape[frame]) if self.frames is None else np.asarray(self.frames)
+            index = np.arange(dset.shape[frame]) if self.frames is None else np.asarray(self.frames)
             index = index if picked is None else index[list(picked)]
-            return gather(part, found.shape, _chunks(found), self.order, rows, index.tolist(), found.dtype.itemsize)
+            return gather(part, dset.shape, _chunks(dset), self.order, rows, index.tolist(), dset.dtype.itemsize)
 
     def cache(self, rows: tuple[int, int], picked: Sequence[int]) -> RowCache:
         """Reads slabs of detector rows start..stop of the picked frames in few passes."""
@@ -88,11 +88,11 @@ class Frames:
         return RowCache(self.load, rows, picked, chunks[row], row_bytes, chunks[frame] >= shape[frame], chunk_of)
 
 
-def _chunks(found: h5py.Dataset) -> tuple[int, ...] | None:
+def _chunks(dset: h5py.Dataset) -> tuple[int, ...] | None:
     """What is decompressed at once. The sources of a virtual dataset are most often files of one frame, or of a few."""
-    if found.is_virtual:
-        return (1, *found.shape[1:]) if found.ndim == 3 else None
-    return found.chunks
+    if dset.is_virtual:
+        return (1, *dset.shape[1:]) if dset.ndim == 3 else None
+    return dset.chunks
 
 
 def kept(count: int, thin: int) -> slice:
@@ -269,12 +269,12 @@ class LineIntegrals:
                 stuck_count += int(stuck.sum())
             if how.zingers:
                 gain = None if how.gain is None else how.gain / open_[k]
-                found = spikes(signal[k] / open_[k], order, moves, gain)
-                for angle in np.flatnonzero(found.any(1)):
+                zingers = spikes(signal[k] / open_[k], order, moves, gain)
+                for angle in np.flatnonzero(zingers.any(1)):
                     transmission = signal[k, angle] / open_[k]
-                    _fill(transmission, transmission, found[angle], where)
+                    _fill(transmission, transmission, zingers[angle], where)
                     signal[k, angle] = transmission * open_[k]
-                spike_count += int(found.sum())
+                spike_count += int(zingers.sum())
             if how.air:
                 edges = np.r_[: how.air, signal.shape[2] - how.air : signal.shape[2]]
                 level = (signal[k][:, edges] / open_[k, edges]).mean(1)

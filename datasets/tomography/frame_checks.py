@@ -92,7 +92,7 @@ def odd_darks(dark: np.ndarray, white: np.ndarray, where: str) -> np.ndarray:
 
 
 def beam_levels(transmission: np.ndarray) -> np.ndarray:
-    """How bright each frame's brightest part is: the 95 % quantile of (rows, frames, columns), a number a frame."""
+    """How bright each frame's brightest part is: the 95 % quantile of (rows, frames, columns), one number per frame."""
     return np.quantile(transmission, 0.95, (0, 2))
 
 
@@ -110,7 +110,7 @@ class Monitor:
 
     Args:
         name: dataset that says so.
-        projections: one number a projection.
+        projections: one number per projection.
         flats: one number a flat.
     """
 

@@ -266,9 +266,9 @@ def picked_frames(count: int, thin: int, good: np.ndarray) -> list[int]:
 
 
 def _without(frames: Frames, values: np.ndarray, odd: np.ndarray) -> tuple[Frames, np.ndarray, np.ndarray]:
-    left = np.setdiff1d(np.arange(values.shape[1]), odd)
-    index = left if frames.frames is None else np.asarray(frames.frames)[left]
-    return replace(frames, frames=tuple(index.tolist())), values[:, left], left
+    rest = np.setdiff1d(np.arange(values.shape[1]), odd)
+    index = rest if frames.frames is None else np.asarray(frames.frames)[rest]
+    return replace(frames, frames=tuple(index.tolist())), values[:, rest], rest
 
 
 def _listed(index: np.ndarray) -> str:

@@ -41,18 +41,18 @@ def spikes(transmission: np.ndarray, order: np.ndarray, moves: int, gain: np.nda
         below.append(minimum_filter1d(values, size, axis=1, mode="nearest")[index])
     # A feature shows in all four; a spike of one of them must not hide that of another.
     above, below = np.sort(above, 0)[2], np.clip(np.sort(below, 0)[1], 0, None)
-    found = none.copy()
+    outliers = none.copy()
     # 2 * gain: counts near zero scatter more than the root of what is seen.
     for odd in (
         values > 1.2 * above + _SIGMAS * np.sqrt(gain * (np.clip(above, 0, None) + 2 * gain)),
         # Next to nothing: two features that cross for one angle darken more than either.
         (values < 0.01 * below) & (values < below - _SIGMAS * np.sqrt(gain * (below + 2 * gain))),
     ):
-        found |= odd & ~binary_opening(odd, np.ones((1, _WIDE + 1)))
+        outliers |= odd & ~binary_opening(odd, np.ones((1, _WIDE + 1)))
     # What leaks into the pixels beside it is weaker, and as wrong.
-    found = binary_dilation(found, np.ones((1, 3))) if found.any() else found
+    outliers = binary_dilation(outliers, np.ones((1, 3))) if outliers.any() else outliers
     back = np.empty_like(none)
-    back[order] = found
+    back[order] = outliers
     return back
 
 

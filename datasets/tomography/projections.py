@@ -103,8 +103,8 @@ class Projections(Layout):
             zingers: replace single values that no neighbouring projection shows, too bright or too dark.
             dead_pixels: fill detector pixels that flats or projections show to be weak, stuck or flickering; those without
                 any beam are always filled.
-            monitor: normalise by the beam's recorded intensity: "auto" takes the file's where the data agree, "off" none, or
-                the name of a dataset with one number a frame.
+            monitor: normalise by the beam's measured intensity: "auto" takes the file's where the data agree, "off" none, or
+                the name of a dataset with one number per frame.
             air: normalise each projection by so many columns at both edges of the detector, which see no object.
             angle_unit: unit of the angles, where the file's is missing or wrong.
         """
@@ -122,12 +122,12 @@ class Projections(Layout):
         self.thin, self.bin, self.centre, self.rows = thin, bin, centre, rows
         self.image_size, self.pixel_size, self.length_unit = image_size, pixel_size, length_unit
         self.normalised, self.rings, self.entry = normalised, rings, entry
-        for name, given, known in (
+        for name, choice, choices in (
             ("flats", flats, ("robust", "mean")),
             ("angle_unit", angle_unit, ("file", "degrees", "radians")),
         ):
-            if given not in known:
-                raise UserError(f"layout {self.name!r}: {name} must be one of {', '.join(known)}, got {given!r}")
+            if choice not in choices:
+                raise UserError(f"layout {self.name!r}: {name} must be one of {', '.join(choices)}, got {choice!r}")
         if air < 0:
             raise UserError(f"layout {self.name!r}: air must be 0 or a number of detector columns, got {air}")
         self.flats, self.bad_frames, self.zingers, self.dead_pixels = flats, bad_frames, zingers, dead_pixels
@@ -171,10 +171,10 @@ class Projections(Layout):
         y = LineIntegrals(
             scan.data, looked.white, looked.dark, start, stop, picked, self.bin, self.rings, looked.treatment
         )
-        left = degrees[picked]
-        span = f"{left.min():.4g} to {left.max():.4g} degrees"
+        angles = degrees[picked]
+        span = f"{angles.min():.4g} to {angles.max():.4g} degrees"
         notes.append(
-            f"{len(left)} of {len(degrees)} angles kept ({span}), detector rows {start} to {stop - 1} as items"
+            f"{len(angles)} of {len(degrees)} angles kept ({span}), detector rows {start} to {stop - 1} as items"
         )
         if scan.width % self.bin:
             notes.append(f"bin={self.bin} drops the last {scan.width % self.bin} of {scan.width} detector pixels")
@@ -199,7 +199,7 @@ class Projections(Layout):
         count = scan.width // self.bin
         parameters = {
             "image_size": self.image_size or self._image_size(looked, centre, scan.width, notes),
-            "angles": left.tolist(),
+            "angles": angles.tolist(),
             "detectors": count,
             "centre": (centre + 0.5) / self.bin - 0.5,
             "pixel_size": size * self.bin,
@@ -233,10 +233,10 @@ class Projections(Layout):
             return self.centre
         says = "" if scan.centre is None else f"; the file says {scan.centre:g}"
         try:
-            found, how = find_centre(
+            centre, how = find_centre(
                 looked.sinogram(),
                 scan.degrees[looked.good],
-                lambda given: make("ct", **given),
+                lambda parameters: make("ct", **parameters),
                 str(path),
             )
         except UserError:
@@ -244,10 +244,10 @@ class Projections(Layout):
                 raise
             scan.notes.append(f"rotation centre {scan.centre:g}, from the file; the data do not tell it")
             return scan.centre
-        scan.notes.append(f"rotation centre {found:.2f} found ({how}){says}; centre= fixes it")
+        scan.notes.append(f"rotation centre {centre:.2f} found ({how}){says}; centre= fixes it")
         if scan.centre is None:
-            missing.append(f"rotation centre: searched, {found:.2f}; --read centre={found:.2f} fixes it")
-        return found
+            missing.append(f"rotation centre: searched, {centre:.2f}; --read centre={centre:.2f} fixes it")
+        return centre
 
     def _image_size(self, looked: Looked, centre: float, width: int, notes: list[str]) -> int:
         """As many pixels as detector pixels, or as the scan shows in all: a full turn around an axis near the edge shows more."""
@@ -296,37 +296,37 @@ def full_turn(degrees: np.ndarray) -> bool:
 
 
 def angles_in_degrees(
-    found: h5py.Dataset,
+    dset: h5py.Dataset,
     path: Path,
     name: str,
     kind: str,
     notes: list[str],
-    said: str = "file",
+    angle_unit: str = "file",
     which: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Angles of a dataset, in degrees, from its units; never invented.
 
     Args:
-        found: the dataset.
+        dset: the dataset.
         path, name: for messages.
         kind: what the file calls them, for notes.
         notes: told when the unit was taken from the range, or from the user.
-        said: the unit as the user gives it; "file" for the file's own.
+        angle_unit: the unit as the user gives it; "file" for the file's own.
         which: positions that are projections, of which the unit is judged; default all.
 
     Raises:
         UserError: not finite, constant, or in a unit that is unknown, cannot be told, or contradicts the values.
     """
-    every = read(found).astype(np.float64).ravel()
+    every = read(dset).astype(np.float64).ravel()
     theta = every if which is None else every[list(which)]
     if not np.isfinite(theta).all():
         raise UserError(f"{path}: {name} has NaN or infinite angles; write them again")
     if len(theta) > 1 and not np.ptp(theta) > 0:
         raise UserError(f"{path}: {name} is {theta[0]:g} for all {len(theta)} projections; write the angles again")
-    span, unit = np.ptp(theta), text(found.attrs.get("units", found.attrs.get("unit", ""))).strip().lower()
-    if said != "file":
-        notes.append(f"{kind} is in {said}, as given{f' (the file says {shown(unit)})' if unit else ''}")
-        return theta if said == "degrees" else np.rad2deg(theta)
+    span, unit = np.ptp(theta), text(dset.attrs.get("units", dset.attrs.get("unit", ""))).strip().lower()
+    if angle_unit != "file":
+        notes.append(f"{kind} is in {angle_unit}, as given{f' (the file says {shown(unit)})' if unit else ''}")
+        return theta if angle_unit == "degrees" else np.rad2deg(theta)
     if unit in ("degree", "degrees", "deg", "°"):
         if len(theta) >= _FEW_ANGLES and span < _SPAN_OF_RADIANS:
             raise UserError(
@@ -356,9 +356,9 @@ def angles_in_degrees(
     return theta
 
 
-def linked_files(found: h5py.Dataset, path: Path) -> list[Path]:
+def linked_files(dset: h5py.Dataset, path: Path) -> list[Path]:
     """The other files in which a dataset's numbers lie, by an external link or as a virtual dataset, at any depth."""
-    return sorted(f for f in source_files(found) if f.resolve() != path.resolve())
+    return sorted(f for f in source_files(dset) if f.resolve() != path.resolve())
 
 
 def option_hash(layout: Any) -> str:

@@ -34,24 +34,26 @@ def gather(
         shape, chunks: of the stored array; chunks None where it lies in one piece.
         order: its axes that are frame, row and column.
         rows, frames: which, rising.
-        itemsize: bytes a number.
+        itemsize: bytes per number.
     """
     frame, row, column = order
     deep, high = (chunks[frame], chunks[row]) if chunks else (1, 1)
     out: np.ndarray | None = None
     width = shape[column] * itemsize
-    wanted, picked = np.asarray(rows), np.asarray(frames)
+    row_index, frame_index = np.asarray(rows), np.asarray(frames)
     # In one piece, rows lie apart and frames that are skipped cost little; chunks that are not wanted are not read.
-    for group in _groups(wanted, high, max(1, _TILE // max(width * deep, 1)), 1):
-        low, top = int(wanted[group[0]]), int(wanted[group[-1]]) + 1
-        for few in _groups(picked, deep, max(deep, _TILE // max(width * (top - low), 1)), 1 if chunks else 8):
-            first, last = int(picked[few[0]]), int(picked[few[-1]]) + 1
+    for group in _groups(row_index, high, max(1, _TILE // max(width * deep, 1)), 1):
+        low, top = int(row_index[group[0]]), int(row_index[group[-1]]) + 1
+        for few in _groups(frame_index, deep, max(deep, _TILE // max(width * (top - low), 1)), 1 if chunks else 8):
+            first, last = int(frame_index[few[0]]), int(frame_index[few[-1]]) + 1
             selection = [slice(None)] * len(shape)
             selection[frame], selection[row] = slice(first, last), slice(low, top)
             part = read(tuple(selection)).transpose(row, frame, column)
             if out is None:
-                out = np.empty((len(wanted), len(picked), shape[column]), part.dtype)
-            out[group[0] : group[-1] + 1, few[0] : few[-1] + 1] = part[wanted[group] - low][:, picked[few] - first]
+                out = np.empty((len(row_index), len(frame_index), shape[column]), part.dtype)
+            out[group[0] : group[-1] + 1, few[0] : few[-1] + 1] = part[row_index[group] - low][
+                :, frame_index[few] - first
+            ]
     assert out is not None
     return out
 

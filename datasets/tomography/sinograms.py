@@ -105,13 +105,13 @@ def _frames(path: Path, name: str, file: str, rows: int, columns: int, notes: li
         raise UserError(f"{path}: {name}={file}: no such file")
     source = open_array(Path(file), None)
     values = source.read((slice(None),) * len(source.shape)).astype(np.float64)
-    wanted = (rows, columns) if rows > 1 and values.ndim > 1 else (columns,)
-    if values.shape[-len(wanted) :] != wanted or not np.isfinite(values).all():
+    size = (rows, columns) if rows > 1 and values.ndim > 1 else (columns,)
+    if values.shape[-len(size) :] != size or not np.isfinite(values).all():
         raise UserError(
-            f"{path}: {name}={file} holds {values.shape}, expected finite frames (..., {', '.join(map(str, wanted))}), as "
+            f"{path}: {name}={file} holds {values.shape}, expected finite frames (..., {', '.join(map(str, size))}), as "
             "the scan's detector"
         )
-    frames = values.reshape(-1, *wanted)
+    frames = values.reshape(-1, *size)
     notes.append(f"{name} field: median of {len(frames)} frames of {Path(file).name}")
     return np.broadcast_to(np.median(frames, axis=0), (rows, columns)).copy()
 
@@ -146,10 +146,10 @@ def reader(
         row_of: item -> detector row.
     """
 
-    def found(item: int) -> np.ndarray:
+    def integrals(item: int) -> np.ndarray:
         stored = read(item).astype(np.float64)
         if beam is not None:
             stored = beam.transmission(stored, row_of(item))
         return stored if values == "integrals" else line_integrals(stored)
 
-    return found
+    return integrals

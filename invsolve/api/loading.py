@@ -113,7 +113,7 @@ def _load_prior(name: str | Path, parameters_: dict[str, Any]) -> Prior:
 
 
 def _with_error_curve(prior: Prior, path: Path) -> Prior:
-    """Take over the curve that `invsolve prior calibrate` wrote beside a foreign checkpoint, if there is one."""
+    """Take over the curve that `invsolve prior measure` wrote beside a foreign checkpoint, if there is one."""
     beside = path.with_name(f"{path.name}.error_curve.json")
     # Beside a name as long as a file system allows, none can be that is longer.
     if len(os.fsencode(beside.name)) <= 255 and beside.is_file():
@@ -122,7 +122,7 @@ def _with_error_curve(prior: Prior, path: Path) -> Prior:
         except (OSError, ValueError, KeyError, TypeError):
             curve = None
         if not is_error_curve(curve):
-            raise UserError(f"{beside}: is no error curve; remove it, or write it again with invsolve prior calibrate")
+            raise UserError(f"{beside}: is no error curve; remove it, or write it again with invsolve prior measure")
         prior.error_curve = curve
     return prior
 

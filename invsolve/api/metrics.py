@@ -60,23 +60,23 @@ def coverage(
 
     if samples < 2:
         return {}
-    found = {}
+    shares = {}
     for level in levels:
         factor = student.ppf((1 + level) / 2, samples - 1) if samples < 200 else NormalDist().inv_cdf((1 + level) / 2)
         half = float(factor) * math.sqrt(1 + 1 / samples) * std
-        found[f"coverage_{round(level * 100)}"] = float(((truth - mean).abs() <= half).double().mean())
-    return found
+        shares[f"coverage_{round(level * 100)}"] = float(((truth - mean).abs() <= half).double().mean())
+    return shares
 
 
 def score(
     mean: Tensor, truth: Tensor, data_range: float, std: Tensor | None = None, samples: int = 1
 ) -> dict[str, float]:
     """All metrics of one item (C, *spatial); no SSIM of images smaller than its window."""
-    found = {"psnr": psnr(mean, truth, data_range)}
+    figures = {"psnr": psnr(mean, truth, data_range)}
     if min(truth.shape[-2:] if truth.ndim > 2 else truth.shape[-1:]) >= SSIM_WINDOW:
-        found["ssim"] = ssim(mean, truth, data_range)
-    found["nrmse"] = nrmse(mean, truth)
-    return found | (coverage(mean, std, truth, samples) if std is not None else {})
+        figures["ssim"] = ssim(mean, truth, data_range)
+    figures["nrmse"] = nrmse(mean, truth)
+    return figures | (coverage(mean, std, truth, samples) if std is not None else {})
 
 
 def range_of(truth: Tensor) -> float:

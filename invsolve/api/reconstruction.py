@@ -71,14 +71,14 @@ def reconstruct(
     sink = Memory(len(measurement.y))
     execute(run, sink, progress)
     diagnostics = sink.diagnostics()
-    found = discrepancy.examine(diagnostics["discrepancy"], diagnostics["discrepancy_dof"], run)
-    if found.warning:
-        warnings.warn(found.warning, discrepancy.DiscrepancyWarning, stacklevel=2)
+    report = discrepancy.examine(diagnostics["discrepancy"], diagnostics["discrepancy_dof"], run)
+    if report.warning:
+        warnings.warn(report.warning, discrepancy.DiscrepancyWarning, stacklevel=2)
     return Reconstruction(
         mean=sink.stack("mean"),
         std=sink.stack("std"),
         samples=sink.stack("samples"),
-        diagnostics=diagnostics | {"discrepancy_report": str(found)},
+        diagnostics=diagnostics | {"discrepancy_report": str(report)},
         provenance=provenance(run),
     )
 

@@ -63,23 +63,23 @@ def bench_posterior(
     made = {n: api.strategy(n) if evaluations is None else api.strategy(n).at_cost(evaluations) for n in names}
     rows = []
     for problem in problems or chosen.usual:
-        found: dict[str, list[dict[str, float]]] = {n: [] for n in names}
+        runs_by_name: dict[str, list[dict[str, float]]] = {n: [] for n in names}
         failed = dict.fromkeys(names, 0)
         for seed in range(repeats or chosen.repeats):
             measure = chosen.make(problem, seed, samples, device)
-            for n in list(found):
+            for n in list(runs_by_name):
                 say(f"{problem}, {n}" + (f", random problem {seed + 1}" if (repeats or chosen.repeats) > 1 else ""))
                 try:
-                    found[n].append(measure(made[n], seed + 1))
+                    runs_by_name[n].append(measure(made[n], seed + 1))
                 except UserError as error:
                     if n in strategies and len(problems) == 1:
                         raise
                     say(f"left out: {error}")
-                    del found[n]
+                    del runs_by_name[n]
                 except NonFinite as error:
                     say(f"failed: {error}")
                     failed[n] += 1
-        for n, runs in found.items():
+        for n, runs in runs_by_name.items():
             figures = {key: median(run[key] for run in runs) for key in runs[0]} if runs else {}
             rows.append({"family": name, "problem": problem, "strategy": n, **figures, "failed": failed[n]})
     return rows

@@ -42,10 +42,10 @@ class Calibration:
 
     def rows(self) -> list[dict[str, Any]]:
         """Per functional: p-values, a verdict at 1 % over all functionals together (Bonferroni), and the ranks."""
-        found = []
+        table = []
         for name, ranks in self.ranks.items():
             band = rank_tests.ecdf_band(ranks, self.samples)
-            found.append(
+            table.append(
                 {
                     "functional": name,
                     "p_chi_square": rank_tests.chi_square(ranks, self.samples),
@@ -55,7 +55,7 @@ class Calibration:
                     "ranks": ranks.tolist(),
                 }
             )
-        return found
+        return table
 
 
 def calibrate(
@@ -158,8 +158,8 @@ def functionals(images: Tensor) -> dict[str, Tensor]:
     flat = images.flatten(1).double()
     directions = torch.randn(5, flat.shape[1], dtype=flat.dtype, generator=torch.Generator().manual_seed(0))
     projections = flat @ directions.T
-    found = {f"projection {k + 1}": projections[:, k] for k in range(len(directions))}
-    return found | {"pixel mean": flat.mean(1), "norm": flat.norm(dim=1)}
+    values = {f"projection {k + 1}": projections[:, k] for k in range(len(directions))}
+    return values | {"pixel mean": flat.mean(1), "norm": flat.norm(dim=1)}
 
 
 def draw_figure(calibration: Calibration, path: Path) -> None:

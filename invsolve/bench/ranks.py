@@ -42,8 +42,8 @@ def ecdf_band(ranks: np.ndarray, samples: int, simulations: int = 2000, seed: in
         return tails[np.arange(samples), below].min(1)
 
     uniform = np.random.default_rng(seed).integers(0, samples + 1, (simulations, trials))
-    found = statistic(ranks[None])[0]
-    return float((1 + np.count_nonzero(statistic(uniform) <= found)) / (1 + simulations))
+    smallest_tail = statistic(ranks[None])[0]
+    return float((1 + np.count_nonzero(statistic(uniform) <= smallest_tail)) / (1 + simulations))
 
 
 def verdict(ranks: np.ndarray, samples: int, p_value: float, level: float) -> str:

@@ -1,1 +1,1 @@
-"""The command line: one verb a job. Nothing heavy is imported before a command needs it."""
+"""The command line: one verb per job. Nothing heavy is imported before a command needs it."""

@@ -36,8 +36,8 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(plugins.app, name="plugins")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(flag: bool) -> None:
+    if flag:
         from invsolve import __version__
 
         typer.echo(__version__)

@@ -39,9 +39,11 @@ def posterior(
         ),
     ] = None,
     evaluations: Annotated[
-        int | None, typer.Option(help="Network calls and backward passes a sample; default each's own.")
+        int | None, typer.Option(help="Network calls and backward passes per sample; default each's own.")
     ] = None,
-    samples: Annotated[int, typer.Option(help="Draws a problem; the floor of the mean error is 1 / sqrt of it.")] = 256,
+    samples: Annotated[
+        int, typer.Option(help="Draws per problem; the floor of the mean error is 1 / sqrt of it.")
+    ] = 256,
     repeats: Annotated[
         int | None,
         typer.Option("--repeats", "--seeds", help="Random problems, whose median is shown; default the family's."),
@@ -50,26 +52,28 @@ def posterior(
     plugin: Plugins = None,
     json_: AsJson = False,
 ) -> None:
-    """Compare samples with exact posteriors, one table a problem."""
+    """Compare samples with exact posteriors, one table per problem."""
     start(plugin)
     from invsolve import bench
 
-    wanted = family or ["gaussian"]
+    families = family or ["gaussian"]
     rows = []
     parts = []
-    for name in list(bench.FAMILIES) if "all" in wanted else wanted:
+    for name in list(bench.FAMILIES) if "all" in families else families:
         chosen = bench.family(name)
-        found = bench.bench_posterior(name, strategy or [], problem or [], evaluations, samples, repeats, device, note)
-        for which in dict.fromkeys(r["problem"] for r in found):
+        results = bench.bench_posterior(
+            name, strategy or [], problem or [], evaluations, samples, repeats, device, note
+        )
+        for which in dict.fromkeys(r["problem"] for r in results):
             body = []
-            for r in found:
+            for r in results:
                 if r["problem"] == which:
                     cells = [f"{r[c]:.2f}" if c in r else "-" for c in chosen.columns]
                     cost = [f"{r['evaluations']:.0f}", f"{r['seconds']:.1f}"] if "evaluations" in r else ["failed", "-"]
                     body.append([r["strategy"], *cells, *cost])
             parts.append(f"{which}\n" + table(["strategy", *chosen.columns.values(), "evaluations", "seconds"], body))
         parts.append(chosen.legend.format(samples=samples, floor=samples**-0.5))
-        rows += found
+        rows += results
     emit(rows, json_, "\n\n".join(parts))
 
 
@@ -109,11 +113,11 @@ def calibrate(
 
     knowledge = api.load_prior(prior, **key_values(set_prior))
     size = image_size or knowledge.event_shape[-1]
-    given = key_values(set_)
-    forward = api.operator(operator, **(api.fill_image_size(operator, given, size) if size else given))
+    parameters = key_values(set_)
+    forward = api.operator(operator, **(api.fill_image_size(operator, parameters, size) if size else parameters))
     method = api.strategy(strategy, **key_values(set_strategy))
     channels = knowledge.event_shape[0] or 1
-    found = sbc.calibrate(
+    calibration = sbc.calibrate(
         knowledge,
         forward,
         make_noise(noise),
@@ -126,20 +130,20 @@ def calibrate(
         device,
         note,
     )
-    rows = found.rows()
+    rows = calibration.rows()
     if figure is not None:
-        sbc.draw_figure(found, figure)
+        sbc.draw_figure(calibration, figure)
     body = [
         [r["functional"], f"|{r['histogram']}|", f"{r['p_chi_square']:.3f}", f"{r['p_ecdf']:.3f}", r["verdict"]]
         for r in rows
     ]
     legend = (
-        f"{trials} truths ({found.truths}), each ranked among {samples} samples; exact samples give flat histograms. Verdicts at "
-        f"1 % over all {len(rows)} functionals."
+        f"{trials} truths ({calibration.truths}), each ranked among {samples} samples; exact samples give flat histograms. "
+        f"Verdicts at 1 % over all {len(rows)} functionals."
     )
     text = table(["functional", "ranks", "p chi-square", "p ECDF band", "verdict"], body)
     emit(
-        {"trials": trials, "samples": samples, "truths": found.truths, "functionals": rows},
+        {"trials": trials, "samples": samples, "truths": calibration.truths, "functionals": rows},
         json_,
         f"{text}\n\n{legend}",
     )

@@ -27,20 +27,20 @@ Read = Annotated[
 ]
 
 
-def key_values(given: Sequence[str] | None) -> dict[str, Any]:
+def key_values(texts: Sequence[str] | None) -> dict[str, Any]:
     """Read key=value options; values are TOML (numbers, true, [1, 2], "text"), or text as it stands."""
     from invsolve.errors import UserError
 
-    found: dict[str, Any] = {}
-    for text in given or []:
+    values: dict[str, Any] = {}
+    for text in texts or []:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UserError(f"{text!r}: write KEY=VALUE, such as steps=200")
         try:
-            found[key.strip()] = tomllib.loads(f"v = {value}")["v"]
+            values[key.strip()] = tomllib.loads(f"v = {value}")["v"]
         except tomllib.TOMLDecodeError:
-            found[key.strip()] = value.strip()
-    return found
+            values[key.strip()] = value.strip()
+    return values
 
 
 def start(plugin_files: Sequence[Path] | None) -> None:

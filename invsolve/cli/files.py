@@ -94,7 +94,7 @@ def reconstruct(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Time a few steps, say what all would take; write nothing.")
     ] = False,
-    checkpoint_every: Annotated[
+    snapshot_every: Annotated[
         float, typer.Option(help="To go on from after a kill; 60.", metavar="SECONDS", show_default=False)
     ] = 60.0,
     layout: Annotated[str | None, typer.Option(help="Layout of the file, where it is not recognised.")] = None,
@@ -124,7 +124,7 @@ def reconstruct(
         workers=workers,
         scheduler=scheduler,
         plugins=tuple(plugin or ()),
-        checkpoint_every=checkpoint_every,
+        snapshot_every=snapshot_every,
     )
     if dry_run:
         from invsolve.jobs import dryrun

@@ -23,14 +23,14 @@ def inspect(
     start(plugin)
     from invsolve.files.inspection import inspect_file
 
-    found = inspect_file(file, layout, key_values(read))
-    emit(found, json_, _text(found))
+    facts = inspect_file(file, layout, key_values(read))
+    emit(facts, json_, _text(facts))
 
 
-def _text(found: dict[str, Any]) -> str:
-    layout = f" (layout {found['layout']})" if "layout" in found else ""
-    lines = [f"{found['file']}: {found['text']}{layout}"]
-    y, image, operator = found.get("y"), found.get("image"), found.get("operator")
+def _text(facts: dict[str, Any]) -> str:
+    layout = f" (layout {facts['layout']})" if "layout" in facts else ""
+    lines = [f"{facts['file']}: {facts['text']}{layout}"]
+    y, image, operator = facts.get("y"), facts.get("image"), facts.get("operator")
     rows: list[tuple[str, str]] = []
     if y:
         rows.append(
@@ -45,24 +45,24 @@ def _text(found: dict[str, Any]) -> str:
         size = f", pixel {_times(image['spacing'])} {image['spacing_unit']}" if image.get("spacing") else ""
         rows.append(("images", f"{image['items']} x {_times(image['shape'])}{number}{unit}{size}"))
     if y:
-        noise = found["noise"]
-        said = "not in the file"
+        noise = facts["noise"]
+        noise_text = "not in the file"
         if noise is not None:
             parts = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in noise.items() if k != "name"]
-            said = ", ".join([noise["name"], *parts])
-        rows.append(("noise", said))
-        rows.append(("truth", "in the file" if found["truth"] else "none"))
+            noise_text = ", ".join([noise["name"], *parts])
+        rows.append(("noise", noise_text))
+        rows.append(("truth", "in the file" if facts["truth"] else "none"))
     width = max((len(name) for name, _ in rows), default=0)
     lines += [f"  {name.ljust(width)}  {text}" for name, text in rows]
-    if not rows and found["datasets"]:
+    if not rows and facts["datasets"]:
         lines.append("  holds")
-        lines += [f"    {name}  {text}" for name, text in list(found["datasets"].items())[:_LISTED]]
-        if len(found["datasets"]) > _LISTED:
-            lines.append(f"    and {len(found['datasets']) - _LISTED} more")
+        lines += [f"    {name}  {text}" for name, text in list(facts["datasets"].items())[:_LISTED]]
+        if len(facts["datasets"]) > _LISTED:
+            lines.append(f"    and {len(facts['datasets']) - _LISTED} more")
     for title, key in (("how it was read", "notes"), ("missing", "missing")):
-        if found.get(key):
-            lines += ["", f"{title}:", *(f"  - {line}" for line in found[key])]
-    for entry in found["commands"]:
+        if facts.get(key):
+            lines += ["", f"{title}:", *(f"  - {line}" for line in facts[key])]
+    for entry in facts["commands"]:
         lines += ["", f"{entry['does']}:", f"  {entry['command']}"]
     return "\n".join(lines)
 

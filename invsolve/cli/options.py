@@ -21,9 +21,9 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         parameters += map(_parameter, declared()) if parameter.name == "options" else [parameter]
 
     @functools.wraps(command)
-    def read(**given: Any) -> None:
-        options = Options(**{option.name: given.pop(option.name) for option in declared()})
-        command(**given, options=options)
+    def read(**values: Any) -> None:
+        options = Options(**{option.name: values.pop(option.name) for option in declared()})
+        command(**values, options=options)
 
     read.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     read.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

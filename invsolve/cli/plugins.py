@@ -39,16 +39,16 @@ def list_(
     if markdown:
         print("\n\n".join(tables.markdown(kind) for kind in registry.KINDS))
         return
-    found = {
+    summaries = {
         kind: {name: tables.summary(cls) for name, cls in registry.available(kind).items()} for kind in registry.KINDS
     }
-    rows = [[kind, name, text] for kind, names in found.items() for name, text in names.items()]
+    rows = [[kind, name, text] for kind, names in summaries.items() for name, text in names.items()]
     widths = [max(len(row[k]) for row in rows) for k in (0, 1)]
     room = max(shutil.get_terminal_size().columns - sum(widths) - 4, 30)
     lines = [
         f"{kind.ljust(widths[0])}  {name.ljust(widths[1])}  {textwrap.shorten(text, room)}" for kind, name, text in rows
     ]
-    emit(found, json_, "\n".join(lines))
+    emit(summaries, json_, "\n".join(lines))
 
 
 @app.command()
@@ -63,10 +63,10 @@ def show(
     from invsolve.errors import UserError, suggestion
     from invsolve.registry.parameters import parameters
 
-    known = {n: (kind, cls) for kind in registry.KINDS for n, cls in registry.available(kind).items()}
-    if name not in known:
-        raise UserError(f"no plugin is called {name!r}.{suggestion(name, known)}")
-    kind, cls = known[name]
+    plugins = {n: (kind, cls) for kind in registry.KINDS for n, cls in registry.available(kind).items()}
+    if name not in plugins:
+        raise UserError(f"no plugin is called {name!r}.{suggestion(name, plugins)}")
+    kind, cls = plugins[name]
     rows = [
         {"name": p.name, "type": p.type, "default": "required" if p.required else _plain(p.default), "text": p.text}
         for p in parameters(cls)

@@ -1,4 +1,4 @@
-"""The commands about priors: show, calibrate."""
+"""The commands about priors: show, measure."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def show(
         rows = zip(loaded.error_curve["sigma"], loaded.error_curve["mse"], strict=True)
         text += "\n\n" + table(["sigma", "mean squared error"], [[f"{s:.4g}", f"{m:.4g}"] for s, m in rows])
     else:
-        text += "\nerror curve  not measured: invsolve prior calibrate"
+        text += "\nerror curve  not measured: invsolve prior measure"
     emit(facts | {"header": header}, json_, text)
 
 
 @app.command()
-def calibrate(
+def measure(
     prior: Annotated[str, typer.Argument(help="Registered prior or checkpoint file.")],
     images: Annotated[Path, typer.Argument(help="HDF5 file with images that the prior has not seen, in its units.")],
     out: Annotated[
@@ -78,10 +78,10 @@ def calibrate(
 ) -> None:
     """Measure what a prior's denoiser leaves wrong at 16 noise levels, and store the curve with it."""
     start(plugin)
-    from invsolve.training.calibrate import calibrate_file
+    from invsolve.training.measure import measure_file
     from invsolve.training.settings import make_settings
 
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "dataset": dataset,
         "axes": axes,
         "slice_axis": slice_axis,
@@ -89,10 +89,10 @@ def calibrate(
         "crop": sizes("--crop", crop),
         "batch_size": batch_size,
     }
-    if isinstance(given["crop"], list) and len(given["crop"]) == 1:
-        given["crop"] = given["crop"][0]
+    if isinstance(options["crop"], list) and len(options["crop"]) == 1:
+        options["crop"] = options["crop"][0]
     stop = StopOnSignal()
-    result = calibrate_file(prior, images, out, make_settings(given), device, overwrite, note, stop.asked)
+    result = measure_file(prior, images, out, make_settings(options), device, overwrite, note, stop.asked)
     curve = result["error_curve"]
     rows = [[f"{s:.4g}", f"{m:.4g}"] for s, m in zip(curve["sigma"], curve["mse"], strict=True)]
     emit(
@@ -103,14 +103,14 @@ def calibrate(
 
 
 def _flat(values: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
-    """Nested facts, one a line; what is not set is left out."""
-    found: list[tuple[str, Any]] = []
+    """Nested facts, one per line; what is not set is left out."""
+    facts: list[tuple[str, Any]] = []
     for name, value in values.items():
         if isinstance(value, dict):
-            found += _flat(value, f"{before}{name}.")
+            facts += _flat(value, f"{before}{name}.")
         elif value is not None and value != "":
-            found.append((f"{before}{name}", value))
-    return found
+            facts.append((f"{before}{name}", value))
+    return facts
 
 
 def _short(value: Any) -> str:

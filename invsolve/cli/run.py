@@ -39,7 +39,8 @@ def run(
         bool, typer.Option("--keep-going", help="After a failure go on with what does not depend on it.")
     ] = False,
     log_json: Annotated[
-        str | None, typer.Option(help="Append events to a file, one JSON object a line; - prints them.", metavar="FILE")
+        str | None,
+        typer.Option(help="Append events to a file, one JSON object per line; - prints them.", metavar="FILE"),
     ] = None,
     points: Annotated[bool, typer.Option("--points", help="List the combinations of the sweeps; run nothing.")] = False,
     prune: Annotated[
@@ -138,7 +139,7 @@ def _listener(log: Callable[[dict[str, Any]], None] | None) -> Callable[[dict[st
         if "step" not in what:
             return
         name = f"{what['step']} [{what['branch']}]" if what["branch"] else what["step"]
-        said = {
+        state = {
             "start": "...",
             "cached": "cached",
             "done": f"done in {what.get('seconds', 0):.1f} s",
@@ -147,8 +148,8 @@ def _listener(log: Callable[[dict[str, Any]], None] | None) -> Callable[[dict[st
             "skipped": f"skipped: {what.get('error', '')}",
             "failed": f"failed: {what.get('error', '')}",
         }.get(what["event"])
-        if said:
-            note(f"{name}: {said}")
+        if state:
+            note(f"{name}: {state}")
 
     return tell
 

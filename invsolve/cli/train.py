@@ -49,8 +49,8 @@ def train(
     set_: Settings = None,
     seed: Annotated[int, typer.Option(help="Seed of every random number.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default a GPU if there is one.")] = None,
-    checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 120.0,
-    checkpoint_steps: Annotated[int | None, typer.Option(help="Also every so many steps.")] = None,
+    snapshot_seconds: Annotated[float, typer.Option(help="Seconds between snapshots.")] = 120.0,
+    snapshot_steps: Annotated[int | None, typer.Option(help="Also every so many steps.")] = None,
     overwrite: Overwrite = False,
     json_: AsJson = False,
 ) -> None:
@@ -68,7 +68,7 @@ def train(
     from invsolve.training.parallel import rank
     from invsolve.training.settings import Request, make_settings
 
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "dataset": dataset,
         "axes": axes,
         "slice_axis": slice_axis,
@@ -86,12 +86,12 @@ def train(
         "precision": precision,
         "seed": seed,
     }
-    if isinstance(given["crop"], list) and len(given["crop"]) == 1:
-        given["crop"] = given["crop"][0]
+    if isinstance(options["crop"], list) and len(options["crop"]) == 1:
+        options["crop"] = options["crop"][0]
     stop = StopOnSignal()
     try:
-        settings = make_settings(given | key_values(set_))
-        request = Request(images, out, settings, device, checkpoint_seconds, checkpoint_steps, overwrite)
+        settings = make_settings(options | key_values(set_))
+        request = Request(images, out, settings, device, snapshot_seconds, snapshot_steps, overwrite)
         result = train_file(request, note, stop.asked, " ".join(["invsolve", *sys.argv[1:]]))
     except (UserError, Interrupted) as error:
         # Every process finds the same; one line about it is enough.

@@ -23,7 +23,7 @@ class Rows(Protocol):
 
 @dataclass
 class Measurement:
-    """What an instrument recorded, and what is known about how.
+    """What an instrument measured, and what is known about how.
 
     Attributes:
         y: (N, *measurement), read in slices.

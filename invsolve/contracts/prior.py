@@ -30,7 +30,7 @@ class Prior(Module):
         differentiable: False when `denoise` cannot be differentiated (then strategies that need it are refused).
         source: where it came from, for the record.
         error_curve: mean squared error of `denoise` on held-out images, per pixel, network units, as
-            {"sigma": [...], "mse": [...]} with rising sigmas; None where nobody measured it (`invsolve prior calibrate`).
+            {"sigma": [...], "mse": [...]} with rising sigmas; None where nobody measured it (`invsolve prior measure`).
         device: where the network is, if that is not where the images are.
         passes: how often an image goes through the network in one call, for the count of network calls.
         trainable: True when `create(header)` makes an untrained one, which `invsolve train` then trains.

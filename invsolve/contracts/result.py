@@ -20,8 +20,8 @@ class Reconstruction:
             which the strategy did not compute it; `discrepancy` (N, S), norm of y - A(sample) in the same units, for exact
             draws 1 +- 1 / sqrt(2 `discrepancy_dof`); `discrepancy_report`, a line that judges it;
             `inner_unconverged` (N, S), how many solves inside a sample's steps ended at their last iteration instead of at their
-            tolerance; per-item lists
-            `network_calls`, `vjp_calls`, `operator_calls` (each per sample) and `seconds`; and whatever the strategy recorded.
+            tolerance; per-item lists `network_calls`, `vjp_calls`, `operator_calls` (each per sample) and `seconds`; and what
+            the strategy's `diagnostics` returned.
         provenance: versions, parameters, seed, scale, prior and its hash.
     """
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from invsolve.contracts.problem import Problem
     from invsolve.numerics.random import ChainRandom
 
-#: Plain tensors whose first axis is the batch. "x" is the iterate; "residual" (B,), if present, is |y - A(D)| for the record.
+#: Plain tensors whose first axis is the batch. "x" is the iterate; "residual" (B,), if present, is |y - A(D)|, a diagnostic.
 State = dict[str, Tensor]
 
 #: What a strategy can declare in `needs`, with the words the engine uses when it is missing.

@@ -56,7 +56,7 @@ class Outcome:
     discrepancy: Tensor
     dof: Tensor
     unconverged: Tensor
-    record: dict[str, Tensor]
+    diagnostics: dict[str, Tensor]
     facts: dict[str, float]
     used: Tensor | None = None
     linear: dict[int, Tensor] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class Outcome:
             processes.gather(self.discrepancy, rows),
             processes.gather(self.dof, rows),
             processes.gather(self.unconverged, rows),
-            {name: processes.gather(value, rows) for name, value in self.record.items()},
+            {name: processes.gather(value, rows) for name, value in self.diagnostics.items()},
             self.facts | {"seconds": self.facts["seconds"] * share},
             None if self.used is None else processes.gather(self.used, rows),
         )
@@ -133,7 +133,7 @@ def run_batch(
                 raise Interrupted
         images = strategy.result(problem, state)
         watch.finish(images)
-        record = strategy.diagnostics(problem, state)
+        diagnostics = strategy.diagnostics(problem, state)
     with torch.no_grad():
         used = strategy.used(problem, state)
         discrepancy, numbers = problem.discrepancy(images, used)
@@ -146,7 +146,7 @@ def run_batch(
         "operator_calls": (calls.forward + calls.adjoint) / rows,
         "seconds": (time.perf_counter() - began) / rows,
     }
-    return Outcome(images, residuals, discrepancy, numbers, problem.unconverged(), record, facts, used)
+    return Outcome(images, residuals, discrepancy, numbers, problem.unconverged(), diagnostics, facts, used)
 
 
 @contextmanager

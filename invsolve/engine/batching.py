@@ -17,18 +17,18 @@ def batches(chains: Sequence[Chain], size: Callable[[], int], together: int) -> 
 
 
 def batches_of_volumes(
-    volumes: Sequence[Sequence[int]], samples: int, left: Collection[int], had: Collection[Chain]
+    volumes: Sequence[Sequence[int]], samples: int, remaining: Collection[int], had: Collection[Chain]
 ) -> Iterator[list[Chain]]:
     """One batch for each sample of each volume.
 
     Args:
         volumes: the items of each.
         samples: S.
-        left: items to do; a volume without any is passed over.
+        remaining: items to do; a volume without any is passed over.
         had: chains that are finished, or begun by somebody else; a sample that consists of such is passed over.
     """
     for volume in volumes:
-        if any(item in left for item in volume):
+        if any(item in remaining for item in volume):
             for sample in range(samples):
                 chains = [(item, sample) for item in volume]
                 if any(chain not in had for chain in chains):

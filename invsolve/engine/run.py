@@ -114,11 +114,11 @@ class Run:
         if self.keeper is not None:
             self._resume, waiting = self.processes.same(self.keeper.restore() if self.processes.leads else (None, {}))
         done = self.processes.same({item for item in self.items if sink.is_done(item)})
-        left = [item for item in self.items if item not in done]
+        remaining = [item for item in self.items if item not in done]
         begun = [] if self._resume is None else list(self._resume.chains)
         had = {(item, sample) for item, parts in waiting.items() for sample, _, _ in parts} | set(begun)
         first = self.items_per_batch
-        reading = None if self.couples_items else ReadAhead(self._read, left, first)
+        reading = None if self.couples_items else ReadAhead(self._read, remaining, first)
         collector = Collector(sink, self.options.samples, waiting, done, depth=max(first, 2))
         try:
             with (
@@ -129,19 +129,19 @@ class Run:
                 # First what a kill interrupted.
                 if begun:
                     self._run_all([begun], collector)
-                self._run_all(self.batches(left, had), collector)
+                self._run_all(self.batches(remaining, had), collector)
         finally:
             self._collector = self._ahead = None
 
-    def batches(self, left: Collection[int], had: Collection[Chain] = ()) -> Iterator[list[Chain]]:
-        """Batches of the items that are left, without the chains that were had already."""
+    def batches(self, remaining: Collection[int], had: Collection[Chain] = ()) -> Iterator[list[Chain]]:
+        """Batches of the items that remain, without the chains that were had already."""
         if self.couples_items:
-            yield from batches_of_volumes(volumes_of(self.measurement), self.options.samples, set(left), had)
+            yield from batches_of_volumes(volumes_of(self.measurement), self.options.samples, set(remaining), had)
             return
-        chains = [(item, s) for item in left for s in range(self.options.samples) if (item, s) not in had]
+        chains = [(item, s) for item in remaining for s in range(self.options.samples) if (item, s) not in had]
         # Items that each have an operator of their own do not share a batch.
         apart = self.measurement.operators is not None
-        for run in [[c for c in chains if c[0] == item] for item in left] if apart else [chains]:
+        for run in [[c for c in chains if c[0] == item] for item in remaining] if apart else [chains]:
             yield from batches(run, lambda: self.chains_per_batch, self._together(run))
 
     def _together(self, chains: Sequence[Chain]) -> int:
@@ -211,7 +211,7 @@ class Run:
             rows: by item, its row in the batch.
             used: which entries of y each row rests on; the reconstruction is of the same.
         """
-        found: dict[int, Tensor] = {}
+        images_by_item: dict[int, Tensor] = {}
         items = list(rows)
         for start in range(0, len(items), self.chains_per_batch):
             some = items[start : start + self.chains_per_batch]
@@ -219,15 +219,15 @@ class Run:
             with torch.no_grad():
                 images = self.problem([(item, 0) for item in some]).baseline(mask)
             images = self.measurement.crop(self.scale.rows(some).to_physical(images)).cpu()
-            found |= dict(zip(some, images, strict=True))
-        return found
+            images_by_item |= dict(zip(some, images, strict=True))
+        return images_by_item
 
     def _resumed(self, chains: list[Chain], mine: slice) -> Snapshot | None:
         """This process's part of where a kill interrupted these chains; only once."""
-        found, self._resume = self._resume, None
-        if found is None or list(found.chains) != chains:
+        snapshot, self._resume = self._resume, None
+        if snapshot is None or list(snapshot.chains) != chains:
             return None
-        return found.map(lambda rows: rows[mine].to(self.home), chains[mine], len(chains[mine]) / len(chains))
+        return snapshot.map(lambda rows: rows[mine].to(self.home), chains[mine], len(chains[mine]) / len(chains))
 
     def _keep(self, chains: list[Chain], snapshot: Snapshot, stopping: bool) -> None:
         assert self.keeper is not None
@@ -289,7 +289,7 @@ class Run:
             "discrepancy_dof": outcome.dof.cpu(),
             "inner_unconverged": outcome.unconverged.cpu(),
         }
-        arrays |= {name: value.cpu() for name, value in outcome.record.items()}
+        arrays |= {name: value.cpu() for name, value in outcome.diagnostics.items()}
         collector.add(chains, arrays, outcome.facts, outcome.linear)
 
 

@@ -30,10 +30,10 @@ def volumes_of(measurement: Measurement) -> list[list[int]]:
         return [list(range(count))]
     if len(labels) != count:
         raise UserError(f"{measurement.source or 'measurement'}: {len(labels)} volume labels for {count} items")
-    found: dict[int, list[int]] = {}
+    volumes: dict[int, list[int]] = {}
     for item, label in enumerate(labels):
-        found.setdefault(int(label), []).append(item)
-    return list(found.values())
+        volumes.setdefault(int(label), []).append(item)
+    return list(volumes.values())
 
 
 class InChunks(Wrapped, Operator):

@@ -63,12 +63,12 @@ def inspect_file(path: Path, layout: str | None = None, read: Mapping[str, Any] 
     return _with_file(path, _hdf5(path, options))
 
 
-def _with_file(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+def _with_file(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
     listed: dict[str, str] = {}
     if path.is_file() and _is_hdf5(path):
         with open_readonly(path) as file:
             listed = datasets(file)
-    return {"file": str(path), **found, "datasets": listed}
+    return {"file": str(path), **facts, "datasets": listed}
 
 
 def _is_hdf5(path: Path) -> bool:
@@ -152,16 +152,20 @@ def _by_layout(path: Path, name: str, options: dict[str, Any], given: bool) -> d
 
 
 def _measurement(
-    path: Path, found: Measurement, cls: type, options: dict[str, Any], reading: list[str]
+    path: Path, measurement: Measurement, cls: type, options: dict[str, Any], reading: list[str]
 ) -> dict[str, Any]:
-    first = read_rows(found, 0, 1)
-    shape = fit.image_shape(found, None)
-    shape = (1, *shape[1:]) if found.operator.complex_image else shape
-    operator = found.operator
-    noise = None if found.noise is None else {"name": found.noise.name, **_numbers(found.noise.settings())}
-    missing = list(found.missing)
+    first = read_rows(measurement, 0, 1)
+    shape = fit.image_shape(measurement, None)
+    shape = (1, *shape[1:]) if measurement.operator.complex_image else shape
+    operator = measurement.operator
+    noise = (
+        None
+        if measurement.noise is None
+        else {"name": measurement.noise.name, **_numbers(measurement.noise.settings())}
+    )
+    missing = list(measurement.missing)
     extra: list[str] = []
-    if found.noise is None:
+    if measurement.noise is None:
         sigma = _noise_level(first)
         extra = ["--noise", f"{Gaussian.name}:{sigma:.3g}"]
         missing.append(f"the commands below take noise {sigma:.3g}, estimated from neighbouring values")
@@ -180,35 +184,40 @@ def _measurement(
     if prior is not None and chosen:
         chosen = f"--prior {prior.name} {chosen}"
         # A file without a unit cannot be told from the prior's unit by itself.
-        chosen += " --scale auto" if prior.unit and not found.unit else ""
+        chosen += " --scale auto" if prior.unit and not measurement.unit else ""
     if chosen:
         commands.append(_command(_WITH if prior else _WITHOUT, _join(begin, chosen, [*reading, *smaller], extra)))
     return {
         "kind": "measurement",
         "text": f"a measurement by operator {operator.name}",
-        "y": {"items": len(found.y), "shape": list(first.shape[1:]), "dtype": str(first.dtype)[6:], "axes": found.axes},
+        "y": {
+            "items": len(measurement.y),
+            "shape": list(first.shape[1:]),
+            "dtype": str(first.dtype)[6:],
+            "axes": measurement.axes,
+        },
         "image": {
-            "items": len(found.y),
-            "shape": list(found.crop(torch.empty(shape)).shape),
-            "unit": found.unit,
+            "items": len(measurement.y),
+            "shape": list(measurement.crop(torch.empty(shape)).shape),
+            "unit": measurement.unit,
             "complex": operator.complex_image,
         },
         "operator": {"name": operator.name, **_numbers(operator.parameters_given or {})},
         "noise": noise,
-        "truth": found.truth is not None,
-        "notes": found.notes,
+        "truth": measurement.truth is not None,
+        "notes": measurement.notes,
         "missing": missing,
         "commands": commands,
     }
 
 
-def _images(path: Path, found: Images, reading: list[str]) -> dict[str, Any]:
-    first = found.x[0:1]
+def _images(path: Path, images: Images, reading: list[str]) -> dict[str, Any]:
+    first = images.x[0:1]
     shape = list(first.shape[1:])
     name = shlex.quote(str(path))
     span = float((first.real if first.is_complex() else first).std()) or 1.0
     square = len(shape) == 3 and shape[0] == 1 and shape[1] == shape[2]
-    how, summed = _advised_operator(square and (found.spacing is None or is_square(found.spacing)))
+    how, summed = _advised_operator(square and (images.spacing is None or is_square(images.spacing)))
     # A ray crosses the whole image; a pixel is measured alone.
     sigma = 0.01 * span * (shape[-1] if summed else 1)
     begin = f"invsolve simulate {name} -o {_beside(path, '_scan.h5')}"
@@ -218,17 +227,17 @@ def _images(path: Path, found: Images, reading: list[str]) -> dict[str, Any]:
         "kind": "images",
         "text": "images",
         "image": {
-            "items": len(found.x),
+            "items": len(images.x),
             "shape": shape,
             "dtype": str(first.dtype)[6:],
-            "axes": found.axes,
-            "unit": found.unit,
-            "spacing": None if found.spacing is None else list(found.spacing),
-            "spacing_unit": found.spacing_unit,
+            "axes": images.axes,
+            "unit": images.unit,
+            "spacing": None if images.spacing is None else list(images.spacing),
+            "spacing_unit": images.spacing_unit,
             "range_of_first": [float(first.real.min()), float(first.real.max())],
         },
-        "notes": found.notes,
-        "missing": found.missing,
+        "notes": images.notes,
+        "missing": images.missing,
         "commands": commands,
     }
 
@@ -390,17 +399,17 @@ def _beside(path: Path, ending: str) -> str:
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters as JSON: numbers as they are, arrays as their shape and range."""
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for key, value in values.items():
         array = value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
         if isinstance(value, str | int | float | bool) or value is None:
-            found[key] = value
+            facts[key] = value
         elif array.size == 1:
-            found[key] = array.ravel()[0].item()
+            facts[key] = array.ravel()[0].item()
         elif array.dtype.kind == "b":
-            found[key] = f"{' x '.join(map(str, array.shape))}, {array.mean():.1%} measured"
+            facts[key] = f"{' x '.join(map(str, array.shape))}, {array.mean():.1%} measured"
         elif array.dtype.kind in "fiu":
-            found[key] = f"{' x '.join(map(str, array.shape))}, {array.min():.4g} to {array.max():.4g}"
+            facts[key] = f"{' x '.join(map(str, array.shape))}, {array.min():.4g} to {array.max():.4g}"
         else:
-            found[key] = f"{' x '.join(map(str, array.shape))} {array.dtype}"
-    return found
+            facts[key] = f"{' x '.join(map(str, array.shape))} {array.dtype}"
+    return facts

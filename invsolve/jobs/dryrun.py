@@ -29,7 +29,7 @@ def dry_run(request: Request, say: Callable[[str], None] = lambda line: None) ->
     """Plan a reconstruction, time the first steps of its first batch, and say what the whole would take.
 
     Returns:
-        items (of the file, to run, left), batches, chains a batch, steps, network and backward calls in all, seconds
+        items (of the file, to run, remaining), batches, chains a batch, steps, network and backward calls in all, seconds
         a batch, to read an item and in all (one process), memory_bytes (peak of this process or of the GPU), and
         output_bytes.
 
@@ -41,20 +41,20 @@ def dry_run(request: Request, say: Callable[[str], None] = lambda line: None) ->
     names = shards.folder(request.out).glob("*.h5") if shards.folder(request.out).is_dir() else []
     parts = [part for part in map(hdf5.glance, [*names, hdf5.partial_path(request.out)]) if part is not None]
     done = {item for part in parts for item in part.done}
-    left = [item for item in run.items if item not in done]
-    first = next(run.batches(left or list(run.items)[:1]))
+    remaining = [item for item in run.items if item not in done]
+    first = next(run.batches(remaining or list(run.items)[:1]))
     began = time.perf_counter()
     read_rows(run.measurement, first[0][0], first[0][0] + 1)
     reading = time.perf_counter() - began
     timed = _time(run, first)
-    batches = len(list(run.batches(left)))
+    batches = len(list(run.batches(remaining)))
     per_image = 4 * torch.Size(run.image_shape).numel()
     images = run.options.samples + 2 + int(run.linear_too) + int(run.measurement.truth is not None)
-    count = len(left) * run.options.samples
+    count = len(remaining) * run.options.samples
     return {
         "input_items": len(run.measurement.y),
         "items": [run.items.start, run.items.stop],
-        "left": len(left),
+        "remaining": len(remaining),
         "samples": run.options.samples,
         "batches": batches,
         "batch_size": len(first),
@@ -64,7 +64,7 @@ def dry_run(request: Request, say: Callable[[str], None] = lambda line: None) ->
         "seconds_a_batch": timed["seconds"],
         "seconds_to_read_an_item": reading,
         # Reading goes on beside the computing; the slower of the two counts.
-        "seconds": max(batches * timed["seconds"], len(left) * reading),
+        "seconds": max(batches * timed["seconds"], len(remaining) * reading),
         "memory_bytes": _peak(run.device),
         "output_bytes": len(run.items) * images * per_image,
         "device": str(run.device),
@@ -75,7 +75,7 @@ def as_text(plan: Mapping[str, Any], request: Request) -> str:
     """The plan for people."""
     start, stop = plan["items"]
     lines = [
-        f"items       {start}:{stop} of {plan['input_items']}; {plan['left']} left to do, {plan['samples']} samples each",
+        f"items       {start}:{stop} of {plan['input_items']}; {plan['remaining']} left to do, {plan['samples']} samples each",
         f"batches     {plan['batches']} of up to {plan['batch_size']} samples, {plan['steps']} steps",
         f"calls       about {plan['network_calls']} of the network and {plan['vjp_calls']} back through it",
         f"memory      about {plan['memory_bytes'] / 2**30:.2f} GiB on {plan['device']}, whatever the number of items",

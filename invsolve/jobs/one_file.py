@@ -14,7 +14,7 @@ from invsolve.contracts.measurement import Measurement
 from invsolve.datasets import hdf5
 from invsolve.engine.reading import read_rows
 from invsolve.errors import UserError
-from invsolve.jobs.checkpoint import CheckpointFile
+from invsolve.jobs.snapshot_file import SnapshotFile
 
 
 @dataclass
@@ -35,9 +35,9 @@ class WithTruth:
 
 def keeper_of(
     run: engine.Run, out: Path, record: dict[str, Any], every: float, say: Callable[[str], None] = lambda line: None
-) -> CheckpointFile:
+) -> SnapshotFile:
     # Parts of a scan have one configuration; what one of them left is no use to another.
-    return CheckpointFile(out, f"{record['config_sha256']} {run.items.start}:{run.items.stop}", every, say)
+    return SnapshotFile(out, f"{record['config_sha256']} {run.items.start}:{run.items.stop}", every, say)
 
 
 def run_into_file(
@@ -56,7 +56,7 @@ def run_into_file(
         record: of provenance.
         overwrite: replace a partial result of another configuration.
         say: told what is gone on from.
-        every: seconds between checkpoints.
+        every: seconds between snapshots.
 
     Raises:
         Interrupted: asked to stop; says how many items are kept.

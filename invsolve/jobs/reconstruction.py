@@ -15,10 +15,10 @@ from invsolve.api.provenance import provenance
 from invsolve.datasets import hdf5
 from invsolve.engine import slabs
 from invsolve.errors import UserError
-from invsolve.jobs.checkpoint import CheckpointFile
 from invsolve.jobs.one_file import keeper_of, run_into_file
 from invsolve.jobs.preparation import prepare
 from invsolve.jobs.request import Request, refuse_existing
+from invsolve.jobs.snapshot_file import SnapshotFile
 from invsolve.training import parallel
 
 
@@ -62,7 +62,7 @@ def _reconstruct(
     run = prepare(request, say, team)
     run.should_stop = should_stop
     record = provenance(run) | {"command": command}
-    every = request.checkpoint_every
+    every = request.snapshot_every
     told = {"output": str(request.out), "items": len(run.items)}
     began = time.perf_counter()
     if not run.processes.leads:
@@ -79,10 +79,10 @@ def _reconstruct(
         run_into_file(run, request.out, record, request.overwrite, say, every)
     seconds = round(time.perf_counter() - began, 3)
     kept = hdf5.read_result(request.out).diagnostics
-    found = discrepancy.examine(np.asarray(kept["discrepancy"]), np.asarray(kept["discrepancy_dof"]), run)
-    say(str(found))
-    judged = found.ratio == found.ratio  # NaN where the noise is said to be zero, and NaN is no JSON
-    summary = {"ratio": found.ratio, "spread": found.spread, "warning": found.warning} if judged else None
+    report = discrepancy.examine(np.asarray(kept["discrepancy"]), np.asarray(kept["discrepancy_dof"]), run)
+    say(str(report))
+    judged = report.ratio == report.ratio  # NaN where the noise is said to be zero, and NaN is no JSON
+    summary = {"ratio": report.ratio, "spread": report.spread, "warning": report.warning} if judged else None
     return told | {"seconds": seconds, "discrepancy": summary}
 
 
@@ -112,4 +112,4 @@ def _remove_leftovers(out: Path, items: range, record: dict[str, Any]) -> None:
     if shards.belong(out, items, record):
         shutil.rmtree(shards.folder(out), ignore_errors=True)
         hdf5.partial_path(out).unlink(missing_ok=True)
-    CheckpointFile(out, record["config_sha256"]).remove()
+    SnapshotFile(out, record["config_sha256"]).remove()

@@ -28,7 +28,7 @@ class Request:
         slices: "START:STOP", only these items.
         workers, scheduler: Dask's processes to start, or the address of a scheduler that has some.
         plugins: plugin files, for those workers.
-        checkpoint_every: seconds between checkpoints.
+        snapshot_every: seconds between snapshots.
     """
 
     scan: Path
@@ -45,7 +45,7 @@ class Request:
     workers: int | None = None
     scheduler: str | None = None
     plugins: tuple[Path, ...] = ()
-    checkpoint_every: float = 60.0
+    snapshot_every: float = 60.0
 
 
 def read_slices(text: str | None, count: int, source: Path) -> range | None:

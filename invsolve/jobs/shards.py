@@ -22,10 +22,10 @@ from invsolve.api.provenance import provenance
 from invsolve.datasets import hdf5
 from invsolve.errors import InUse, UserError
 from invsolve.jobs import cluster
-from invsolve.jobs.checkpoint import CheckpointFile
 from invsolve.jobs.one_file import run_into_file
 from invsolve.jobs.preparation import prepare
 from invsolve.jobs.request import Request
+from invsolve.jobs.snapshot_file import SnapshotFile
 
 #: Shards a worker gets, more or less: enough that a slow or lost one costs little, few enough that opening files does.
 _SHARDS_A_WORKER = 4
@@ -65,7 +65,7 @@ def reconstruct_in_shards(
     try:
         if request.workers is None and request.scheduler is None:
             for shard in ranges_to_do(out, parts, run.items, len(run.items)):
-                _run_here(run, out, shard, record, request.checkpoint_every, say)
+                _run_here(run, out, shard, record, request.snapshot_every, say)
         else:
             _run_on_workers(request, run, record, parts, say)
     except engine.Interrupted:
@@ -81,23 +81,23 @@ def reconstruct_in_shards(
     folder(out).mkdir(exist_ok=True)
     hdf5.join_results(out, files, run.items, request.overwrite, temporary=folder(out) / "joined.h5")
     hdf5.partial_path(out).unlink(missing_ok=True)
-    CheckpointFile(out, record["config_sha256"]).remove()
+    SnapshotFile(out, record["config_sha256"]).remove()
     shutil.rmtree(folder(out))
 
 
 def ranges_to_do(out: Path, parts: Sequence[hdf5.Part], wanted: range, size: int) -> list[range]:
     """Shards still to run: those begun and not finished, and what no file has, cut into pieces of `size` items."""
     begun = [part for part in parts if part.path.parent == folder(out) and len(part.done) < len(part.items)]
-    found = [range(part.items[0], part.items[-1] + 1) for part in begun]
-    taken = {item for part in parts for item in part.done} | {item for shard in found for item in shard}
+    ranges = [range(part.items[0], part.items[-1] + 1) for part in begun]
+    taken = {item for part in parts for item in part.done} | {item for shard in ranges for item in shard}
     piece: list[int] = []
     for item in [*(i for i in wanted if i not in taken), None]:
         if piece and (item is None or item != piece[-1] + 1 or len(piece) == size):
-            found.append(range(piece[0], piece[-1] + 1))
+            ranges.append(range(piece[0], piece[-1] + 1))
             piece = []
         if item is not None:
             piece.append(item)
-    return sorted(found, key=lambda shard: shard.start)
+    return sorted(ranges, key=lambda shard: shard.start)
 
 
 def _parts_so_far(out: Path, wanted: range, record: dict[str, Any], overwrite: bool) -> list[hdf5.Part]:
@@ -110,9 +110,9 @@ def _parts_so_far(out: Path, wanted: range, record: dict[str, Any], overwrite: b
     paths = sorted(path for path in there.iterdir() if _NAME.fullmatch(path.name)) if there.is_dir() else []
     seen = [(path, hdf5.glance(path)) for path in paths]
     # One that cannot be read now may be in the hands of a worker that outlived its command: it keeps its range.
-    found = [part or _unread(path, record["config_sha256"]) for path, part in seen]
-    found += [part for part in [hdf5.glance(hdf5.partial_path(out))] if part is not None]
-    for part in found:
+    parts = [part or _unread(path, record["config_sha256"]) for path, part in seen]
+    parts += [part for part in [hdf5.glance(hdf5.partial_path(out))] if part is not None]
+    for part in parts:
         same = part.config_sha256 == record["config_sha256"]
         if same and part.items[0] in wanted and part.items[-1] in wanted:
             continue
@@ -122,7 +122,7 @@ def _parts_so_far(out: Path, wanted: range, record: dict[str, Any], overwrite: b
             return []
         what = f"for items {part.items[0]}:{part.items[-1] + 1}" if same else "with another configuration"
         raise UserError(f"{part.path}: was begun {what}; give --overwrite to start anew, or another output name")
-    return found
+    return parts
 
 
 def belong(out: Path, wanted: range, record: dict[str, Any]) -> bool:
@@ -222,7 +222,7 @@ def run_shard(request: Request, shard: range, config_sha256: str, command: str, 
                 "invsolve version and plugins must be the same"
             )
         run.should_stop = _stopped_by(_stop_file(request.out))
-        _run_here(run, request.out, shard, record, request.checkpoint_every)
+        _run_here(run, request.out, shard, record, request.snapshot_every)
 
 
 #: The run that this process prepared last: the network is loaded once, not for each shard.

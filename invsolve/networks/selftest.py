@@ -110,16 +110,16 @@ def self_test(prior: Prior, images: Tensor | None = None, seed: int = 0) -> Self
     power = clean.double().square().view(5, -1).mean(1).tolist()
     # What shrinking each pixel by itself leaves: a network that knows images does better, at least on those it knows.
     shrunk = [p / (p + s**2) for p, s in zip(power, sigmas, strict=True)]
-    found = _better(bench.ratios(list(_near(own))), ratios)
+    candidates = _better(bench.ratios(list(_near(own))), ratios)
     # All readings are tried only where something is odd, for the same reason.
-    if found or any(r > 1.05 * s for r, s in zip(ratios, shrunk, strict=True)):
+    if candidates or any(r > 1.05 * s for r, s in zip(ratios, shrunk, strict=True)):
         for values in dict.fromkeys([own.range, *RANGES]):
-            found |= _better(bench.ratios(list(_far(own, values))), ratios)
+            candidates |= _better(bench.ratios(list(_far(own, values))), ratios)
     # The least bad of wrong readings must not be named: the right one denoises plainly, at least where photographs and the
     # network's own images are alike, in what is small and local.
-    found = {reading: r for reading, r in found.items() if _fits(r, shrunk)}
-    best = min(found, key=lambda reading: _score(found[reading]), default=None)
-    text = _text(own, ratios, best, None if best is None else found[best], sigmas)
+    candidates = {reading: r for reading, r in candidates.items() if _fits(r, shrunk)}
+    best = min(candidates, key=lambda reading: _score(candidates[reading]), default=None)
+    text = _text(own, ratios, best, None if best is None else candidates[best], sigmas)
     return SelfTest(
         ok=best is None and _denoises(ratios),
         sigmas=tuple(float(s) for s in sigmas),
@@ -140,14 +140,14 @@ class _Bench:
     @torch.no_grad()
     def ratios(self, readings: list[_Reading]) -> dict[_Reading, tuple[float, ...]]:
         outputs: dict[object, Tensor | None] = {}
-        found = {}
+        ratios = {}
         for reading in readings:
             key = (_fed(reading.coordinates), reading.range)
             if key not in outputs:
                 outputs[key] = self._output(reading)
             out = outputs[key]
-            found[reading] = (math.inf,) * 5 if out is None else self._ratios(reading, out)
-        return found
+            ratios[reading] = (math.inf,) * 5 if out is None else self._ratios(reading, out)
+        return ratios
 
     def _output(self, reading: _Reading) -> Tensor | None:
         if not isinstance(self.prior, NetworkPrior) or reading.coordinates is None:
@@ -218,9 +218,11 @@ def _scheduled(given: Coordinates) -> Iterator[Coordinates]:
             yield Coordinates(name, schedule, time_scale=1.0, integer_times=given.integer_times)
 
 
-def _better(found: dict[_Reading, tuple[float, ...]], ratios: tuple[float, ...]) -> dict[_Reading, tuple[float, ...]]:
+def _better(
+    candidates: dict[_Reading, tuple[float, ...]], ratios: tuple[float, ...]
+) -> dict[_Reading, tuple[float, ...]]:
     """Those readings that denoise, and clearly better than the declared one."""
-    return {reading: r for reading, r in found.items() if _denoises(r) and _score(r) < _score(ratios) - MARGIN}
+    return {reading: r for reading, r in candidates.items() if _denoises(r) and _score(r) < _score(ratios) - MARGIN}
 
 
 def _fits(ratios: tuple[float, ...], shrunk: list[float]) -> bool:
@@ -241,22 +243,22 @@ def _score(ratios: tuple[float, ...]) -> float:
 
 def _remedy(own: _Reading, best: _Reading) -> dict[str, object]:
     """The arguments of `prior_from` that differ."""
-    found: dict[str, object] = {}
+    arguments: dict[str, object] = {}
     if best.range != own.range:
-        found["network_range"] = best.range
+        arguments["network_range"] = best.range
     a, b = own.coordinates, best.coordinates
     if a is None or b is None:
-        return found
+        return arguments
     if a.parametrisation != b.parametrisation:
-        found["parametrisation"] = b.parametrisation
+        arguments["parametrisation"] = b.parametrisation
     if (a.schedule and a.schedule.name) != (b.schedule and b.schedule.name):
-        found["schedule"] = b.schedule and b.schedule.name
+        arguments["schedule"] = b.schedule and b.schedule.name
     for name in ("label", "time_scale"):
         if b.schedule is None and getattr(a, name) != getattr(b, name):
-            found[name] = getattr(b, name)
+            arguments[name] = getattr(b, name)
     if b.parametrisation == "edm" and a.sigma_data != b.sigma_data:
-        found["sigma_data"] = b.sigma_data
-    return found
+        arguments["sigma_data"] = b.sigma_data
+    return arguments
 
 
 def _text(

@@ -56,7 +56,7 @@ def _normal_from_bits(words: np.ndarray, out: np.ndarray) -> None:
 class ChainRandom:
     """Draws for a batch of chains, one (item, sample) pair a row, at one step.
 
-    Counter-based (Philox): nothing is carried from step to step, so a checkpoint needs no generator state. The key is the
+    Counter-based (Philox): nothing is carried from step to step, so a snapshot needs no generator state. The key is the
     seed's; the counter holds item, step, the draw's number within the step, and the sample's place in that draw. So the
     samples of an item lie one behind the other, and are drawn by one call.
 

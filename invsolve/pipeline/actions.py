@@ -65,12 +65,12 @@ def _load(step: steps.Load, context: Context) -> dict[str, Any]:
     path = Path(step.path)
     if "result" in kinds_of(path, step.layout):
         return {"kind": "result", "items": len(hdf5.read_result(path).mean)}
-    found = _open(Product(path, step.layout, step.read))
-    for note in found.notes:
+    data = _open(Product(path, step.layout, step.read))
+    for note in data.notes:
         context.say(note)
-    if isinstance(found, Measurement):
-        return {"kind": "measurement", "items": len(found.y), "unit": found.unit, "notes": found.notes}
-    return {"kind": "images", "items": len(found.x), "unit": found.unit, "notes": found.notes}
+    if isinstance(data, Measurement):
+        return {"kind": "measurement", "items": len(data.y), "unit": data.unit, "notes": data.notes}
+    return {"kind": "images", "items": len(data.x), "unit": data.unit, "notes": data.notes}
 
 
 def _open(source: Product) -> Measurement | Images:
@@ -90,7 +90,7 @@ def _open(source: Product) -> Measurement | Images:
 
 @perform.register
 def _sample(step: steps.Sample, context: Context) -> dict[str, Any]:
-    made = jobs.sample_file(
+    facts = jobs.sample_file(
         step.prior,
         context.out,
         step.count,
@@ -103,39 +103,39 @@ def _sample(step: steps.Sample, context: Context) -> dict[str, Any]:
         overwrite=True,
         command=context.command,
     )
-    return {"items": made["items"], "image_shape": made["image_shape"]}
+    return {"items": facts["items"], "image_shape": facts["image_shape"]}
 
 
 @perform.register
 def _preprocess(step: steps.Preprocess, context: Context) -> dict[str, Any]:
     source = context.inputs["input"]
-    found = _open(Product(source.path, source.layout, {**source.read, **step.read}))
-    if isinstance(found, Images):
+    data = _open(Product(source.path, source.layout, {**source.read, **step.read}))
+    if isinstance(data, Images):
         if step.noise is not None:
             raise UserError("noise = ...: these are images, which have none; leave it out")
-        if found.spacing is not None and not hdf5.is_square(found.spacing):
-            size = " x ".join(f"{width:g}" for width in found.spacing)
-            context.say(f"pixels of {size} {found.spacing_unit} are not square, which the file of images does not keep")
-        hdf5.write_images(context.out, found.x, found.unit)
-        return {"kind": "images", "items": len(found.x), "unit": found.unit, "notes": found.notes}
-    for note in found.notes:
+        if data.spacing is not None and not hdf5.is_square(data.spacing):
+            size = " x ".join(f"{width:g}" for width in data.spacing)
+            context.say(f"pixels of {size} {data.spacing_unit} are not square, which the file of images does not keep")
+        hdf5.write_images(context.out, data.x, data.unit)
+        return {"kind": "images", "items": len(data.x), "unit": data.unit, "notes": data.notes}
+    for note in data.notes:
         context.say(note)
-    if found.operators is not None or found.region is not None:
-        what = "coil maps of their own for each slice" if found.operators is not None else "a margin around the image"
+    if data.operators is not None or data.region is not None:
+        what = "coil maps of their own for each slice" if data.operators is not None else "a margin around the image"
         raise UserError(
             f"these measurements have {what}, which a scan file cannot hold: leave the step out, and give its read = ... to "
             "the step that loads the file, which is then read so each time"
         )
-    noise = found.noise if step.noise is None else make_noise(step.noise)
-    hdf5.write_scan(context.out, found.y, found.operator, noise, found.truth, found.unit, volumes=found.volumes)
-    facts = {"kind": "measurement", "items": len(found.y), "shape": list(found.y[0:1].shape[1:])}
-    return facts | {"unit": found.unit, "notes": found.notes}
+    noise = data.noise if step.noise is None else make_noise(step.noise)
+    hdf5.write_scan(context.out, data.y, data.operator, noise, data.truth, data.unit, volumes=data.volumes)
+    facts = {"kind": "measurement", "items": len(data.y), "shape": list(data.y[0:1].shape[1:])}
+    return facts | {"unit": data.unit, "notes": data.notes}
 
 
 @perform.register
 def _simulate(step: steps.Simulate, context: Context) -> dict[str, Any]:
     source = context.inputs["input"]
-    made = jobs.simulate_file(
+    facts = jobs.simulate_file(
         source.path,
         context.out,
         step.operator,
@@ -146,7 +146,7 @@ def _simulate(step: steps.Simulate, context: Context) -> dict[str, Any]:
         layout=source.layout,
         read=source.read,
     )
-    return {"items": made["items"], "measurement_shape": made["measurement_shape"]}
+    return {"items": facts["items"], "measurement_shape": facts["measurement_shape"]}
 
 
 @perform.register
@@ -168,10 +168,10 @@ def _reconstruct(step: steps.Reconstruct, context: Context) -> dict[str, Any]:
         workers=step.workers,
         scheduler=step.scheduler,
         plugins=context.plugins,
-        checkpoint_every=step.checkpoint_every,
+        snapshot_every=step.snapshot_every,
     )
-    made = jobs.reconstruct_file(request, context.say, context.should_stop, context.command)
-    return {"items": made["items"], "discrepancy": made.get("discrepancy")}
+    facts = jobs.reconstruct_file(request, context.say, context.should_stop, context.command)
+    return {"items": facts["items"], "discrepancy": facts.get("discrepancy")}
 
 
 @perform.register

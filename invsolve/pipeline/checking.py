@@ -40,27 +40,27 @@ def check_jobs(
     Raises:
         UserError: the first thing that is wrong; says which step.
     """
-    found: dict[Job, steps.Step] = {}
+    job_steps: dict[Job, steps.Step] = {}
     kinds: dict[Job, tuple[str, ...]] = {}
     targets: dict[Path, Job] = {}
     for job in jobs:
         try:
-            found[job] = step = locate(job.step, base)
+            job_steps[job] = step = locate(job.step, base)
             _check(step)
             kinds[job] = _kinds(job, step, kinds)
-            _check_inputs(job, found, kinds)
+            _check_inputs(job, job_steps, kinds)
             _check_target(job, base, targets)
             if not trust:
                 _check_reach(job, base)
         except UserError as error:
             raise UserError(f"{_place(where, job)}: {error}") from None
-    inputs = {file.resolve() for file in (*read, *(file for step in found.values() for file in files_of(step)))}
+    inputs = {file.resolve() for file in (*read, *(file for step in job_steps.values() for file in files_of(step)))}
     for path, job in targets.items():
         if any(path.is_relative_to(file) for file in inputs):
             raise UserError(
                 f"{_place(where, job)}: to = {path} would replace what the pipeline reads; choose another name"
             )
-    return found
+    return job_steps
 
 
 def _place(where: str, job: Job) -> str:
@@ -137,12 +137,12 @@ def _export(step: steps.Export) -> None:
 
 
 def _prior(name: str) -> None:
-    known = registry.available("prior")
-    if name in known:
-        check_parameters(known[name], "prior", name, {})
+    priors = registry.available("prior")
+    if name in priors:
+        check_parameters(priors[name], "prior", name, {})
     elif not Path(name).exists():
-        raise UserError(f"unknown prior {Path(name).name!r}, and no file {name}.{suggestion(Path(name).name, known)}")
-    elif not any(cls.opens(Path(name)) for cls in known.values()):  # type: ignore[attr-defined]
+        raise UserError(f"unknown prior {Path(name).name!r}, and no file {name}.{suggestion(Path(name).name, priors)}")
+    elif not any(cls.opens(Path(name)) for cls in priors.values()):  # type: ignore[attr-defined]
         raise UserError(f"prior {name!r} is no checkpoint that a registered prior opens; see docs/priors.md")
 
 
@@ -163,29 +163,31 @@ def _layout(path: Path, layout: str | None, read: Mapping[str, Any]) -> None:
     check_parameters(registry.find("layout", names[0]), "layout", names[0], dict(read))
 
 
-def _kinds(job: Job, step: steps.Step, known: Mapping[Job, tuple[str, ...]]) -> tuple[str, ...]:
+def _kinds(job: Job, step: steps.Step, kinds: Mapping[Job, tuple[str, ...]]) -> tuple[str, ...]:
     """The kinds that a job's output can be taken as."""
     if isinstance(step, steps.Load):
         return kinds_of(Path(step.path), step.layout)
     if isinstance(step, steps.Preprocess):
-        return known[job.inputs["input"]]
+        return kinds[job.inputs["input"]]
     if isinstance(step, steps.Export):
         return ("images",) if step.format == "h5" else ("file",)
     return (step.gives or "file",)
 
 
-def _check_inputs(job: Job, found: Mapping[Job, steps.Step], kinds: Mapping[Job, tuple[str, ...]]) -> None:
+def _check_inputs(job: Job, job_steps: Mapping[Job, steps.Step], kinds: Mapping[Job, tuple[str, ...]]) -> None:
     for key, source in job.inputs.items():
-        wanted, given = job.step.inputs[key], kinds[source]
-        if not set(wanted) & set(given):
-            raise UserError(f"{key} = {source.name!r} gives {' or '.join(given)}, expected {' or '.join(wanted)}")
-        step = found[source]
+        input_kinds, source_kinds = job.step.inputs[key], kinds[source]
+        if not set(input_kinds) & set(source_kinds):
+            raise UserError(
+                f"{key} = {source.name!r} gives {' or '.join(source_kinds)}, expected {' or '.join(input_kinds)}"
+            )
+        step = job_steps[source]
         if key == "truth" and isinstance(step, steps.Load) and (step.layout or step.read or not _own(step)):
             raise UserError(
                 f"truth = {source.name!r} is a file that needs a layout; put a step of type preprocess between"
             )
         if isinstance(job.step, steps.Preprocess):
-            reading = found[source]
+            reading = job_steps[source]
             if isinstance(reading, steps.Load):
                 _layout(Path(reading.path), reading.layout, {**reading.read, **job.step.read})
             elif job.step.read:
@@ -198,7 +200,7 @@ def _own(step: steps.Load) -> bool:
     return not find_layout(Path(step.path))
 
 
-def _check_target(job: Job, base: Path, taken: dict[Path, Job]) -> None:
+def _check_target(job: Job, base: Path, targets: dict[Path, Job]) -> None:
     path = target(job, base)
     if path is None:
         return
@@ -209,11 +211,11 @@ def _check_target(job: Job, base: Path, taken: dict[Path, Job]) -> None:
     if path.is_dir():
         raise UserError(f"to = {path}: is a folder, expected the name of a file to write")
     name = path.resolve()
-    if name in taken:
+    if name in targets:
         raise UserError(
-            f"to = {path} is also where {taken[name].title} goes; put ${{branch}} into the name, or give each its own"
+            f"to = {path} is also where {targets[name].title} goes; put ${{branch}} into the name, or give each its own"
         )
-    taken[name] = job
+    targets[name] = job
 
 
 def _check_reach(job: Job, base: Path) -> None:

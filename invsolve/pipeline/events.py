@@ -1,4 +1,4 @@
-"""What happens in a run, as JSON objects, one a line, for machines to follow."""
+"""What happens in a run, as JSON objects, one per line, for machines to follow."""
 
 from __future__ import annotations
 

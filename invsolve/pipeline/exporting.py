@@ -51,10 +51,10 @@ def export(step: steps.Export, source: Product, out: Path) -> dict[str, Any]:
 def _images(step: steps.Export, source: Product) -> tuple[Rows, str]:
     if source.layout is None and not source.read and _is_result(source.path):
         view = hdf5.read_result(source.path)
-        found = getattr(view, step.what)
-        if found is None:
+        rows = getattr(view, step.what)
+        if rows is None:
             raise UserError(f"the result carries no {step.what}; export another, such as what = 'mean'")
-        return found, view.unit
+        return rows, view.unit
     if step.what != "mean":
         raise UserError(f"what = {step.what!r} is for results; these are images: leave it out")
     opened = open_images(source.path, source.layout, source.read)

@@ -33,14 +33,14 @@ class Product:
 
 def locate(step: steps.Step, base: Path) -> steps.Step:
     """The step with every file that it names as an absolute path: `path`, `prior`, and file names in `set` and `read`."""
-    found: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     for key, value in step:
         prior = key == "prior" and value is not None and value not in registry.available("prior")
         if key == "path" or prior:
-            found[key] = str(_absolute(value, base))
+            changes[key] = str(_absolute(value, base))
         elif key in ("set", "read"):
-            found[key] = {name: _file_in(inner, base) for name, inner in value.items()}
-    return step.model_copy(update=found)
+            changes[key] = {name: _file_in(inner, base) for name, inner in value.items()}
+    return step.model_copy(update=changes)
 
 
 def _absolute(path: str, base: Path) -> Path:
@@ -79,21 +79,21 @@ def kinds_of(path: Path, layout: str | None) -> tuple[str, ...]:
         near = suggestion(path.name, there)
         raise UserError(f"{path}: no such file or folder.{near if 'Did you mean' in near else ''}")
     names = [layout] if layout is not None else find_layout(path)
-    found = []
+    kinds = []
     for name in names[:1]:
         cls = registry.find("layout", name)
         for kind, method in (("measurement", "open"), ("images", "images")):
             if getattr(cls, method) is not getattr(Layout, method):
-                found.append(kind)
-    if not found:
+                kinds.append(kind)
+    if not kinds:
         with open_readonly(path) as file:
             if "done" in file and "mean" in file:
-                found.append("result")
+                kinds.append("result")
             elif "x" in file:
-                found.append("images")
-    if not found:
+                kinds.append("images")
+    if not kinds:
         raise UserError(f"{path}: no known layout; 'invsolve inspect {path}' says what it could be")
-    return tuple(found)
+    return tuple(kinds)
 
 
 class Hashes:
@@ -128,22 +128,22 @@ class Hashes:
         name = str(path.resolve())
         state = [name, stat.st_size, stat.st_mtime_ns, stat.st_ino]
         memory = None if self.folder is None else self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:20]}.json"
-        if memory is not None and (known := read_json(memory)).get("state") == state:
-            return str(known["sha256"])
+        if memory is not None and (record := read_json(memory)).get("state") == state:
+            return str(record["sha256"])
         with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if memory is not None and time.time() - stat.st_mtime > _FRESH:
-            write_json(memory, {"state": state, "sha256": found})
-        return found
+            write_json(memory, {"state": state, "sha256": digest})
+        return digest
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is none, or it is damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

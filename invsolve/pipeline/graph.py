@@ -63,19 +63,19 @@ def order(inputs: Mapping[str, Mapping[str, str]], where: str) -> list[str]:
     Raises:
         UserError: an input names no step, or steps wait for one another in a circle.
     """
-    for name, given in inputs.items():
-        for key, source in given.items():
+    for name, sources in inputs.items():
+        for key, source in sources.items():
             if source not in inputs:
                 others = [other for other in inputs if other != name]
                 raise UserError(
                     f"{where}: step {name!r}: {key} = {source!r} names no step.{suggestion(source, others)} "
                     "A file enters by a step of type load"
                 )
-    done: list[str] = []
+    names: list[str] = []
     going: list[str] = []
 
     def visit(name: str) -> None:
-        if name in done:
+        if name in names:
             return
         if name in going:
             circle = [*going[going.index(name) :], name]
@@ -84,11 +84,11 @@ def order(inputs: Mapping[str, Mapping[str, str]], where: str) -> list[str]:
         for source in inputs[name].values():
             visit(source)
         going.pop()
-        done.append(name)
+        names.append(name)
 
     for name in inputs:
         visit(name)
-    return done
+    return names
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Graph:
 
     def at(self, choice: Choice) -> tuple[Job, ...]:
         """The jobs of one combination, or of all combinations that agree with part of one."""
-        wanted = dict(choice)
-        return tuple(job for job in self.jobs if all(wanted.get(axis, k) == k for axis, k in job.choice))
+        positions = dict(choice)
+        return tuple(job for job in self.jobs if all(positions.get(axis, k) == k for axis, k in job.choice))
 
     def named(self, text: str) -> Choice:
         """The choice that a text such as "angles=24" names; axes that it leaves out stay open.
@@ -119,7 +119,7 @@ class Graph:
         Raises:
             UserError: there is no such axis or value.
         """
-        axes, found = {axis.name: axis for axis in self.axes}, []
+        axes, pairs = {axis.name: axis for axis in self.axes}, []
         for part in filter(None, (p.strip() for p in text.split(","))):
             name, equals, label = part.partition("=")
             if not axes:
@@ -128,8 +128,8 @@ class Graph:
                 raise UserError(f"--only {text}: there is no sweep {name!r}.{suggestion(name, axes)} Write NAME=VALUE")
             if label not in axes[name].labels:
                 raise UserError(f"--only {text}: {name} has no value {label!r}.{suggestion(label, axes[name].labels)}")
-            found.append((name, axes[name].labels.index(label)))
-        return tuple(found)
+            pairs.append((name, axes[name].labels.index(label)))
+        return tuple(pairs)
 
 
 def branch_name(choice: Choice, axes: Mapping[str, Axis]) -> str:
@@ -153,8 +153,8 @@ def expand(document: Document, where: str) -> Graph:
     depends: dict[str, list[str]] = {}
     jobs: dict[tuple[str, Choice], Job] = {}
     for name in ordered:
-        wanted = set(own[name]).union(*(depends[source] for source in inputs[name].values()))
-        depends[name] = [axis for axis in axes if axis in wanted]
+        axis_names = set(own[name]).union(*(depends[source] for source in inputs[name].values()))
+        depends[name] = [axis for axis in axes if axis in axis_names]
         sizes = [range(len(axes[axis].values)) for axis in depends[name]]
         total = 1
         for size in sizes:
@@ -172,23 +172,23 @@ def expand(document: Document, where: str) -> Graph:
 
 
 def _axes(document: Document, where: str) -> list[Axis]:
-    found: dict[str, Axis] = {}
+    axes: dict[str, Axis] = {}
     places = [*document.variables.items(), *document.steps.items()]
     try:
         for place, value in places:
             for name, values in sweeps_in(value, place):
-                if name in found:
+                if name in axes:
                     raise UserError(f"{name} is swept in [variables] and in a step; rename the variable")
-                found[name] = Axis(name, tuple(values), tuple(labels(name, values)))
+                axes[name] = Axis(name, tuple(values), tuple(labels(name, values)))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    return list(found.values())
+    return list(axes.values())
 
 
 def _inputs(document: Document, name: str, where: str) -> dict[str, str]:
     """Parameter -> name of the step that it takes, variables filled in; the same in every branch."""
     step = document.steps[name]
-    found = {}
+    inputs = {}
     for key in steps.TYPES[step["type"]].inputs:
         if (value := step.get(key)) is None:
             continue
@@ -200,8 +200,8 @@ def _inputs(document: Document, name: str, where: str) -> dict[str, str]:
         value = Variables(document.variables, {}).fill(value, f"{where}: step {name!r}: {key}")
         if not isinstance(value, str):
             raise UserError(f"{where}: step {name!r}: {key} = {value!r}: expected the name of a step")
-        found[key] = str(value)
-    return found
+        inputs[key] = str(value)
+    return inputs
 
 
 def _job(

@@ -38,15 +38,15 @@ def code_version() -> str:
 @cache
 def installed_plugins() -> dict[str, str]:
     """Plugins that other packages installed: name -> version and a hash of the module."""
-    found = {}
+    versions = {}
     for entry in importlib.metadata.entry_points(group="invsolve"):
         if entry.dist is None or entry.dist.name == "invsolve":
             continue
         spec = importlib.util.find_spec(entry.module)
         origin = Path(spec.origin) if spec is not None and spec.origin else None
         content = hashlib.sha256(origin.read_bytes()).hexdigest()[:16] if origin and origin.is_file() else ""
-        found[entry.name] = f"{entry.dist.name} {entry.dist.version} {content}"
-    return found
+        versions[entry.name] = f"{entry.dist.name} {entry.dist.version} {content}"
+    return versions
 
 
 def ingredients(
@@ -62,16 +62,16 @@ def ingredients(
     """
     left_out = {"type", *step.free, *step.inputs}
     values = {key: _content(value, hashes) for key, value in step if key not in left_out}
-    found: dict[str, Any] = {"type": step.type, "parameters": values, "inputs": dict(inputs), "code": code_version()}
+    parts: dict[str, Any] = {"type": step.type, "parameters": values, "inputs": dict(inputs), "code": code_version()}
     if isinstance(step, steps.Load):
-        found["content"] = hashes.of(Path(step.path))
-    found["plugins"] = installed_plugins() | {file.name: hashes.of(file) for file in plugin_files}
+        parts["content"] = hashes.of(Path(step.path))
+    parts["plugins"] = installed_plugins() | {file.name: hashes.of(file) for file in plugin_files}
     # A curve beside a checkpoint of a foreign format changes how it is used.
     prior = getattr(step, "prior", None)
     curve = Path(f"{prior}.error_curve.json")
     if prior is not None and Path(prior).is_absolute() and curve.is_file():
-        found["error_curve"] = hashes.of(curve)
-    return json.loads(json.dumps(found, default=str))
+        parts["error_curve"] = hashes.of(curve)
+    return json.loads(json.dumps(parts, default=str))
 
 
 def _content(value: Any, hashes: Hashes) -> Any:
@@ -83,9 +83,9 @@ def _content(value: Any, hashes: Hashes) -> Any:
     return str(value) if isinstance(value, str) else value
 
 
-def key_of(given: Mapping[str, Any]) -> str:
+def key_of(facts: Mapping[str, Any]) -> str:
     """The key, 64 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def why(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -101,11 +101,11 @@ def _reasons(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for key, source in new.get("inputs", {}).items():
         if (old.get("inputs") or {}).get(key) != source:
             yield f"{key} changed"
-    for part, said in (
+    for part, reason in (
         ("content", "the file changed"),
         ("code", "invsolve changed"),
         ("plugins", "a plugin changed"),
         ("error_curve", "the prior's error curve changed"),
     ):
         if old.get(part) != new.get(part):
-            yield said
+            yield reason

@@ -25,19 +25,19 @@ from invsolve.training.parallel import started_together
 class Results(Sequence[Result]):
     """What came of the jobs of a run, in their order; `results["scores"]` is a list of those of one step."""
 
-    def __init__(self, found: Sequence[Result]) -> None:
-        self.found = tuple(found)
+    def __init__(self, results: Sequence[Result]) -> None:
+        self.results = tuple(results)
 
     def __len__(self) -> int:
-        return len(self.found)
+        return len(self.results)
 
     def __iter__(self) -> Iterator[Result]:
-        return iter(self.found)
+        return iter(self.results)
 
     def __getitem__(self, which: Any) -> Any:
         if isinstance(which, str):
-            return [result for result in self.found if result.step == which]
-        return self.found[which]
+            return [result for result in self.results if result.step == which]
+        return self.results[which]
 
 
 class Pipeline:
@@ -102,9 +102,9 @@ class Pipeline:
             UserError: something is wrong; says which step and key, what was expected, and how to mend it.
         """
         file = Path(path)
-        made = cls.__new__(cls)
-        made._prepare(reading.read(file, changes), file.parent, str(path), plugins, trust, [file])
-        return made
+        pipeline = cls.__new__(cls)
+        pipeline._prepare(reading.read(file, changes), file.parent, str(path), plugins, trust, [file])
+        return pipeline
 
     def _prepare(
         self,
@@ -118,14 +118,14 @@ class Pipeline:
         self.document, self.base, self.where = document, base.absolute(), where
         filled = Variables(document.variables, {})
         named = [(self.base / str(filled.fill(file, f"{where}: plugins"))).resolve() for file in document.plugins]
-        given = [Path(file).resolve() for file in plugins]
-        unknown = [str(file) for file in named if file not in given]
+        files = [Path(file).resolve() for file in plugins]
+        unknown = [str(file) for file in named if file not in files]
         if unknown and not trust:
             raise UserError(
                 f"{where}: would run code: plugins = {', '.join(unknown)}; if you trust it give --trust "
                 "(Pipeline.load(..., trust=True)), or name what you have read with --plugin FILE"
             )
-        self.plugins = tuple(dict.fromkeys([*named, *given]))
+        self.plugins = tuple(dict.fromkeys([*named, *files]))
         work = (
             self.base / Path(str(filled.fill(document.work or f"{document.name}_runs", f"{where}: work"))).expanduser()
         )
@@ -209,11 +209,11 @@ class Pipeline:
             raise UserError(
                 f"{self.where}: torchrun starts several processes, a pipeline is run by one: use workers = N"
             )
-        wanted = self.plan() if plan is None else plan
+        plan = self.plan() if plan is None else plan
         setting = Setting(
             self.name, self.base, self.store, self.plugins, on_event or (lambda what: None), stop or Stop(), overwrite
         )
-        return Results(run_plan(wanted, setting, keep_going))
+        return Results(run_plan(plan, setting, keep_going))
 
     def prune(self) -> list[Path]:
         """Remove from the work folder what no job of this pipeline, as it is now, uses; returns the folders."""

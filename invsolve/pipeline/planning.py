@@ -71,7 +71,7 @@ class Plan:
     jobs: tuple[Planned, ...]
 
     def as_json(self) -> list[dict[str, Any]]:
-        """One object a job, as in the event "plan"."""
+        """One object per job, as in the event "plan"."""
         return [planned.as_json() for planned in self.jobs]
 
     def __str__(self) -> str:
@@ -80,10 +80,10 @@ class Plan:
         widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         counts = Counter(planned.state for planned in self.jobs)
-        said = [f"{counts['cached']} cached", f"{counts['run']} to run"]
+        summary = [f"{counts['cached']} cached", f"{counts['run']} to run"]
         if counts["resume"]:
-            said.append(f"{counts['resume']} to go on with")
-        return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:], "", ", ".join(said)])
+            summary.append(f"{counts['resume']} to go on with")
+        return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:], "", ", ".join(summary)])
 
     @staticmethod
     def _row(planned: Planned) -> tuple[str, ...]:

@@ -72,8 +72,8 @@ class Published:
             temporary.unlink(missing_ok=True)
 
     def _ours(self, copy: Path) -> list[str]:
-        known = read_json(self._note(copy)).get("sha256")
-        return [str(text) for text in known] if isinstance(known, list) else []
+        hashes = read_json(self._note(copy)).get("sha256")
+        return [str(text) for text in hashes] if isinstance(hashes, list) else []
 
     def _note(self, copy: Path) -> Path:
         name = hashlib.sha256(str(copy.absolute()).encode(errors="surrogateescape")).hexdigest()[:20]

@@ -69,9 +69,9 @@ def check(raw: Mapping[str, Any], where: str, default_name: str) -> Document:
     """
     for key in raw:
         if key not in Document.model_fields:
-            known = Document.model_fields
+            keys = Document.model_fields
             hint = f" A step is a table [steps.{key}]." if isinstance(raw[key], Mapping) else ""
-            raise UserError(f"{where}: unknown key {key!r}.{hint}{suggestion(key, known)}")
+            raise UserError(f"{where}: unknown key {key!r}.{hint}{suggestion(key, keys)}")
     if not raw.get("steps"):
         raise UserError(f"{where}: has no steps; write tables such as [steps.scan] with a key type")
     try:
@@ -94,9 +94,9 @@ def check(raw: Mapping[str, Any], where: str, default_name: str) -> Document:
 
 
 def _check_keys(where: str, name: str, step: Mapping[str, Any]) -> None:
-    known = ", ".join(steps.TYPES)
+    names = ", ".join(steps.TYPES)
     if "type" not in step:
-        raise UserError(f"{where}: step {name!r} has no type; write type = one of {known}")
+        raise UserError(f"{where}: step {name!r} has no type; write type = one of {names}")
     if step["type"] not in steps.TYPES:
         raise UserError(
             f"{where}: step {name!r}: unknown type {step['type']!r}.{suggestion(str(step['type']), steps.TYPES)}"
@@ -126,10 +126,12 @@ def make(cls: type[steps.Step], values: Mapping[str, Any], where: str) -> steps.
         what = first["msg"].removeprefix("Value error, ")
         if not place:
             raise UserError(f"{where}: {what}") from None
-        given = repr(first["input"])
-        given = given if len(given) <= 40 else f"{given[:37]}..."
-        said = cls.model_fields[str(first["loc"][0])].description or ""
-        raise UserError(f"{where}: {place} = {given} is wrong: {what[:1].lower()}{what[1:]}. {said}".rstrip()) from None
+        value = repr(first["input"])
+        value = value if len(value) <= 40 else f"{value[:37]}..."
+        description = cls.model_fields[str(first["loc"][0])].description or ""
+        raise UserError(
+            f"{where}: {place} = {value} is wrong: {what[:1].lower()}{what[1:]}. {description}".rstrip()
+        ) from None
 
 
 def change(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,25 +140,25 @@ def change(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         UserError: there is no such step or variable, or the name leads through what is no table.
     """
-    found = _copied(raw)
+    document = _copied(raw)
     for name, value in changes.items():
         parts = [part.strip() for part in name.split(".")]
-        tables = found.get("steps", {})
+        tables = document.get("steps", {})
         if parts[0] not in Document.model_fields:
             if parts[0] not in tables or len(parts) < 2:
-                known = [*tables, "variables"]
+                names = [*tables, "variables"]
                 raise UserError(
-                    f"--set {name}: there is no step {parts[0]!r}.{suggestion(parts[0], known)} Write STEP.KEY=VALUE"
+                    f"--set {name}: there is no step {parts[0]!r}.{suggestion(parts[0], names)} Write STEP.KEY=VALUE"
                 )
             parts.insert(0, "steps")
         if parts[0] in ("variables", "steps"):
-            there = found.get(parts[0], {})
+            there = document.get(parts[0], {})
             if len(parts) < 2 or parts[1] not in there:
                 one = parts[0].rstrip("s")
                 missing = parts[1] if len(parts) > 1 else ""
                 raise UserError(f"--set {name}: there is no {one} {missing!r}.{suggestion(missing, there)}")
-        _put(found, parts, value, name)
-    return found
+        _put(document, parts, value, name)
+    return document
 
 
 def _copied(value: Any) -> Any:

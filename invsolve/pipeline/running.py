@@ -116,8 +116,8 @@ def run_plan(plan: Plan, setting: Setting, keep_going: bool = False) -> list[Res
     published = Published(setting.store, setting.overwrite)
     for planned in plan.jobs:
         if (copy := target(planned.job, setting.base)) is not None:
-            done = setting.store.record(planned.folder, planned.key, planned.step.output_name)
-            published.check(copy, sha256_of(done))
+            record = setting.store.record(planned.folder, planned.key, planned.step.output_name)
+            published.check(copy, sha256_of(record))
     results: list[Result] = []
     failures: list[str] = []
     lost: set[Planned] = set()

@@ -60,8 +60,8 @@ def schema() -> dict[str, Any]:
 
 def _opened(key: str, about: dict[str, Any]) -> dict[str, Any]:
     """A parameter that may also be a reference or a sweep."""
-    said: dict[str, Any] = {name: about[name] for name in about if name in ("description", "default")}
+    facts: dict[str, Any] = {name: about[name] for name in about if name in ("description", "default")}
     inner = {name: value for name, value in about.items() if name not in ("description", "default", "title")}
     if key in _NAMED:
         inner["examples"] = sorted(registry.available(_NAMED[key]))
-    return {**said, "anyOf": [inner, {"$ref": "#/$defs/Reference"}, {"$ref": "#/$defs/Sweep"}]}
+    return {**facts, "anyOf": [inner, {"$ref": "#/$defs/Reference"}, {"$ref": "#/$defs/Sweep"}]}

@@ -185,12 +185,12 @@ class Reconstruct(_WithOptions):
     """Processes to share items; on cuda one a GPU. Needs Dask."""
     scheduler: str | None = None
     """Dask scheduler whose workers to use instead, tcp://HOST:PORT."""
-    checkpoint_every: Annotated[float, Field(ge=0)] = 60.0
-    """Seconds between checkpoints, from which a killed run goes on."""
+    snapshot_every: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds between snapshots, from which a killed run goes on."""
 
     inputs: ClassVar[Mapping[str, tuple[str, ...]]] = {"input": ("measurement",)}
     gives: ClassVar[str | None] = "result"
-    free: ClassVar[frozenset[str]] = frozenset({"to", "workers", "scheduler", "checkpoint_every"}).union(
+    free: ClassVar[frozenset[str]] = frozenset({"to", "workers", "scheduler", "snapshot_every"}).union(
         option.name for option in declared() if not option.decides
     )
     resumes: ClassVar[bool] = True
@@ -260,7 +260,7 @@ class Export(_Writing):
     input: str
     """Step that gives the result or the images."""
     format: Literal["npy", "tiff", "nifti", "png", "h5"]
-    """npy and h5: all, (items, channels, rows, columns); tiff: a page an item; nifti: a volume of slices; png: one item."""
+    """npy and h5: all, (items, channels, rows, columns); tiff: one page per item; nifti: a volume of slices; png: one item."""
     what: Literal["mean", "std", "linear", "truth"] = "mean"
     """Which images of a result."""
     item: Annotated[int, Field(ge=0)] = 0
@@ -274,10 +274,10 @@ class Export(_Writing):
 
     @pydantic.model_validator(mode="after")
     def _lengths(self) -> Self:
-        for name, wanted in {"window": 2, "spacing": 3}.items():
+        for name, length in {"window": 2, "spacing": 3}.items():
             value = getattr(self, name)
-            if isinstance(value, list) and not is_open(value) and len(value) != wanted:
-                raise ValueError(f"{name} {value}: expected {wanted} numbers")
+            if isinstance(value, list) and not is_open(value) and len(value) != length:
+                raise ValueError(f"{name} {value}: expected {length} numbers")
         return self
 
     @property

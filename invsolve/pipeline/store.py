@@ -1,4 +1,4 @@
-"""The work folder: one folder a job, found by the job's key, complete once its step.json is there."""
+"""The work folder: one folder per job, found by the job's key, complete once its step.json is there."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Store:
 
     def record(self, folder: Path, key: str, output: str) -> dict[str, Any]:
         """What is known of a finished job; empty when it is not finished, or its output is gone or was changed."""
-        found = read_json(folder / _RECORD)
-        if found.get("key") != key:
+        record = read_json(folder / _RECORD)
+        if record.get("key") != key:
             return {}
         path = folder / output
-        if output and not (path.is_file() and self.hashes.of(path) == (found.get("output") or {}).get("sha256")):
+        if output and not (path.is_file() and self.hashes.of(path) == (record.get("output") or {}).get("sha256")):
             return {}
-        return found
+        return record
 
     def damaged(self, folder: Path, key: str) -> bool:
         """Whether the job was finished once, but its output is no longer what it was."""
@@ -64,8 +64,8 @@ class Store:
 
     def last(self, name: str, branch: str) -> dict[str, Any]:
         """The newest record of a step and branch, whatever its key."""
-        found = [self._records[folder] for folder in self._scan() if self._is(folder, name, branch)]
-        return max(found, key=lambda record: record.get("finished", 0.0), default={})
+        records = [self._records[folder] for folder in self._scan() if self._is(folder, name, branch)]
+        return max(records, key=lambda record: record.get("finished", 0.0), default={})
 
     def _is(self, folder: Path, name: str, branch: str) -> bool:
         return (self._records[folder].get("step"), self._records[folder].get("branch")) == (name, branch)
@@ -98,10 +98,10 @@ class Store:
         if output and staged.is_file():
             staged.replace(path)
         shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
-        kept = None
+        facts = None
         if output:
-            kept = {"name": output, "bytes": path.stat().st_size, "sha256": self.hashes.of(path)}
-        whole = {**record, "output": kept, "finished": time.time()}
+            facts = {"name": output, "bytes": path.stat().st_size, "sha256": self.hashes.of(path)}
+        whole = {**record, "output": facts, "finished": time.time()}
         write_json(folder / _RECORD, whole)
         return whole
 

@@ -69,13 +69,13 @@ def labels(axis: str, values: list[Any]) -> list[str]:
     Raises:
         UserError: two values would have one name.
     """
-    found = [_label(value, k) for k, value in enumerate(values)]
-    for k, label in enumerate(found):
-        if label in found[:k]:
+    texts = [_label(value, k) for k, value in enumerate(values)]
+    for k, label in enumerate(texts):
+        if label in texts[:k]:
             raise UserError(
                 f"sweep of {axis}: two values are both called {label!r}; leave one out, or make them tables with a key 'name'"
             )
-    return found
+    return texts
 
 
 def _label(value: Any, position: int) -> str:
@@ -156,8 +156,8 @@ class Variables:
         value = self.fill(self.table[first], first, (*going, first))
         for key in keys:
             if not isinstance(value, Mapping) or key not in value:
-                known = suggestion(key, value) if isinstance(value, Mapping) else f" It is a {_kind(value)}."
-                raise UserError(f"{where}: variable {first!r} has no key {key!r}.{known}")
+                hint = suggestion(key, value) if isinstance(value, Mapping) else f" It is a {_kind(value)}."
+                raise UserError(f"{where}: variable {first!r} has no key {key!r}.{hint}")
             value = value[key]
         return value
 
@@ -172,8 +172,8 @@ def _kind(value: Any) -> str:
 
 def axes_of(value: Any, where: str, table: Mapping[str, Any], going: frozenset[str] = frozenset()) -> list[str]:
     """The axes that a value depends on: sweeps that stand in it, and in the variables that it refers to."""
-    found = [axis for axis, _ in sweeps_in(value, where)]
+    axes = [axis for axis, _ in sweeps_in(value, where)]
     for name in references(value):
         if name in table and name not in going:
-            found += axes_of(table[name], name, table, going | {name})
-    return list(dict.fromkeys(found))
+            axes += axes_of(table[name], name, table, going | {name})
+    return list(dict.fromkeys(axes))

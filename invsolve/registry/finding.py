@@ -111,7 +111,7 @@ def import_file(file: Path, name: str) -> ModuleType:
 
 @cache
 def _mapping(kind: str) -> dict[str, type]:
-    found: dict[str, type] = {}
+    classes: dict[str, type] = {}
     hook = getattr(manager().hook, KINDS[kind])
     for implementation in hook.get_hookimpls():
         try:
@@ -122,13 +122,13 @@ def _mapping(kind: str) -> dict[str, type]:
             warnings.warn(text, BrokenPluginWarning, stacklevel=2)
             continue
         for name, cls in contributed.items():
-            if name in found and found[name] is not cls:
+            if name in classes and classes[name] is not cls:
                 text = f"{kind} {name!r} of plugin {implementation.plugin_name} skipped: that name is taken"
                 warnings.warn(text, BrokenPluginWarning, stacklevel=2)
                 continue
-            found[name] = cls
+            classes[name] = cls
             cls.name = name
-    return dict(sorted(found.items()))
+    return dict(sorted(classes.items()))
 
 
 def available(kind: str) -> dict[str, type]:

@@ -39,16 +39,16 @@ class Frame:
 
         Two channels are shown as their magnitude, more as their average; then `std` is that of what is shown.
         """
-        found = {"mean": metrics.magnitude(self.mean)}
+        arrays = {"mean": metrics.magnitude(self.mean)}
         if len(self.samples) > 1:
             several = self.samples.shape[1] > 1
-            found["std"] = metrics.magnitude(self.samples).std(0) if several else metrics.magnitude(self.std)
-            found |= {f"sample-{k}": metrics.magnitude(self.samples[k]) for k in samples}
+            arrays["std"] = metrics.magnitude(self.samples).std(0) if several else metrics.magnitude(self.std)
+            arrays |= {f"sample-{k}": metrics.magnitude(self.samples[k]) for k in samples}
         if self.truth is not None:
-            found["truth"] = metrics.magnitude(self.truth)
+            arrays["truth"] = metrics.magnitude(self.truth)
         if self.linear is not None:
-            found["linear"] = metrics.magnitude(self.linear)
-        return {name: picture.numpy() for name, picture in found.items()}
+            arrays["linear"] = metrics.magnitude(self.linear)
+        return {name: picture.numpy() for name, picture in arrays.items()}
 
 
 class Frames:
@@ -92,12 +92,12 @@ class Frames:
         result = self.result
         sources = {"mean": result.mean, "std": result.std, "samples": result.samples}
         sources |= {"truth": self.reference, "linear": result.linear}
-        found: dict[str, Any] = {}
+        images: dict[str, Any] = {}
         for name, rows in sources.items():
             if rows is None:
-                found[name] = None
+                images[name] = None
                 continue
             image = rows[row : row + 1][0]
             leading = image.shape[: 2 if name == "samples" else 1]
-            found[name] = image.reshape(*leading, self.depth, *self.size)
-        return found
+            images[name] = image.reshape(*leading, self.depth, *self.size)
+        return images

@@ -35,11 +35,11 @@ def strategy_of(config: dict[str, Any]) -> Strategy | None:
     """The strategy that a run took, with its parameters; None where it is not installed here, or has changed."""
     given = config.get("strategy") or {}
     try:
-        name, recorded = given["name"], given.get("parameters") or {}
+        name, values = given["name"], given.get("parameters") or {}
         plugin = registry.find("strategy", name)
         # The record holds the class's own facts, too.
         known = {p.name for p in parameters(plugin)}
-        made: Strategy = build(plugin, "strategy", name, {k: v for k, v in recorded.items() if k in known})
+        made: Strategy = build(plugin, "strategy", name, {k: v for k, v in values.items() if k in known})
     except (KeyError, TypeError, UserError):
         return None
     return made
@@ -103,8 +103,8 @@ def facts(result: Any) -> list[tuple[str, str]]:
 def _cost(result: Any) -> str:
     """What the engine counted, on average over items."""
     kinds = {"network_calls": "network calls", "vjp_calls": "backward calls", "operator_calls": "operator calls"}
-    found = {name: result.diagnostics.get(name) for name in (*kinds, "seconds")}
-    means = {name: float(np.mean(v)) for name, v in found.items() if v is not None and v.ndim == 1}
+    costs = {name: result.diagnostics.get(name) for name in (*kinds, "seconds")}
+    means = {name: float(np.mean(v)) for name, v in costs.items() if v is not None and v.ndim == 1}
     parts = [f"{means[name]:.0f} {text}" for name, text in kinds.items() if means.get(name)]
     cost = f"{', '.join(parts)} a sample" if parts else ""
     return "; ".join(part for part in (cost, f"{means['seconds']:.2g} s an item" if "seconds" in means else "") if part)

@@ -48,10 +48,10 @@ def open_scan(path: Path, result: Any, layout: str | None = None, read: Mapping[
     Raises:
         UserError: it cannot be read, or is not the one that the result was made from, read as it was then.
     """
-    recorded = str((result.config.get("input") or {}).get("fingerprint") or "")
+    origin = str((result.config.get("input") or {}).get("fingerprint") or "")
     measurement = open_measurement(path, layout, read)
-    if recorded and measurement.fingerprint != recorded:
-        if _file_part(measurement.fingerprint) == _file_part(recorded):
+    if origin and measurement.fingerprint != origin:
+        if _file_part(measurement.fingerprint) == _file_part(origin):
             raise UserError(f"{path}: was read in another way for the run: give --layout and --read as they were then")
         raise UserError(f"{path}: is not the scan that {result.path} was made from; give that one, or leave --scan out")
     return _usable(measurement, result)
@@ -60,30 +60,30 @@ def open_scan(path: Path, result: Any, layout: str | None = None, read: Mapping[
 def find_scan(result: Any, layout: str | None = None, read: Mapping[str, Any] | None = None) -> Measured:
     """Open the scan where the record says it was, or beside the result; not finding it is no mistake."""
     entry = result.config.get("input") or {}
-    recorded, name = str(entry.get("fingerprint") or ""), str(entry.get("file") or "")
+    origin, name = str(entry.get("fingerprint") or ""), str(entry.get("file") or "")
     how = "invsolve report --scan SCAN.h5 adds it"
-    if not recorded or not name:
+    if not origin or not name:
         return Measured(None, why=f"The result does not say from which file it was made; {how}.")
     for path in (Path(name), result.path.parent / Path(name).name):
         try:
             # What a file holds is compared before a layout makes anything of it.
-            if path.is_dir() or (path.is_file() and _file_part(recorded).startswith(fingerprint(path))):
+            if path.is_dir() or (path.is_file() and _file_part(origin).startswith(fingerprint(path))):
                 return open_scan(path, result, layout, read)
         except (UserError, OSError) as error:
             return Measured(None, why=f"Without the residual of the mean: {error}.")
     return Measured(None, why=f"The scan is not where it was for the run; {how}.")
 
 
-def _file_part(recorded: str) -> str:
+def _file_part(whole: str) -> str:
     """A fingerprint without that of a layout's options."""
-    return recorded.partition("+options:")[0]
+    return whole.partition("+options:")[0]
 
 
 def _usable(measurement: Measurement, result: Any) -> Measured:
     if len(measurement.y) != result.input_items:
         return Measured(None, why=f"The scan has {len(measurement.y)} items, the run had {result.input_items}.")
-    recorded = result.config.get("operator")
-    if recorded and operator_record(measurement.operator) != recorded:
+    entry = result.config.get("operator")
+    if entry and operator_record(measurement.operator) != entry:
         return Measured(
             None, why="The scan reads as another one than it was for the run: give --layout and --read as then."
         )

@@ -69,10 +69,10 @@ def _pictures(result: Any, reference: Any, item: int) -> list[tuple[str, np.ndar
     basis = metrics.magnitude(target if target is not None else mean)
     window = (float(np.quantile(basis, 0.001)), float(np.quantile(basis, 0.999)))
     span = metrics.data_range(reference) if reference is not None else window[1] - window[0]
-    found: list[tuple[str, np.ndarray, tuple[float, float], str]] = []
+    panels: list[tuple[str, np.ndarray, tuple[float, float], str]] = []
 
     def grey(title: str, image: Tensor) -> None:
-        found.append((title, metrics.magnitude(image).numpy(), window, "gray"))
+        panels.append((title, metrics.magnitude(image).numpy(), window, "gray"))
 
     def quality(image: Tensor) -> str:
         return "" if target is None else f"\n{metrics.psnr(image, target, span):.1f} dB"
@@ -84,13 +84,13 @@ def _pictures(result: Any, reference: Any, item: int) -> list[tuple[str, np.ndar
     grey(f"mean of {len(samples)}{quality(mean)}", mean)
     if len(samples) > 1:
         spread = metrics.magnitude(std).numpy() if std.shape[-3] != 2 else std.square().sum(-3).sqrt().numpy()
-        found.append(("standard deviation", spread, (0.0, float(np.quantile(spread, 0.999)) or 1.0), "magma"))
+        panels.append(("standard deviation", spread, (0.0, float(np.quantile(spread, 0.999)) or 1.0), "magma"))
         for k in range(min(len(samples), 2)):
             grey(f"sample {k}{quality(samples[k])}", samples[k])
     if target is not None:
         error = (metrics.magnitude(mean) - metrics.magnitude(target)).abs().numpy()
-        found.append(("|mean - truth|", error, (0.0, float(np.quantile(error, 0.999)) or 1.0), "magma"))
-    return found
+        panels.append(("|mean - truth|", error, (0.0, float(np.quantile(error, 0.999)) or 1.0), "magma"))
+    return panels
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Tensor]]]], window: tuple[float, float], path: Path) -> None:

@@ -42,16 +42,16 @@ def subtitle(frames: Frames) -> str:
 
 def warnings(result: Any) -> list[str]:
     """What a reader must know before she looks at a picture."""
-    found = []
+    sentences = []
     if not result.complete:
-        found.append(
+        sentences.append(
             f"This result is not finished: {len(result.items)} items are done. The same command goes on with the others."
         )
     ratio, numbers = (result.diagnostics.get(n) for n in ("discrepancy", "discrepancy_dof"))
     if ratio is not None and numbers is not None:
         text = judged(ratio, numbers, result.config).warning
-        found += [f"{text[0].upper()}{text[1:]}."] if text else []
-    return found
+        sentences += [f"{text[0].upper()}{text[1:]}."] if text else []
+    return sentences
 
 
 def uncertainty(frames: Frames) -> list[str]:
@@ -77,8 +77,8 @@ def discrepancy(result: Any, measured: Measured) -> list[str]:
     lines = []
     if ratio is not None and numbers is not None:
         # Its advice stands at the top of the page.
-        found = dataclasses.replace(judged(ratio, numbers, result.config), warning="")
-        line = str(found).replace("+-", "±")
+        report = dataclasses.replace(judged(ratio, numbers, result.config), warning="")
+        line = str(report).replace("+-", "±")
         lines.append(f"{line[0].upper()}{line[1:]}.")
     return [*lines, measured.why]
 

@@ -52,13 +52,13 @@ def find_axes(where: str, shape: Sequence[int], stored: str, given: str | None, 
         raise UserError(f"{where}: {origin} names {len(names)} axes ({text}), the array has {len(shape)}; {_WAY_OUT}")
     if not names:
         names = _by_convention(where, shape, cut, is_x)
-    found = _positions(where, names, cut)
-    if not 1 <= len(found.space) <= 3:
+    axes = _positions(where, names, cut)
+    if not 1 <= len(axes.space) <= 3:
         raise UserError(
-            f"{where}: {len(found.space)} spatial axes in {':'.join(names)}, expected 1 to 3; {_WAY_OUT}"
-            + (", or cut a volume with --slice-axis" if found.item is None else "")
+            f"{where}: {len(axes.space)} spatial axes in {':'.join(names)}, expected 1 to 3; {_WAY_OUT}"
+            + (", or cut a volume with --slice-axis" if axes.item is None else "")
         )
-    channels = shape[found.channel] if found.channel is not None else 1
+    channels = shape[axes.channel] if axes.channel is not None else 1
     if given is None and channels > _MANY:
         last = len(shape) - 1
         if shape[last] <= 4:
@@ -67,8 +67,8 @@ def find_axes(where: str, shape: Sequence[int], stored: str, given: str | None, 
             )
         else:
             hint = "are these volumes or grey images without a channel axis? --axes item:row:column, or --slice-axis"
-        raise UserError(f"{where}: axis {found.channel} would be {channels} channels; {hint}")
-    return found
+        raise UserError(f"{where}: axis {axes.channel} would be {channels} channels; {hint}")
+    return axes
 
 
 def _by_convention(where: str, shape: Sequence[int], cut: int | None, is_x: bool) -> list[str]:

@@ -63,20 +63,20 @@ class Images:
             numbers = [n for n, d in file.items() if isinstance(d, h5py.Dataset) and d.ndim >= 3]
             hint = f"; name one, such as --dataset {numbers[0]}" if numbers else ""
             raise UserError(f"{path}: has no dataset 'x', but {', '.join(sorted(file)) or 'nothing'}{hint}")
-        found = dataset(file, self.name)
-        self.where = f"{path}: dataset {self.name!r} {found.shape}"
-        if found.ndim < 2 or not found.size:
+        data = dataset(file, self.name)
+        self.where = f"{path}: dataset {self.name!r} {data.shape}"
+        if data.ndim < 2 or not data.size:
             raise UserError(f"{self.where}: expected (items, channels, rows, columns)")
-        stored = text(found.attrs.get("axes", ""))
-        self.axes = find_axes(self.where, found.shape, stored, settings.axes, settings.slice_axis, self.name == "x")
+        stored = text(data.attrs.get("axes", ""))
+        self.axes = find_axes(self.where, data.shape, stored, settings.axes, settings.slice_axis, self.name == "x")
         self.unit = settings.unit
         if self.unit is None:
-            self.unit = text(found.attrs.get("units", found.attrs.get("unit", file.attrs.get("unit", ""))))
-        self.complex = found.dtype.kind == "c" or found.dtype.names is not None
-        self.dtype = found.dtype
-        self._data = read(found) if found.nbytes <= _MEMORY else found
+            self.unit = text(data.attrs.get("units", data.attrs.get("unit", file.attrs.get("unit", ""))))
+        self.complex = data.dtype.kind == "c" or data.dtype.names is not None
+        self.dtype = data.dtype
+        self._data = read(data) if data.nbytes <= _MEMORY else data
         self.fingerprint = fingerprint(path)
-        return tuple(found.shape)
+        return tuple(data.shape)
 
     def _open_by_layout(self, settings: Settings) -> tuple[int, ...]:
         opened = open_images(self.path, settings.layout, settings.read)
@@ -110,14 +110,14 @@ class Images:
         for axis, part in zip(axes.space, window or [], strict=False):
             selection[axis] = part
         volume, cut = divmod(int(index), self.cuts)
-        left = [k for k in range(len(selection)) if k not in (axes.item, axes.cut)]
+        rest = [k for k in range(len(selection)) if k not in (axes.item, axes.cut)]
         if axes.item is not None:
             selection[axes.item] = volume
         if axes.cut is not None:
             selection[axes.cut] = cut
         at = tuple(selection)
         values = read(self._data, at) if isinstance(self._data, h5py.Dataset) else self._data[at]
-        values = values[None] if axes.channel is None else np.moveaxis(values, left.index(axes.channel), 0)
+        values = values[None] if axes.channel is None else np.moveaxis(values, rest.index(axes.channel), 0)
         if self.magnitudes:
             values = np.stack([values, np.zeros_like(values)], 1).reshape(-1, *values.shape[1:])
         elif self.complex:
@@ -133,13 +133,13 @@ class Images:
         Raises:
             UserError: no such dataset, or not one label an image (or a volume).
         """
-        found = self._file.get(name)
-        if not isinstance(found, h5py.Dataset) or found.ndim != 1:
+        data = self._file.get(name)
+        if not isinstance(data, h5py.Dataset) or data.ndim != 1:
             lists = [n for n, d in self._file.items() if isinstance(d, h5py.Dataset) and d.ndim == 1]
             raise UserError(
                 f"{self.path}: has no one-dimensional dataset {name!r} of labels; it has {', '.join(lists) or 'none'}"
             )
-        values = np.array([text(v) for v in found[()]])
+        values = np.array([text(v) for v in data[()]])
         if len(values) == self.volumes:
             return np.repeat(values, self.cuts)
         if len(values) == len(self):

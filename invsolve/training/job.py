@@ -20,8 +20,7 @@ from invsolve.datasets.hdf5 import check_target, replace
 from invsolve.errors import Interrupted, UserError
 from invsolve.training import data
 from invsolve.training.batches import SIGMA_MIN, crop_size, held_out
-from invsolve.training.calibration import MEASURED, error_curve
-from invsolve.training.checkpoint import LossCurve, read_checkpoint, remove
+from invsolve.training.error_curve import MEASURED, error_curve
 from invsolve.training.limits import begin_limits, measure_limits
 from invsolve.training.loop import Training
 from invsolve.training.parallel import join
@@ -29,6 +28,7 @@ from invsolve.training.phases import fixed_phases, turn
 from invsolve.training.resident import make_batches
 from invsolve.training.settings import Request, Settings, digest
 from invsolve.training.sheet import sample_sheet
+from invsolve.training.snapshot import LossCurve, read_snapshot, remove
 from invsolve.training.split import Split, divide
 
 #: Held-out images of a validation during training, and of the sample sheet.
@@ -52,7 +52,7 @@ def train_file(
     Args:
         request: what to do.
         say: told one line at a time what was found and decided.
-        should_stop: asked after each step; True writes a checkpoint and ends.
+        should_stop: asked after each step; True writes a snapshot and ends.
         command: the command line, for the record.
 
     Returns:
@@ -87,7 +87,7 @@ def train_file(
         if other is not None:
             _begin_with(prior, other, settings.start, say)
         config = settings.config(record)
-        saved = read_checkpoint(request.checkpoint, config, request.overwrite)
+        saved = read_snapshot(request.snapshot, config, request.overwrite)
         _explain(images, split, (low, high, origin), prior, note, settings, say)
         # Nobody may write before everybody has read.
         team.wait()
@@ -252,7 +252,7 @@ def _finish(
     say: Callable[[str], None],
     command: str,
 ) -> dict[str, Any]:
-    """Store the averaged weights, measure them as stored, draw the sheet, and remove the checkpoint."""
+    """Store the averaged weights, measure them as stored, draw the sheet, and remove the snapshot."""
     averaged: Any = training.chosen()
     team, settings = training.team, request.settings
     averaged.header["training"] |= {
@@ -292,8 +292,8 @@ def _finish(
     finally:
         with suppress(OSError):
             temporary.unlink()
-    remove(request.checkpoint)
     remove(request.snapshot)
+    remove(request.preview)
     return {
         "output": str(request.out),
         "steps": training.step,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from invsolve.contracts.prior import Prior, per_row
 from invsolve.numerics.random import ChainRandom
-from invsolve.training.calibration import log_spaced
+from invsolve.training.error_curve import log_spaced
 
 #: Over the largest that was seen on images.
 MARGIN = 1.2
@@ -52,8 +52,8 @@ def measure_limits(
 
     def watch(place: int) -> Any:
         def look(block: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            found = inputs[0].float().square().mean(1).max().sqrt()
-            largest[place] = max(largest[place], float(found))
+            peak = inputs[0].float().square().mean(1).max().sqrt()
+            largest[place] = max(largest[place], float(peak))
 
         return look
 

@@ -1,4 +1,4 @@
-"""The training loop: EDM loss, averaged weights, checkpoints, validation by noise level."""
+"""The training loop: EDM loss, averaged weights, snapshots, validation by noise level."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from invsolve.contracts.prior import Prior
 from invsolve.datasets.hdf5 import replace
 from invsolve.errors import Interrupted, NonFinite
 from invsolve.training.batches import Batch, Batches, worker_count
-from invsolve.training.calibration import log_spaced, mean_squared_error
-from invsolve.training.checkpoint import LossCurve, write_checkpoint
+from invsolve.training.error_curve import log_spaced, mean_squared_error
 from invsolve.training.parallel import Team
 from invsolve.training.selection import LEVELS, denoising_psnr
 from invsolve.training.settings import Request
+from invsolve.training.snapshot import LossCurve, write_snapshot
 
 BANDS = 8
 
 
 class Training:
-    """A network on its way to a prior. Its state is what a checkpoint holds.
+    """A network on its way to a prior. Its state is what a snapshot holds.
 
     Args:
         prior: to train, with random weights, in training mode.
-        request: settings, files and checkpoint intervals.
-        config: of the run, for the checkpoint.
+        request: settings, files and snapshot intervals.
+        config: of the run, for the snapshot.
         batches: of this process.
         validation: (N, C, *size), network units.
         team: the processes.
@@ -108,12 +108,12 @@ class Training:
 
         Args:
             curve: where the losses go; None on all processes but the first.
-            should_stop: asked after each step; True writes a checkpoint and raises.
+            should_stop: asked after each step; True writes a snapshot and raises.
             bar: show a progress bar; None only on a terminal.
 
         Raises:
             Interrupted: when asked to stop.
-            NonFinite: the loss is no number; the checkpoint before it stays.
+            NonFinite: the loss is no number; the snapshot before it stays.
         """
         began, before = time.perf_counter(), self.elapsed
         saved_at = before
@@ -136,8 +136,8 @@ class Training:
                     shown.set_postfix_str(f"loss {self.last['loss']:.4f}")
                 if self.step % self.settings.validation_interval == 0 or finished:
                     self._validate(curve)
-                by_step = self.request.checkpoint_steps and self.step % self.request.checkpoint_steps == 0
-                if finished or stop or by_step or self.elapsed - saved_at > self.request.checkpoint_seconds:
+                by_step = self.request.snapshot_steps and self.step % self.request.snapshot_steps == 0
+                if finished or stop or by_step or self.elapsed - saved_at > self.request.snapshot_seconds:
                     self._keep()
                     saved_at = self.elapsed
                 if stop and not finished:
@@ -213,7 +213,7 @@ class Training:
         if not math.isfinite(loss):
             raise NonFinite(
                 f"the loss is not finite at step {self.step}; a smaller learning rate (--set lr={self.settings.lr / 3:.2g}) "
-                "or --precision float32 may help; the last checkpoint was good"
+                "or --precision float32 may help; the last snapshot was good"
             )
 
     def _validate(self, curve: LossCurve | None) -> None:
@@ -227,27 +227,27 @@ class Training:
         bands = {f"{sigma:.3g}": value for sigma, value in zip(self.bands, mse, strict=True)}
         psnr = denoising_psnr(self.averaged, self.validation, LEVELS, len(self.batches.mine), self.team.device)
         scores = {f"{level:g}": value for level, value in zip(LEVELS, psnr, strict=True)}
-        found: dict[str, Any] = {"validation_loss": loss, "validation_mse": bands, "validation_psnr": scores}
-        self.last |= found
-        curve.write({"step": self.step, **found})
+        figures: dict[str, Any] = {"validation_loss": loss, "validation_mse": bands, "validation_psnr": scores}
+        self.last |= figures
+        curve.write({"step": self.step, **figures})
         score = sum(psnr) / len(psnr)
         if score > self.best.get("score", -math.inf):
             kept = {name: value.detach().clone() for name, value in self.averaged.state_dict().items()}
-            self.best = {"score": score, "step": self.step, "weights": kept, "found": found}
+            self.best = {"score": score, "step": self.step, "weights": kept, "figures": figures}
 
     def chosen(self) -> Prior:
         """The averaged network with the weights of the validation that denoised best; `last` then tells of them."""
         if self.best:
             self.averaged.load_state_dict(self.best["weights"])
-            self.last |= {**self.best["found"], "kept_step": self.best["step"]}
+            self.last |= {**self.best["figures"], "kept_step": self.best["step"]}
         return self.averaged
 
     def _keep(self) -> None:
-        """Write a checkpoint, unless the state is spoilt."""
+        """Write a snapshot, unless the state is spoilt."""
         self._check(self.team.mean(float(self.loss_sum)))
         if self.team.leads:
-            write_checkpoint(self.request.checkpoint, self.config, self.state())
-            path = self.request.snapshot
+            write_snapshot(self.request.snapshot, self.config, self.state())
+            path = self.request.preview
             temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.safetensors")
             self.averaged.save(temporary)
             replace(temporary, path)

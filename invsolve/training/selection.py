@@ -35,13 +35,13 @@ def denoising_psnr(
     Returns:
         dB, one number a level.
     """
-    found: list[list[float]] = [[] for _ in levels]
+    scores_by_level: list[list[float]] = [[] for _ in levels]
     for first in range(0, len(images), batch_size):
         clean = images[first : first + batch_size]
         noise = ChainRandom(_NOISE, [(first + i, 0) for i in range(len(clean))]).normal(clean).to(device)
         clean = clean.to(device)
-        for scores, level in zip(found, levels, strict=True):
+        for scores, level in zip(scores_by_level, levels, strict=True):
             sigma = torch.full((len(clean),), 2 * level, device=device)
             error = prior.denoise(clean + per_row(sigma, clean) * noise, sigma) - clean
             scores += (10 * torch.log10(4 / error.square().flatten(1).mean(1).clamp(min=1e-12))).tolist()
-    return [sum(scores) / len(scores) for scores in found]
+    return [sum(scores) / len(scores) for scores in scores_by_level]

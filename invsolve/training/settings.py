@@ -164,7 +164,7 @@ class Settings:
         return min(self.warmup, self.total // 10) if self.total else self.warmup
 
     def config(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """The configuration of a run, in which a checkpoint must agree; `data` says which images."""
+        """The configuration of a run, in which a snapshot must agree; `data` says which images."""
         return {**asdict(self), "data": dict(data)}
 
 
@@ -202,27 +202,27 @@ class Request:
         out: prior file to write, .safetensors.
         settings: what the weights depend on.
         device: "cpu", "cuda", "cuda:1"; None takes a GPU when there is one.
-        checkpoint_seconds: between checkpoints.
-        checkpoint_steps: also every so many steps.
-        overwrite: replace `out`, and a checkpoint of another configuration.
+        snapshot_seconds: between snapshots.
+        snapshot_steps: also every so many steps.
+        overwrite: replace `out`, and a snapshot of another configuration.
     """
 
     images: Path
     out: Path
     settings: Settings
     device: str | None = None
-    checkpoint_seconds: float = 120.0
-    checkpoint_steps: int | None = None
+    snapshot_seconds: float = 120.0
+    snapshot_steps: int | None = None
     overwrite: bool = False
 
     @property
-    def checkpoint(self) -> Path:
+    def snapshot(self) -> Path:
         return self.out.with_name(f"{self.out.name}.partial.pt")
 
     @property
-    def snapshot(self) -> Path:
-        """The averaged weights of the last checkpoint, as a prior file that can be tried while the training runs."""
-        return self.out.with_name(f"{self.out.stem}.snapshot.safetensors")
+    def preview(self) -> Path:
+        """The averaged weights at the last snapshot, a checkpoint that can be tried while the training runs."""
+        return self.out.with_name(f"{self.out.stem}.preview.safetensors")
 
     @property
     def curve(self) -> Path:

@@ -114,9 +114,9 @@ def find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
             inner = content.get(shelf)
             if isinstance(inner, Mapping) and inner and all(isinstance(v, Tensor) for v in inner.values()):
                 return dict(inner)
-    found = ", ".join(map(str, list(content)[:6])) if isinstance(content, Mapping) else type(content).__name__
+    content_text = ", ".join(map(str, list(content)[:6])) if isinstance(content, Mapping) else type(content).__name__
     raise UserError(
-        f"{str(path)!r} holds no state dict (name -> tensor), nor under {', '.join(_SHELVES)}; found {found}"
+        f"{str(path)!r} holds no state dict (name -> tensor), nor under {', '.join(_SHELVES)}; found {content_text}"
     )
 
 

@@ -115,10 +115,10 @@ def _refuse_others(weights: Mapping[str, Tensor], path: Path) -> None:
 def _check_preset(net: AdmUNet, preset: Any, path: Path) -> None:
     if preset not in PRESETS:
         raise UserError(f"{str(path)!r}: unknown preset {preset!r}; known: {', '.join(PRESETS)}")
-    found = (net.width, net.blocks_per_level, net.levels, net.attention_at)
-    if found != PRESETS[preset]:
+    layout = (net.width, net.blocks_per_level, net.levels, net.attention_at)
+    if layout != PRESETS[preset]:
         names = ("channels", "blocks a level", "levels", "attention at 1/")
         text = ", ".join(
-            f"{n} {a} instead of {b}" for n, a, b in zip(names, found, PRESETS[preset], strict=True) if a != b
+            f"{n} {a} instead of {b}" for n, a, b in zip(names, layout, PRESETS[preset], strict=True) if a != b
         )
         raise UserError(f"{str(path)!r} is not the model of preset {preset!r}: {text}; leave the preset out")

@@ -24,7 +24,7 @@ class EdmPrior(CheckpointPrior):
 
     A SongUNet or DhariwalUNet, unconditional, in EDM's, VP or VE preconditioning.
 
-    The published .pkl snapshots hold pickled classes and are refused; docs/priors.md has the script that saves their weights.
+    The published .pkl checkpoints hold pickled classes and are refused; docs/priors.md has the script that saves their weights.
     Augmentation labels, which sampling never uses, are left aside.
 
     Args:

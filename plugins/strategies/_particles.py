@@ -72,8 +72,8 @@ def one(log_weight: Tensor, uniform: Tensor) -> Tensor:
 def _at(log_weight: Tensor, marks: Tensor) -> Tensor:
     """The particles whose part of the cumulated weights holds the marks (B, L) in [0, 1)."""
     edges = log_weight.double().softmax(1).cumsum(1)
-    found = torch.searchsorted(edges, marks * edges[:, -1:], right=True)
-    return found.clamp(max=log_weight.shape[1] - 1)
+    index = torch.searchsorted(edges, marks * edges[:, -1:], right=True)
+    return index.clamp(max=log_weight.shape[1] - 1)
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:

@@ -33,11 +33,11 @@ def test_operators() -> None:
     torch.testing.assert_close(levy.convolution().sum(1), torch.ones(64, dtype=torch.float64))
     rows = levy.fourier()
     torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows), dtype=torch.float64))
-    found = rows @ x
-    assert float(found[0]) == pytest.approx(float(spectrum[0].real))
+    projections = rows @ x
+    assert float(projections[0]) == pytest.approx(float(spectrum[0].real))
     for k in range(1, 5):
-        assert float(found[2 * k - 1]) == pytest.approx(math.sqrt(2) * float(spectrum[k].real))
-        assert float(found[2 * k]) == pytest.approx(math.sqrt(2) * float(spectrum[k].imag))
+        assert float(projections[2 * k - 1]) == pytest.approx(math.sqrt(2) * float(spectrum[k].real))
+        assert float(projections[2 * k]) == pytest.approx(math.sqrt(2) * float(spectrum[k].imag))
     picked = levy.sampling() @ x
     assert len(picked) == 32
     assert set(picked.tolist()) <= set(x.tolist())

@@ -113,10 +113,10 @@ def test_matrix_operator_conforms() -> None:
 
 def test_strategies_take_signals() -> None:
     measure = make("d8-m2", seed=0, samples=64, device="cpu")
-    found = measure(invsolve.strategy("moment"), 1)
-    assert set(bench.FAMILIES["mixture"].columns) <= set(found)
-    assert all(math.isfinite(value) for value in found.values())
-    assert found["evaluations"] > 28
+    row = measure(invsolve.strategy("moment"), 1)
+    assert set(bench.FAMILIES["mixture"].columns) <= set(row)
+    assert all(math.isfinite(value) for value in row.values())
+    assert row["evaluations"] > 28
 
 
 def test_command(cli: Cli) -> None:

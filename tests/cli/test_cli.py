@@ -384,7 +384,7 @@ def test_every_command_explains_itself_on_one_screen(cli: Cli) -> None:
         "train",
         "prior",
         "prior show",
-        "prior calibrate",
+        "prior measure",
         "plugins",
         "plugins list",
         "plugins show",

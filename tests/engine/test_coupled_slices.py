@@ -106,8 +106,8 @@ def test_admm_finds_what_the_dual_box_problem_gives(keep: float) -> None:
     hessian = matrix.T @ matrix + keep * np.eye(near.numel())
     b = matrix.T @ problem.y.flatten().numpy() / problem.operator_norm() + keep * near.flatten().numpy()
     half = np.linalg.inv(np.linalg.cholesky(hessian))
-    found = scipy.optimize.lsq_linear(half @ jump.T, half @ b, (-weight, weight), tol=1e-12)
-    wanted = torch.from_numpy(np.linalg.solve(hessian, b - jump.T @ found.x)).view(near.shape)
+    multiplier = scipy.optimize.lsq_linear(half @ jump.T, half @ b, (-weight, weight), tol=1e-12)
+    wanted = torch.from_numpy(np.linalg.solve(hessian, b - jump.T @ multiplier.x)).view(near.shape)
 
     tv = ThroughPlaneTV(weight, penalty, sweeps=800, solves=60)
     x, jumps, dual = tv.improve(problem, near, problem.residual(near), near * 0, near * 0, keep)
@@ -352,7 +352,7 @@ def test_two_processes_share_a_volume(y: Tensor, ct: invsolve.Operator, tmp_path
         np.testing.assert_allclose(one[residual][:], two[residual][:], rtol=1e-3)
         assert two["done"][:].all()
     # What two processes began, one ends.
-    slow = [*options, "--set", "steps=200", "--checkpoint-every", 0]
+    slow = [*options, "--set", "steps=200", "--snapshot-every", 0]
     process = subprocess.Popen(
         [*together, *map(str, ("reconstruct", scan, "-o", tmp_path / "cut.h5", *slow))], env=environment, cwd=tmp_path
     )

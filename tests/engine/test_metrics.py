@@ -51,9 +51,9 @@ def test_coverage_is_nominal_for_an_honest_sampler(samples: int) -> None:
     g = torch.Generator().manual_seed(0)
     draws = torch.randn(samples + 1, 1, 200, 200, generator=g)
     truth, kept = draws[0], draws[1:]
-    found = metrics.coverage(kept.mean(0), kept.std(0), truth, samples)
-    assert found["coverage_50"] == pytest.approx(0.5, abs=0.01)
-    assert found["coverage_90"] == pytest.approx(0.9, abs=0.01)
+    coverage = metrics.coverage(kept.mean(0), kept.std(0), truth, samples)
+    assert coverage["coverage_50"] == pytest.approx(0.5, abs=0.01)
+    assert coverage["coverage_90"] == pytest.approx(0.9, abs=0.01)
     narrow = metrics.coverage(kept.mean(0), 0.3 * kept.std(0), truth, samples)
     assert narrow["coverage_90"] < 0.75
 

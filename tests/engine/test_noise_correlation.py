@@ -24,8 +24,8 @@ def test_neighbours_correlate_as_stated_and_variance_is_one() -> None:
     x = noise(2.0)
     assert abs(float(x.square().mean()) - 1) < 0.02
     for distance in (0, 1, 3, 6, 12):
-        found = float((x[: 40 - distance] * x[distance:]).mean())
-        assert found == pytest.approx(math.exp(-((distance / 4) ** 2)), abs=0.02)
+        covariance = float((x[: 40 - distance] * x[distance:]).mean())
+        assert covariance == pytest.approx(math.exp(-((distance / 4) ** 2)), abs=0.02)
 
 
 def test_infinite_coherence_is_the_same_noise_for_all() -> None:

@@ -131,11 +131,11 @@ def field() -> tuple[invsolve.Prior, torch.Tensor, torch.Tensor]:
 
 def test_likelihood_of_a_gaussian_field() -> None:
     prior, x, wanted = field()
-    found = invsolve.log_likelihood(prior, x, steps=30, exact=True)
-    torch.testing.assert_close(found.nats, wanted, atol=0.02, rtol=0)
-    bits = found.bits_per_dimension()
+    likelihood = invsolve.log_likelihood(prior, x, steps=30, exact=True)
+    torch.testing.assert_close(likelihood.nats, wanted, atol=0.02, rtol=0)
+    bits = likelihood.bits_per_dimension()
     torch.testing.assert_close(bits, -wanted / (25 * math.log(2)), atol=2e-3, rtol=0)
-    torch.testing.assert_close(found.bits_per_dimension(1 / 128), bits + 7)
+    torch.testing.assert_close(likelihood.bits_per_dimension(1 / 128), bits + 7)
 
 
 def test_likelihood_converges_with_the_fourth_power_of_the_step() -> None:
@@ -153,8 +153,8 @@ def test_likelihood_of_a_mixture() -> None:
     weights = dist.Categorical(probs=torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
     parts = dist.Independent(dist.Normal(means.flatten(1), math.hypot(0.3, prior.sigma_min)), 1)
     wanted = dist.MixtureSameFamily(weights, parts).log_prob(x.flatten(1))
-    found = invsolve.log_likelihood(prior, x, steps=25, exact=True)
-    torch.testing.assert_close(found.nats, wanted, atol=0.02, rtol=0)
+    likelihood = invsolve.log_likelihood(prior, x, steps=25, exact=True)
+    torch.testing.assert_close(likelihood.nats, wanted, atol=0.02, rtol=0)
 
 
 def test_hutchinsons_estimator_is_unbiased_and_repeatable() -> None:
@@ -192,7 +192,7 @@ def test_likelihood_refuses_what_it_cannot_do() -> None:
 def test_draws_are_box_and_mullers_from_streams_made_anew(dtype: torch.dtype, numbers: int) -> None:
     chains = [(0, 0), (0, 1), (3, 1), (3, 1), (0, 2), (2, 2**32 - 1)]
     rng = ChainRandom(7, chains).at(4)
-    found, uniform = rng.normal(torch.zeros(len(chains), numbers, dtype=dtype)), rng.uniform()
+    draws, uniform = rng.normal(torch.zeros(len(chains), numbers, dtype=dtype)), rng.uniform()
     wide = dtype == torch.float64
     reals = numbers * (2 if dtype.is_complex else 1)
     blocks = -(-reals * (8 if wide else 4) // 32)
@@ -202,7 +202,7 @@ def test_draws_are_box_and_mullers_from_streams_made_anew(dtype: torch.dtype, nu
         counter = np.array([chain[1] * blocks, draw, 4, chain[0]], np.uint64)
         return np.random.Philox(key=key, counter=counter)
 
-    for chain, row in zip(chains, found, strict=True):
+    for chain, row in zip(chains, draws, strict=True):
         words = fresh(chain, 1, blocks).random_raw(4 * blocks).view(np.uint64 if wide else np.uint32)
         first, second = ((words + 0.5) / 2.0 ** (64 if wide else 32)).reshape(2, -1)
         radius = np.sqrt(-2 * np.log(first))

@@ -45,18 +45,18 @@ def scene() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_known_maps_are_found(scene: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     image, truth, kspace = scene
-    found = espirit(calibration_region(kspace, np.ones((ROWS, COLUMNS), bool), 24, "x"), (ROWS, COLUMNS), SIGMA)
+    calibration = espirit(calibration_region(kspace, np.ones((ROWS, COLUMNS), bool), 24, "x"), (ROWS, COLUMNS), SIGMA)
     inside = np.abs(image) > 0.1 * np.abs(image).max()
     unit = truth / np.linalg.norm(truth, axis=0)
     # Maps are known up to one phase a pixel, which is the image's.
-    turn = np.exp(1j * np.angle((found.maps.conj() * unit).sum(0)))
-    error = np.linalg.norm((found.maps * turn - unit)[:, inside]) / np.linalg.norm(unit[:, inside])
+    turn = np.exp(1j * np.angle((calibration.maps.conj() * unit).sum(0)))
+    error = np.linalg.norm((calibration.maps * turn - unit)[:, inside]) / np.linalg.norm(unit[:, inside])
     assert error < 0.02
-    assert np.allclose((np.abs(found.maps) ** 2).sum(0)[inside], 1, atol=1e-4)
-    assert found.eigenvalue[inside].min() > 0.9
-    assert found.eigenvalue.max() < 1 + 1e-5
+    assert np.allclose((np.abs(calibration.maps) ** 2).sum(0)[inside], 1, atol=1e-4)
+    assert calibration.eigenvalue[inside].min() > 0.9
+    assert calibration.eigenvalue.max() < 1 + 1e-5
     # The phase that is left is smooth: neighbours inside differ by little.
-    steps = np.angle(found.maps[:, :, 1:] * found.maps[:, :, :-1].conj())[:, inside[:, 1:] & inside[:, :-1]]
+    steps = np.angle(calibration.maps[:, :, 1:] * calibration.maps[:, :, :-1].conj())[:, inside[:, 1:] & inside[:, :-1]]
     assert np.quantile(np.abs(steps), 0.99) < 0.5
 
 

@@ -138,8 +138,8 @@ def test_rings_go_and_the_object_stays() -> None:
     gain = np.zeros(256)
     gain[[53, 109, 186]] = [0.05, -0.08, 0.06]
     mended = suppress_rings(clean + gain, 9)
-    left = np.abs((mended - clean).mean(0))[[53, 109, 186]]
-    assert (left < 0.35 * np.abs(gain[[53, 109, 186]])).all()
+    rest = np.abs((mended - clean).mean(0))[[53, 109, 186]]
+    assert (rest < 0.35 * np.abs(gain[[53, 109, 186]])).all()
     assert np.linalg.norm(mended - clean) < 0.6 * np.linalg.norm(gain) * 180**0.5
     assert np.linalg.norm(suppress_rings(clean, 9) - clean) < 0.005 * np.linalg.norm(clean)
     with pytest.raises(UserError, match="rings must be 0 or an odd width"):

@@ -62,9 +62,9 @@ def test_coil_maps_of_the_brain_explain_its_coils(brain: invsolve.Measurement, s
     y = brain.y[0:1]
     image = brain.operator.baseline(y)
     coils = torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(y, (-2, -1)), norm="ortho"), (-2, -1))
-    left = (coils - maps * image)[0][:, head]
+    rest = (coils - maps * image)[0][:, head]
     # Seven of eight coil images are predicted; what they leave is noise.
-    sigma = float((left.abs() ** 2).mean() / 2) ** 0.5
+    sigma = float((rest.abs() ** 2).mean() / 2) ** 0.5
     assert 0.6 * brain.noise.sigma < sigma < 1.1 * brain.noise.sigma
     # The noise of a coil, as its two parts together, is 1.5 to 2.2.
     assert 1.5 < brain.noise.sigma * 2**0.5 < 2.2
@@ -89,13 +89,13 @@ def test_the_masked_brain(shared: Path, brain: invsolve.Measurement) -> None:
 
 
 def test_lodopab_ground_truth(shared: Path) -> None:
-    found = open_images(shared / "fixtures" / "lodopab_like_ground_truth.hdf5", "lodopab")
-    images = found.x[0:8]
+    dataset = open_images(shared / "fixtures" / "lodopab_like_ground_truth.hdf5", "lodopab")
+    images = dataset.x[0:8]
     assert images.shape == (8, 1, 362, 362)
     assert 0 <= float(images.min()) < float(images.max()) <= 1
     # Soft tissue attenuates by about 20 / m.
     assert 15 < float(images[images > 0.1].median()) * 81.35858 < 25
-    assert found.spacing == pytest.approx((0.718, 0.718), abs=1e-3)
+    assert dataset.spacing == pytest.approx((0.718, 0.718), abs=1e-3)
 
 
 FILES = {

@@ -70,7 +70,7 @@ def test_dry_run_of_coupled_volumes_counts_them(scan: Path, tmp_path: Path) -> N
         file["volume"] = np.repeat([0, 1, 2], ITEMS // 3)
     job = request(scan, tmp_path / "r.h5", strategy="dds-3d", parameters={"steps": 6})
     plan = dryrun.dry_run(job)
-    assert (plan["batches"], plan["batch_size"], plan["left"]) == (3 * 2, ITEMS // 3, ITEMS)
+    assert (plan["batches"], plan["batch_size"], plan["remaining"]) == (3 * 2, ITEMS // 3, ITEMS)
     jobs.reconstruct_file(job)
     told = hdf5.read_result(tmp_path / "r.h5").diagnostics
     assert plan["network_calls"] == told["network_calls"].sum() * 2
@@ -134,8 +134,8 @@ def test_ranges_to_do(tmp_path: Path) -> None:
     finished = hdf5.Part(shards.shard_path(out, range(2, 6)), "", [2, 3, 4, 5], [2, 3, 4, 5])
     begun = hdf5.Part(shards.shard_path(out, range(7, 9)), "", [7, 8], [8])
     before = hdf5.Part(hdf5.partial_path(out), "", list(range(2, 12)), [10])
-    found = shards.ranges_to_do(out, [finished, begun, before], range(2, 12), 4)
-    assert found == [range(6, 7), range(7, 9), range(9, 10), range(11, 12)]
+    ranges = shards.ranges_to_do(out, [finished, begun, before], range(2, 12), 4)
+    assert ranges == [range(6, 7), range(7, 9), range(9, 10), range(11, 12)]
 
 
 def test_a_run_without_workers_goes_on_with_shards_and_with_its_own_partial(
@@ -266,7 +266,7 @@ def test_dry_run_writes_nothing_and_counts(scan: Path, tmp_path: Path, plugin: P
     assert code == 0, err
     plan = json.loads(out)
     assert plan["items"] == [4, 12]
-    assert plan["left"] == 8
+    assert plan["remaining"] == 8
     assert plan["batches"] == 6
     assert plan["steps"] == 40
     code, out, _ = cli(*arguments)

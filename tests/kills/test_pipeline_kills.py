@@ -23,14 +23,14 @@ PATH = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.env
 
 
 def text(**changes: str) -> str:
-    found = TEXT
+    document = TEXT
     for old, new in (LONG | changes).items():
-        found = found.replace(old, new)
-    return found
+        document = document.replace(old, new)
+    return document
 
 
 def wait_for_state(folder: Path, process: "subprocess.Popen[str]") -> None:
-    """Until the reconstruction has saved a checkpoint."""
+    """Until the reconstruction has saved a snapshot."""
     deadline = time.monotonic() + 300
     while not list(folder.glob("recon-*/recon.h5.partial.state")):
         assert process.poll() is None, process.communicate()
@@ -73,8 +73,8 @@ def test_two_runs_at_once_share_the_work(tmp_path: Path, cli_process: CliProcess
         assert process.returncode == 0, err
     events = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
     for step in ("truth", "scan", "recon", "scores"):
-        found = sorted(e["event"] for e in events if e.get("step") == step and e["event"] in ("done", "cached"))
-        assert found == ["cached", "done"], step
+        outcomes = sorted(e["event"] for e in events if e.get("step") == step and e["event"] in ("done", "cached"))
+        assert outcomes == ["cached", "done"], step
 
 
 def example(folder: Path) -> Path:

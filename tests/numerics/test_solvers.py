@@ -41,10 +41,10 @@ def flow(sigmas: Sequence[float]) -> list[Tensor]:
         z = torch.from_numpy(x).view(SHAPE)
         return ((z - mixture(z, sigma)) / sigma).numpy().ravel()
 
-    found = solve_ivp(
+    solution = solve_ivp(
         slope, (HIGH, min(sigmas)), START.numpy().ravel(), "DOP853", t_eval=sigmas, rtol=1e-12, atol=1e-13
     )
-    return [torch.from_numpy(column.copy()).view(SHAPE) for column in found.y.T]
+    return [torch.from_numpy(column.copy()).view(SHAPE) for column in solution.y.T]
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_calls_are_counted_rightly(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_memory_is_cut_by_rows_and_outlives_a_checkpoint(name: str, tmp_path: Path) -> None:
+def test_memory_is_cut_by_rows_and_outlives_a_snapshot(name: str, tmp_path: Path) -> None:
     s, levels = SOLVERS[name].over(8), karras(8)
     half: Memory = {}
     x = START

@@ -1,4 +1,4 @@
-"""Lévy-process priors and their Gibbs sampler: quadrature in two dimensions, finer lattices, calibration, and each other."""
+"""Lévy-process priors and their Gibbs sampler: quadrature in two dimensions, finer lattices, ranks, and each other."""
 
 import math
 from typing import Any
@@ -46,8 +46,8 @@ def test_denoiser_matches_quadrature(law: dict, sigma: float) -> None:
     walk = prior(length=2, std=0.5, **law)
     y = torch.tensor([0.4, -0.3], dtype=torch.float64)
     wanted = two_jumps(y, torch.eye(2, dtype=torch.float64), sigma, walk.scale, walk.jumps)[0]
-    found = walk.denoise(y[None, None], torch.tensor(sigma, dtype=torch.float64))[0, 0]
-    torch.testing.assert_close(found, wanted, atol=1e-3 * sigma, rtol=0)
+    estimate = walk.denoise(y[None, None], torch.tensor(sigma, dtype=torch.float64))[0, 0]
+    torch.testing.assert_close(estimate, wanted, atol=1e-3 * sigma, rtol=0)
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -79,10 +79,10 @@ def test_gaussian_increments_have_the_wiener_filter() -> None:
     y = torch.randn(3, 1, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     covariance = torch.tensor([[0.09 * min(i, j) for i in range(1, 21)] for j in range(1, 21)], dtype=torch.float64)
     wanted = y @ torch.linalg.solve(covariance + 0.04 * torch.eye(20), covariance)
-    found = walk.denoise(y, torch.tensor(0.2, dtype=torch.float64))
-    torch.testing.assert_close(found, wanted)
-    left = covariance - covariance @ torch.linalg.solve(covariance + 0.04 * torch.eye(20), covariance)
-    assert walk.error(0.2) == pytest.approx(float(left.diagonal().mean()))
+    estimate = walk.denoise(y, torch.tensor(0.2, dtype=torch.float64))
+    torch.testing.assert_close(estimate, wanted)
+    rest = covariance - covariance @ torch.linalg.solve(covariance + 0.04 * torch.eye(20), covariance)
+    assert walk.error(0.2) == pytest.approx(float(rest.diagonal().mean()))
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -155,7 +155,7 @@ class TestGibbs:
             assert float(((means.mean(0) - wanted[power - 1]) / error).abs().max()) < 4
 
     @pytest.mark.parametrize("jumps", [1.0, 0.3])
-    def test_calibration(self, jumps: float) -> None:
+    def test_ranks(self, jumps: float) -> None:
         # Truths from the prior, a chain each: their ranks among well separated states must be uniform.
         length, chains, sigma, scale = 6, 400, 0.4, 0.7
         generator = torch.Generator().manual_seed(3)

@@ -84,8 +84,8 @@ def test_splits_guidance_is_the_score_of_a_gaussian_likelihood(problem: Problem,
     best = (residual.detach() * seen).sum(1) / (seen * seen).sum(1)
     wanted = wanted * best.clamp(0, 1).view(-1, 1, 1, 1)
     with torch.no_grad():
-        got, left = offered(invsolve.strategy("split")).guidance(problem, x.detach(), sigma)
-    torch.testing.assert_close(left.flatten(1), residual.detach())
+        got, rest = offered(invsolve.strategy("split")).guidance(problem, x.detach(), sigma)
+    torch.testing.assert_close(rest.flatten(1), residual.detach())
     torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-4)
 
 
@@ -115,8 +115,8 @@ def test_projection_replaces_noise_free_pixels_at_the_level_reached() -> None:
 @pytest.mark.parametrize("steps", [40, 120])
 def test_score_sde_counts_the_data_once_however_many_steps(steps: int) -> None:
     # Weighed against sigma^2 in every step, the seen pixels' width was 0.7 of the posterior's.
-    found = compare(invsolve.strategy("score-sde", steps=steps), exact_posterior(samples=64))
-    assert 0.83 < found["std_observed"] < 1.1
+    figures = compare(invsolve.strategy("score-sde", steps=steps), exact_posterior(samples=64))
+    assert 0.83 < figures["std_observed"] < 1.1
 
 
 class First(invsolve.LinearOperator):

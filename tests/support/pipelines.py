@@ -56,7 +56,7 @@ prior = "slow"
 strategy = "dds"
 set = {steps = "${steps}"}
 samples = 2
-checkpoint_every = 0.0
+snapshot_every = 0.0
 
 [steps.scores]
 type = "evaluate"

@@ -124,7 +124,7 @@ def test_from_images_to_a_prior(pictures: Path, tmp_path: Path, cli: Callable[..
     assert "mean squared error" in printed
 
     again = tmp_path / "again.safetensors"
-    code, printed, err = cli("prior", "calibrate", out, pictures, "-o", again, "--batch-size", 4)
+    code, printed, err = cli("prior", "measure", out, pictures, "-o", again, "--batch-size", 4)
     assert code == 0, err
     assert "2 images that it was not trained on" in err
     np.testing.assert_allclose(invsolve.load_prior(again).error_curve["mse"], mse, rtol=1e-5)
@@ -155,7 +155,7 @@ def test_killed_twice_the_loss_curve_is_that_of_the_unkilled_run(
     whole, broken = tmp_path / "whole.safetensors", tmp_path / "broken.safetensors"
     settings: dict[str, Any] = {"steps": 200, "immiscible": 2, "dropout": 0.2, "gain": 0.2}
     train(signals, whole, **settings)
-    command = ["train", signals, "-o", broken, *options(**settings), "--checkpoint-steps", 10, "--device", "cpu"]
+    command = ["train", signals, "-o", broken, *options(**settings), "--snapshot-steps", 10, "--device", "cpu"]
     for step in (40, 90):
         process = cli_process(*command)
         wait_for_step(broken, process, step)
@@ -191,7 +191,7 @@ def test_stopped_and_resumed_in_two_dimensions(pictures: Path, tmp_path: Path) -
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
-def test_another_configuration_or_a_bad_checkpoint_is_refused(
+def test_another_configuration_or_a_bad_snapshot_is_refused(
     signals: Path, tmp_path: Path, cli: Callable[..., tuple[int, str, str]]
 ) -> None:
     out = tmp_path / "p.safetensors"
@@ -210,7 +210,7 @@ def test_another_configuration_or_a_bad_checkpoint_is_refused(
         partial.write_bytes(bad)
         code, _, err = cli("train", signals, "-o", out, *options(steps=20))
         assert code == 2
-        assert "no checkpoint of a training" in err.strip().splitlines()[-1]
+        assert "no snapshot of a training" in err.strip().splitlines()[-1]
         assert "Traceback" not in err
     assert not out.exists()
     assert cli("train", signals, "-o", out, *options(steps=20), "--overwrite")[0] == 0
@@ -229,14 +229,14 @@ class Trap:
         return (Path.touch, (self.path,))
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(
+def test_a_snapshot_that_would_run_code_is_refused(
     signals: Path, tmp_path: Path, cli: Callable[..., tuple[int, str, str]]
 ) -> None:
     sprung = tmp_path / "sprung"
     torch.save({"format": 1, "config": Trap(sprung)}, tmp_path / "p.safetensors.partial.pt")
     code, _, err = cli("train", signals, "-o", tmp_path / "p.safetensors", *options(steps=20))
     assert code == 2
-    assert "no checkpoint" in err
+    assert "no snapshot" in err
     assert not sprung.exists()
 
 
@@ -286,7 +286,7 @@ def test_a_foreign_prior_gets_its_curve_beside_it(
         pytest.skip("the bundled weights are elsewhere")
     path = write(tmp_path / "unit.h5", x=smooth(6, 1, 16, 16) / 200)
     copy = shutil.copy(weights, tmp_path / "m.safetensors")
-    code, printed, err = cli("prior", "calibrate", copy, path, "--json")
+    code, printed, err = cli("prior", "measure", copy, path, "--json")
     assert code == 0, err
     curve = json.loads(printed)["error_curve"]
     assert Path(f"{copy}.error_curve.json").exists()
@@ -294,10 +294,10 @@ def test_a_foreign_prior_gets_its_curve_beside_it(
     Path(f"{copy}.error_curve.json").write_text("{}")
     with pytest.raises(UserError, match="no error curve"):
         invsolve.load_prior(copy)
-    code, _, err = cli("prior", "calibrate", "gaussian-field", pictures, "-o", tmp_path / "g.safetensors")
+    code, _, err = cli("prior", "measure", "gaussian-field", pictures, "-o", tmp_path / "g.safetensors")
     assert code == 2
     assert "does not write" in err
-    code, _, err = cli("prior", "calibrate", "natural", pictures, "-o", tmp_path / "g.json")
+    code, _, err = cli("prior", "measure", "natural", pictures, "-o", tmp_path / "g.json")
     assert code == 2
     assert "outside the prior's range" in err
 
@@ -305,7 +305,7 @@ def test_a_foreign_prior_gets_its_curve_beside_it(
 def test_the_error_curve_of_a_gaussian_is_exact(tmp_path: Path) -> None:
     """For white Gaussian images of variance v the least possible error is v s^2 / (v + s^2)."""
     from invsolve.contracts.prior import Prior
-    from invsolve.training.calibration import error_curve
+    from invsolve.training.error_curve import error_curve
 
     class White(Prior):
         def denoise(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

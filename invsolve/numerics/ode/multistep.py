@@ -70,12 +70,12 @@ class DEIS(Solver):
         middle, half = (sigma_next + levels[0]) / 2, (sigma_next - levels[0]) / 2
         at = self._variable(middle + half * where)
         nodes = self._variable(np.array(levels))
-        found = []
+        coefficients = []
         for j, node in enumerate(nodes):
             others = np.delete(nodes, j)
             lagrange = np.prod([(at - other) / (node - other) for other in others], axis=0)
-            found.append(float(half * np.sum(share * lagrange)))
-        return found
+            coefficients.append(float(half * np.sum(share * lagrange)))
+        return coefficients
 
     def _variable(self, sigma: np.ndarray) -> np.ndarray:
         if self.variable == "sigma":

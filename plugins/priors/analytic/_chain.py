@@ -57,8 +57,8 @@ class Lattice:
         if self.sigma <= self.scale:
             centre, reach = y, 14 * self.sigma
         else:
-            gain, left = self.linear_gain(y.shape[1])
-            centre, reach = y @ gain.to(y.device), 9 * left + 8 * self.scale
+            gain, error = self.linear_gain(y.shape[1])
+            centre, reach = y @ gain.to(y.device), 9 * error + 8 * self.scale
         reach *= 1 + self.fine / 2
         return (centre / self.step).round(), math.ceil(reach / self.step)
 
@@ -132,8 +132,8 @@ class Lattice:
 
         Where y is no likely walk, the first windows can miss; each row's then move to where its posterior leans, until none does.
         """
-        found = [self._settle(part) for part in y.split(ROWS)]
-        return torch.cat([means for means, _ in found]), torch.cat([centre for _, centre in found])
+        parts = [self._settle(part) for part in y.split(ROWS)]
+        return torch.cat([means for means, _ in parts]), torch.cat([centre for _, centre in parts])
 
     def _settle(self, y: Tensor) -> tuple[Tensor, Tensor]:
         centre, half = self.window(y)
@@ -152,10 +152,10 @@ class Lattice:
         On a fixed lattice D is analytic in y with length scale sigma: a step of sigma / 1000 leaves about 1e-7 of the result.
         """
         _, half = self.window(y[:1])
-        found = []
+        products = []
         for part, at, along in zip(*(t.split(ROWS // 2) for t in (y, centre, direction)), strict=True):
             size = along.abs().amax(1, keepdim=True).clamp_min(torch.finfo(along.dtype).tiny)
             move = 1e-3 * self.sigma * along / size
             ahead, behind = self.solve(torch.cat([part + move, part - move]), torch.cat([at, at]), half)[0].chunk(2)
-            found.append((ahead - behind) * size / (2e-3 * self.sigma))
-        return torch.cat(found)
+            products.append((ahead - behind) * size / (2e-3 * self.sigma))
+        return torch.cat(products)

@@ -165,11 +165,11 @@ class EdmUNet(nn.Module):
         )
 
         def rank(name: str) -> tuple[int, int, int]:
-            found = re.fullmatch(r"(\d+)x\d+_(\D+?)(\d*)", name)
-            if not found or found[2] not in order:
+            match = re.fullmatch(r"(\d+)x\d+_(\D+?)(\d*)", name)
+            if not match or match[2] not in order:
                 raise UserError(f"layer {f'{side}.{name}'!r} is of no kind that EDM's networks have")
-            size = int(found[1])
-            return (-size if side == "enc" else size), order.index(found[2]), int(found[3] or 0)
+            size = int(match[1])
+            return (-size if side == "enc" else size), order.index(match[2]), int(match[3] or 0)
 
         return {name: self._layer(shapes, side, name) for name in sorted(names, key=rank)}
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training and its loss curve, kept so that a kill at any moment costs minutes and no digit."""
+"""Snapshots of a training and its loss curve, kept so that a kill at any moment costs minutes and no digit."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import torch
 from invsolve.datasets.hdf5 import differences, replace
 from invsolve.errors import UserError
 
-_FORMAT = 1
+_FORMAT = 2
 
 
-def write_checkpoint(path: Path, config: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Replace a checkpoint in one step.
+def write_snapshot(path: Path, config: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Replace a snapshot in one step.
 
     Args:
         path: the file.
@@ -38,8 +38,8 @@ def write_checkpoint(path: Path, config: Mapping[str, Any], state: Mapping[str, 
         ) from None
 
 
-def read_checkpoint(path: Path, config: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """Read the checkpoint of a run with this configuration; None when there is none, or it is to be replaced.
+def read_snapshot(path: Path, config: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """Read the snapshot of a run with this configuration; None when there is none, or it is to be replaced.
 
     Raises:
         UserError: unless overwrite, when it is damaged or of another configuration; says what differs.
@@ -56,7 +56,7 @@ def read_checkpoint(path: Path, config: Mapping[str, Any], overwrite: bool) -> d
         if overwrite:
             return None
         reason = " ".join(str(error).split(". ")[0].split())[:120] or type(error).__name__
-        raise UserError(f"{path}: cannot be continued, it is no checkpoint of a training ({reason}); {anew}") from None
+        raise UserError(f"{path}: cannot be continued, it is no snapshot of a training ({reason}); {anew}") from None
     plain = json.loads(json.dumps(config))
     changes = [line for key in {**stored, **plain} for line in differences(key, stored.get(key), plain.get(key))]
     if not changes:
@@ -67,14 +67,14 @@ def read_checkpoint(path: Path, config: Mapping[str, Any], overwrite: bool) -> d
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint and what a kill may have left beside it."""
+    """Remove a snapshot and what a kill may have left beside it."""
     for file in (path, path.with_name(f"{path.name}.tmp")):
         with suppress(FileNotFoundError):
             file.unlink()
 
 
 class LossCurve:
-    """JSON lines, each with a `step`; lines after the checkpoint's step are dropped on resuming.
+    """JSON lines, each with a `step`; lines after the snapshot's step are dropped on resuming.
 
     No line holds a time, so that the file of an interrupted run is that of an uninterrupted one.
 
@@ -96,9 +96,9 @@ class LossCurve:
         os.replace(temporary, path)
         self._path = path
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Add a line; on the disk before a later checkpoint is."""
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Add a line; on the disk before a later snapshot is."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(values) + "\n")
             file.flush()
             os.fsync(file.fileno())

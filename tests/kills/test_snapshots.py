@@ -20,7 +20,7 @@ from invsolve.engine.options import Options
 from invsolve.engine.run import Run
 from invsolve.engine.snapshot import Sample, Snapshot
 from invsolve.errors import Interrupted
-from invsolve.jobs.checkpoint import CheckpointFile
+from invsolve.jobs.snapshot_file import SnapshotFile
 from invsolve.numerics.random import ChainRandom
 from tests.support.types import Cli, CliProcess
 
@@ -77,12 +77,12 @@ def scan(tmp_path: Path) -> Path:
 def options(scan: Path, out: Path, strategy: str, *, batch: int = 8, every: float = 0.0) -> list[object]:
     return [
         *("reconstruct", scan, "-o", out, "--prior", "slow", "--plugin", scan.with_name("slow.py"), "--samples", 2),
-        *("--strategy", strategy, "--set", "steps=60", "--batch-size", batch, "--checkpoint-every", every),
+        *("--strategy", strategy, "--set", "steps=60", "--batch-size", batch, "--snapshot-every", every),
     ]
 
 
 def wait_for(path: Path, process: "subprocess.Popen[str]", reached: Callable[[dict], bool]) -> None:
-    """Until the checkpoint is one that was waited for."""
+    """Until the snapshot is one that was waited for."""
     deadline = time.monotonic() + 300
     while True:
         assert time.monotonic() < deadline, f"never saw {path.name}: {process.communicate()}"
@@ -150,10 +150,8 @@ def test_sigterm_saves_where_it_stands_and_another_batch_size_goes_on(
     np.testing.assert_allclose(samples(broken), samples(whole), atol=2e-5)
 
 
-def test_a_short_run_writes_no_checkpoint(
-    scan: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(CheckpointFile, "save", lambda *_: pytest.fail("saved"))
+def test_a_short_run_writes_no_snapshot(scan: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SnapshotFile, "save", lambda *_: pytest.fail("saved"))
     assert cli(*options(scan, tmp_path / "out.h5", "dds-3d", every=3600))[0] == 0
 
 
@@ -171,12 +169,12 @@ def test_every_step_can_be_gone_on_from(stop: int, tmp_path: Path) -> None:
     whole, broken = api.Memory(3), api.Memory(3)
     plan().execute(whole)
     run, steps = plan(), iter(range(1, 100))
-    run.keeper = CheckpointFile(tmp_path / "out.h5", "config", every=1000)
+    run.keeper = SnapshotFile(tmp_path / "out.h5", "config", every=1000)
     run.should_stop = lambda: next(steps) == stop
     with pytest.raises(Interrupted):
         run.execute(broken)
     run = plan()
-    run.keeper = CheckpointFile(tmp_path / "out.h5", "config", every=1000)
+    run.keeper = SnapshotFile(tmp_path / "out.h5", "config", every=1000)
     run.execute(broken)
     torch.testing.assert_close(broken.stack("samples"), whole.stack("samples"), atol=0, rtol=0)
     torch.testing.assert_close(broken.stack("residual"), whole.stack("residual"), atol=0, rtol=0)
@@ -194,7 +192,7 @@ def test_the_linear_reconstruction_of_the_first_sample_is_kept(tmp_path: Path) -
     for stop, sink in ((15, api.Memory(3)), (0, broken)):
         run, steps = plan(), iter(range(1, 100))
         run.linear_too = True
-        run.keeper = CheckpointFile(tmp_path / "out.h5", "config", every=1000)
+        run.keeper = SnapshotFile(tmp_path / "out.h5", "config", every=1000)
         run.should_stop = lambda steps=steps, stop=stop: next(steps) == stop
         with pytest.raises(Interrupted) if stop else nullcontext():
             run.execute(sink)
@@ -211,7 +209,7 @@ class SlowSink(api.Memory):
         super().write(item, arrays, facts)
 
 
-class Always(CheckpointFile):
+class Always(SnapshotFile):
     """Saves after every step, and notes what would be lost by a kill right then."""
 
     def __init__(self, output: Path, sink: api.Memory) -> None:
@@ -227,8 +225,8 @@ class Always(CheckpointFile):
         self.lost |= {i for i in range(min(begun)) if not self.sink.is_done(i) and i not in waiting}
 
 
-def test_nothing_is_between_the_checkpoint_and_the_file(tmp_path: Path) -> None:
-    """Items that are queued to be written are in neither; a checkpoint waits for them."""
+def test_nothing_is_between_the_snapshot_and_the_file(tmp_path: Path) -> None:
+    """Items that are queued to be written are in neither; a snapshot waits for them."""
     operator = invsolve.operator("ct", image_size=16, angles=6)
     prior = invsolve.load_prior("gaussian-field", size=16, std=0.3)
     measurement = invsolve.Measurement(torch.zeros(6, *operator.measurement_shape((1, 16, 16))), operator)
@@ -241,19 +239,19 @@ def test_nothing_is_between_the_checkpoint_and_the_file(tmp_path: Path) -> None:
     assert not keeper.lost
 
 
-def test_a_checkpoint_of_something_else_is_not_gone_on_from(tmp_path: Path) -> None:
+def test_a_snapshot_of_something_else_is_not_gone_on_from(tmp_path: Path) -> None:
     snapshot = Snapshot(
         [(0, 0)], 3, {"x": torch.ones(1, 2)}, torch.zeros(1, 4), torch.ones(1, dtype=torch.int32), 1.5, {"network": 7}
     )
-    keeper = CheckpointFile(tmp_path / "out.h5", "config")
+    keeper = SnapshotFile(tmp_path / "out.h5", "config")
     assert keeper.restore() == (None, {})
     keeper.save(snapshot, {4: [(0, {"image": torch.ones(2)}, {"seconds": 1.0})]})
-    found, waiting = keeper.restore()
-    assert found is not None
-    assert found.unconverged.tolist() == [1]
-    assert (found.chains, found.step, found.calls) == ([(0, 0)], 3, {"network": 7})
+    checkpoint, waiting = keeper.restore()
+    assert checkpoint is not None
+    assert checkpoint.unconverged.tolist() == [1]
+    assert (checkpoint.chains, checkpoint.step, checkpoint.calls) == ([(0, 0)], 3, {"network": 7})
     assert torch.equal(waiting[4][0][1]["image"], torch.ones(2))
-    assert CheckpointFile(tmp_path / "out.h5", "another").restore() == (None, {})
+    assert SnapshotFile(tmp_path / "out.h5", "another").restore() == (None, {})
     keeper.path.write_bytes(keeper.path.read_bytes()[:100])
     assert keeper.restore() == (None, {})
     keeper.remove()

@@ -19,7 +19,7 @@ from invsolve.errors import UserError
 _SHARE = 0.05
 
 
-class CheckpointFile:
+class SnapshotFile:
     """A `Keeper` on `<output>.partial.state`; tensors and numbers only, loaded without running code from it.
 
     Args:

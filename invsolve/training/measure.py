@@ -1,4 +1,4 @@
-"""The calibration job: measure a finished prior's error on a file of images, and store the curve with it."""
+"""The measuring job: find a finished prior's error on a file of images, and store the curve with it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from invsolve.datasets.hdf5 import check_target, replace
 from invsolve.errors import UserError
 from invsolve.training import data
 from invsolve.training.batches import crop_size, held_out
-from invsolve.training.calibration import MEASURED, error_curve
+from invsolve.training.error_curve import MEASURED, error_curve
 from invsolve.training.parallel import place_of
 from invsolve.training.settings import Settings
 
 
-def calibrate_file(
+def measure_file(
     name: str,
     images_path: Path,
     out: Path | None,
