@@ -71,7 +71,7 @@ def reconstruct(
     sink = Memory(len(measurement.y))
     execute(run, sink, progress)
     diagnostics = sink.diagnostics()
-    report = discrepancy.examine(diagnostics["discrepancy"], diagnostics["discrepancy_dof"], run)
+    report = discrepancy.examine(diagnostics, run)
     if report.warning:
         warnings.warn(report.warning, discrepancy.DiscrepancyWarning, stacklevel=2)
     return Reconstruction(

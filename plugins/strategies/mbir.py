@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -52,6 +53,7 @@ class DiffusionMBIR(Strategy):
     solves: int = 1
     snr: float = 0.16
 
+    data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear")
     couples_items: ClassVar[bool] = True
     mean_error: ClassVar[float] = 0.15
