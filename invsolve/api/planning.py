@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from invsolve import engine
-from invsolve.api import choice, fit
+from invsolve.api import choice, fit, units
 from invsolve.api.inputs import resolve_device, resolve_prior, resolve_strategy
 from invsolve.api.loading import strategy
 from invsolve.contracts.measurement import Measurement
@@ -91,6 +91,7 @@ def _plan(
             )
     check_needs(chosen, run.problem([(0, s) for s in range(options.samples if chosen.couples_samples else 1)]))
     run.scale = usable(fit.choose_scale(measurement, forward, knowledge, options.scale, shape, place, run.dtype))
+    units.check_range(run)
     return run
 
 

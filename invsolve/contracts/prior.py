@@ -80,6 +80,19 @@ class Prior(Module):
         # Below the measured levels the noise itself is what is left.
         return float(min(np.exp(np.interp(np.log(sigma), levels, errors)), sigma**2))
 
+    def bounds(self) -> tuple[float, float] | None:
+        """Values between which its images lie, network units; None where nobody knows.
+
+        -1 and 1 where `data_range` says what they are; else, where the error of D is known, four standard deviations of a pixel
+        about zero: at `sigma_max` nothing is left but to guess, and the error is the variance.
+        """
+        if self.data_range is not None:
+            return -1.0, 1.0
+        if self.error_curve is None and type(self).error is Prior.error:
+            return None
+        reach = 4 * math.sqrt(self.error(self.sigma_max))
+        return -reach, reach
+
     def state_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of what diffuses for images of shape (C, *spatial): the same here; another where that is a latent."""
         return tuple(image_shape)
