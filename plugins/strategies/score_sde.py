@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -46,6 +47,7 @@ class ScoreSDE(Strategy):
     corrections: int = 1
     snr: float = 0.16
 
+    data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
     mean_error: ClassVar[float] = 0.3
     std_ratio: ClassVar[tuple[float, float]] = (1.0, 1.15)
