@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invsolve.contracts.arguments import by_parts, rows_and_columns
+from invsolve.contracts.arguments import as_array, by_parts, rows_and_columns
 from invsolve.contracts.maskable import MaskableOperator
 from invsolve.contracts.operator import matching
 from invsolve.errors import UserError
@@ -66,16 +66,15 @@ class CT(MaskableOperator):
         super().__init__()
         size = rows_and_columns(image_size, "operator 'ct'")
         assert size is not None
-        if isinstance(angles, Tensor) and angles.ndim > 1:
-            raise UserError(
-                f"operator 'ct': angles must be a count or a list of degrees, got shape {tuple(angles.shape)}"
-            )
-        count = angles if isinstance(angles, int) else 0
-        degrees = (
-            angles.double().flatten().tolist()
-            if isinstance(angles, Tensor)
-            else [180 * k / count for k in range(count)]
-        )
+        if isinstance(angles, int | np.integer):
+            degrees = [180 * k / int(angles) for k in range(int(angles))]
+        else:
+            listed = as_array(angles, "operator 'ct': angles")
+            if listed.ndim > 1:
+                raise UserError(
+                    f"operator 'ct': angles must be a count or a list of degrees, got shape {tuple(listed.shape)}"
+                )
+            degrees = listed.double().flatten().tolist()
         spacing = pixel_size if detector_spacing is None else detector_spacing
         for name, value in (("pixel_size", pixel_size), ("detector_spacing", spacing)):
             if not value > 0:
