@@ -11,8 +11,9 @@ import numpy as np
 from invsolve.contracts.arguments import as_mask
 from invsolve.contracts.measurement import Images
 from invsolve.datasets.hdf5 import LazyRows, WithChannel, dataset, fingerprint, open_readonly, read, to_tensor
+from invsolve.datasets.mri.acquired import Acquired
 from invsolve.datasets.mri.header import Header, parse_header
-from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
+from invsolve.datasets.mri.kspace import KSpaceLayout
 from invsolve.errors import UserError
 
 _TRUTHS = ("reconstruction_rss", "reconstruction_esc")
