@@ -13,7 +13,7 @@ from torch import Tensor
 from invsolve.contracts.layout import Make
 from invsolve.contracts.operator import Operator
 from invsolve.datasets.mri.acquired import Slices
-from invsolve.datasets.mri.coil_maps import absorb_phase, calibration_region, espirit
+from invsolve.datasets.mri.coil_maps import absorb_phase, calibration_region, espirit, everywhere
 from invsolve.errors import UserError
 
 _MAPS_KEPT = 2
@@ -84,9 +84,9 @@ class Operators:
         coil_maps, acquisition, white = self.given, self.y.acquisition, self.y.white
         maps: np.ndarray | None = None
         if coil_maps is not None:
-            maps = white((coil_maps if coil_maps.ndim == 3 else coil_maps[self.y.start + item]).numpy())
+            maps = white(everywhere((coil_maps if coil_maps.ndim == 3 else coil_maps[self.y.start + item]).numpy()))
         elif acquisition.maps is not None:
-            maps = white(self.y.middle(acquisition.maps(self.y.start + item)))
+            maps = white(everywhere(self.y.middle(acquisition.maps(self.y.start + item))))
         elif acquisition.coils == 1:
             if not self.real:
                 return None
@@ -101,7 +101,7 @@ class Operators:
             kspace, mask = white(kspace), np.broadcast_to(mask, self.size)
         centre = calibration_region(kspace, mask, self.calibration, str(self.path))
         if maps is None:
-            calibrated = espirit(centre, self.size, white.sigma)
+            calibrated = espirit(centre, self.size, white.sigma, crop=0.0)
             self._tell_folded(calibrated.folded(), item)
             maps = calibrated.maps
             # The image is that of the coils as they are, whose root sum of squares it then has.
