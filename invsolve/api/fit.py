@@ -129,25 +129,33 @@ def choose_scale(
         return Scale() if own is None else Scale.from_range(*own, origin="prior")
     if not isinstance(forward, LinearOperator):
         raise UserError("the scale of a nonlinear operator cannot be estimated: give scale=(low, high)")
-    # Without a prior too: what is iterated should not be a millionth of a unit. Physical images then start at zero, and
-    # -1000 HU is no attenuation: zero in every other unit of attenuation.
-    hounsfield = prior is not None and prior.unit == "HU"
-    from_zero = prior is None or (own is not None and (own[0] >= 0 or (hounsfield and own[0] == -1000)))
-    return estimate_scale(measurement, forward, shape, from_zero, device, dtype)
+    signed = forward.complex_image and shape[0] == 2
+    bottom, top = _extent(measurement, forward, device, dtype)
+    if prior is None:
+        # What is iterated should not be a millionth of a unit. Physical images then start at zero.
+        return Scale.from_range(-top if signed else 0.0, top, origin="estimated")
+    if own is None:
+        # Network units are physical units of another kind, of which only the range is known, and zero where it has a sign.
+        low, high = (-top, top) if signed else (0.0 if forward.complex_image else bottom, top)
+        return Scale.from_range(low, high, origin="estimated")
+    # Air is air in every unit: zero, and -1000 HU. The range of the prior is stretched about it, never moved.
+    air = -1000.0 if prior.unit == "HU" else 0.0
+    low, high = (v - air for v in own)
+    factor = (max(top, abs(bottom)) if low < 0 else top) / max(abs(low), abs(high))
+    if not factor > 0:
+        raise UserError("the scale cannot be estimated: the linear reconstruction is negative; give scale=(low, high)")
+    return Scale.from_range(factor * low, factor * high, origin="estimated")
 
 
-def estimate_scale(
-    measurement: Measurement,
-    forward: LinearOperator,
-    shape: tuple[int, ...],
-    from_zero: bool,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Scale:
-    """Take the range of the linear reconstruction (0.5 to 99.5 %), of up to 16 items spread over the data, for the prior's.
+def _extent(
+    measurement: Measurement, forward: LinearOperator, device: torch.device, dtype: torch.dtype
+) -> tuple[float, float]:
+    """The range (0.5 to 99.5 %) of the linear reconstruction, median of up to 16 items spread over the data.
 
-    Args:
-        from_zero: the prior's images start at zero (attenuation, magnitude): so does the range.
+    Of complex images it is that of the modulus.
+
+    Raises:
+        UserError: it is constant.
     """
     count = len(measurement.y)
     picked = sorted({int(i) for i in np.linspace(0, count - 1, min(count, 16))})
@@ -162,8 +170,7 @@ def estimate_scale(
         values = (image.abs() if image.is_complex() else image).flatten().double().cpu().numpy()
         low.append(np.quantile(values, 0.005))
         high.append(np.quantile(values, 0.995))
-    bottom = 0.0 if from_zero else float(np.median(low))
-    top = float(np.median(high))
+    bottom, top = float(np.median(low)), float(np.median(high))
     if not top > bottom:
         raise UserError("the scale cannot be estimated: the linear reconstruction is constant; give scale=(low, high)")
-    return Scale.from_range(bottom, top, origin="estimated")
+    return bottom, top

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from invsolve import engine
-from invsolve.api import choice, fit
+from invsolve.api import choice, fit, units
 from invsolve.api.inputs import resolve_device, resolve_prior, resolve_strategy
 from invsolve.api.loading import strategy
 from invsolve.contracts.measurement import Measurement
@@ -20,6 +20,7 @@ from invsolve.engine import volume
 from invsolve.engine.determinism import deterministic
 from invsolve.engine.needs import check_needs
 from invsolve.engine.options import Options
+from invsolve.engine.tiles import tiled
 from invsolve.errors import Unsuited, UserError
 
 
@@ -69,6 +70,7 @@ def _plan(
     forward = placed(measurement.operator_for(0), place)
     if knowledge is not None:
         knowledge = placed(knowledge, place, frozen=True)
+        knowledge = tiled(knowledge, options.tile, options.rows, place)
         knowledge = volume.for_images(knowledge, fit.own_shape(measurement), options.rows, place, options.planes)
     shape = fit.image_shape(measurement, knowledge)
     fit.check_measurement(measurement, shape)
@@ -89,6 +91,7 @@ def _plan(
             )
     check_needs(chosen, run.problem([(0, s) for s in range(options.samples if chosen.couples_samples else 1)]))
     run.scale = usable(fit.choose_scale(measurement, forward, knowledge, options.scale, shape, place, run.dtype))
+    units.check_range(run)
     return run
 
 

@@ -75,7 +75,7 @@ def reconstruct(
         sink = Memory(len(measurement.y))
         execute(run, sink, progress)
         diagnostics = sink.diagnostics()
-        report = discrepancy.examine(diagnostics["discrepancy"], diagnostics["discrepancy_dof"], run)
+        report = discrepancy.examine(diagnostics, run)
         result = Reconstruction(
             mean=sink.stack("mean"),
             std=sink.stack("std"),

@@ -14,6 +14,7 @@ from invsolve.contracts.wrapped import WrappedLinear
 from invsolve.errors import UserError
 from invsolve.numerics.autograd import Tangent
 from invsolve.numerics.krylov import CG, spectral_norm
+from invsolve.numerics.scipy_view import ScipyView
 from invsolve.numerics.spectrum import SingularSystem
 
 #: Operators of items that are kept, with what they remember: the samples of an item run one batch after another.
@@ -237,6 +238,20 @@ class LinearOperator(Operator):
     def linearise(self, x: Tensor) -> LinearOperator:
         """Return the operator itself: it is its own tangent."""
         return self
+
+    def as_scipy(self, image_shape: Sequence[int] | None = None, dtype: torch.dtype = torch.float64) -> ScipyView:
+        """Return the operator as a `scipy.sparse.linalg.LinearOperator` between vectors, for solvers that take one.
+
+        Args:
+            image_shape: (C, *spatial), where the operator does not fix it.
+            dtype: real precision to compute in.
+
+        Raises:
+            UserError: the image shape is not known.
+        """
+        image = self.blank(1, image_shape, dtype)
+        with torch.no_grad():
+            return ScipyView(self, self.adjoint, image, self(image))
 
     def __matmul__(self, other: LinearOperator) -> LinearOperator:
         return Composition(self, other)

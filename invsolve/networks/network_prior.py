@@ -38,6 +38,7 @@ class NetworkPrior(Prior):
     """
 
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()
+    tileable = True
 
     def __init__(
         self,
