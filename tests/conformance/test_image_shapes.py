@@ -23,12 +23,13 @@ from invsolve.testing import Case, checks
 from invsolve.testing.operators import dense
 from tests.support.types import linear_operator, offered
 
-ROWS, COLUMNS = 9, 13
+ROWS, COLUMNS = 9, 12
 NOISE = invsolve.Gaussian(0.01)
 #: What an operator cannot do without, beside the size.
 NEEDED: dict[str, dict[str, Any]] = {
     "blur": {"sigma": 0.8},
     "ct": {"angles": 5},
+    "downsample": {"factor": [3, 2]},
     "inpainting": {"fraction": 0.6},
     "mri": {"acceleration": 2},
 }
@@ -43,7 +44,7 @@ GREY = [name for name in OPERATORS if name not in COLOUR]
 
 def made(name: str, shape: tuple[int, ...] = (1, ROWS, COLUMNS)) -> Operator:
     """An operator as `simulate` makes it for images (C, rows, columns), of which its parameters say nothing."""
-    return invsolve.operator(name, **fill_image_size(name, NEEDED[name], shape))
+    return invsolve.operator(name, **fill_image_size(name, NEEDED.get(name, {}), shape))
 
 
 def images(channels: int = 1, items: int = 2) -> torch.Tensor:
@@ -84,7 +85,7 @@ def test_rectangular_files_go_all_the_way(name: str, tmp_path: Path) -> None:
     channels = 3 if name in COLOUR else 1
     truth = images(channels)
     hdf5.write_images(tmp_path / "x.h5", truth)
-    jobs.simulate_file(tmp_path / "x.h5", tmp_path / "y.h5", name, NEEDED[name], "gaussian:0.01", 0, False)
+    jobs.simulate_file(tmp_path / "x.h5", tmp_path / "y.h5", name, NEEDED.get(name, {}), "gaussian:0.01", 0, False)
     scan = open_measurement(tmp_path / "y.h5")
     again = made(name, (channels, ROWS, COLUMNS))
     x = truth.to(torch.complex64) if again.complex_image else truth
@@ -99,7 +100,9 @@ def test_rectangular_files_go_all_the_way(name: str, tmp_path: Path) -> None:
 def test_an_image_without_channels_is_no_stack_of_lines(name: str) -> None:
     for truth in (images()[0, 0], images()[:, 0]):
         with pytest.raises(invsolve.UserError) as caught:
-            invsolve.simulate(truth, invsolve.operator(name, **NEEDED[name]) if name in COLOUR else made(name), NOISE)
+            invsolve.simulate(
+                truth, invsolve.operator(name, **NEEDED.get(name, {})) if name in COLOUR else made(name), NOISE
+            )
         assert "\n" not in str(caught.value)
 
 
@@ -203,8 +206,8 @@ def test_masks_of_each_channel() -> None:
             "does not fit images of 3 channels",
         ),
         (
-            lambda: invsolve.simulate(images(), invsolve.operator("mri", mask=torch.ones(13)), NOISE),
-            r"image_size=\[9, 13\]",
+            lambda: invsolve.simulate(images(), invsolve.operator("mri", mask=torch.ones(12)), NOISE),
+            r"image_size=\[9, 12\]",
         ),
         (
             lambda: invsolve.simulate(images(3), invsolve.operator("inpainting", fraction=0.5, image_size=9), NOISE),
@@ -212,12 +215,12 @@ def test_masks_of_each_channel() -> None:
         ),
         (lambda: invsolve.simulate(images(3), made("inpainting"), NOISE), "channels=3"),
         (
-            lambda: invsolve.simulate(images(), invsolve.operator("inpainting", mask=torch.ones(2, 9, 13)), NOISE),
+            lambda: invsolve.simulate(images(), invsolve.operator("inpainting", mask=torch.ones(2, 9, 12)), NOISE),
             r"give mask\[:, None\], \(items, 1, rows, columns\)",
         ),
         (
             lambda: invsolve.reconstruct(
-                images(), invsolve.operator("inpainting", mask=torch.ones(2, 9, 13)), noise=NOISE
+                images(), invsolve.operator("inpainting", mask=torch.ones(2, 9, 12)), noise=NOISE
             ),
             r"give mask\[:, None\], \(items, 1, rows, columns\)",
         ),

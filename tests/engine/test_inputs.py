@@ -188,11 +188,12 @@ def test_what_stands_where_nothing_is_measured_is_no_data(given: float) -> None:
     assert torch.equal(result.diagnostics["discrepancy"], wanted.diagnostics["discrepancy"])
 
 
-@pytest.mark.parametrize("name", ["blur", "ct", "inpainting"])
+@pytest.mark.parametrize("name", ["blur", "ct", "downsample", "inpainting"])
 def test_complex_images_go_through_real_operators_part_by_part(name: str) -> None:
     operator = {
         "blur": blur,
         "ct": lambda: linear_operator("ct", image_size=SIZE, angles=5),
+        "downsample": lambda: linear_operator("downsample", factor=2, kernel="bicubic"),
         "inpainting": lambda: linear_operator("inpainting", fraction=0.5, image_size=SIZE),
     }[name]()
     x = torch.complex(*torch.randn(2, 3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)))
