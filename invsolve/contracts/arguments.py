@@ -75,7 +75,7 @@ def as_array(value: Tensor | np.ndarray | Sequence[object], name: str) -> Tensor
     return value if isinstance(value, Tensor) else from_array(np.asanyarray(value), name)
 
 
-def rows_and_columns(size: int | Sequence[int] | None, where: str) -> tuple[int, int] | None:
+def rows_and_columns(size: int | Sequence[int] | None, where: str, name: str = "image_size") -> tuple[int, int] | None:
     """An image size, N for N x N pixels or [rows, columns], as (rows, columns); None stays None.
 
     Raises:
@@ -86,7 +86,7 @@ def rows_and_columns(size: int | Sequence[int] | None, where: str) -> tuple[int,
     pair = (size, size) if isinstance(size, int) else tuple(int(n) for n in size)
     if len(pair) != 2 or min(pair) < 1:
         got = size if isinstance(size, int) else list(pair)
-        raise UserError(f"{where}: image_size must be N or [rows, columns], above 0, got {got}")
+        raise UserError(f"{where}: {name} must be N or [rows, columns], above 0, got {got}")
     return pair[0], pair[1]
 
 

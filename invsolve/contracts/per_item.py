@@ -76,7 +76,7 @@ class PerItem(Operator):
         return f"operator {self.name or type(self).__name__!r} with parameters for each item"
 
     def _each(self, apply: Callable[..., Tensor], *values: Any) -> Tensor:
-        """`apply(operator, value, ...)` of each row, with the operator of its item; what has no row an item goes in whole."""
+        """`apply(operator, value, ...)` of each row, with the operator of its item; what has not one row per item goes in whole."""
         count = len(values[0])
         if count != self.items:
             raise UserError(

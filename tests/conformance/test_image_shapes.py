@@ -230,3 +230,28 @@ def test_masks_of_each_channel() -> None:
 def test_what_does_not_fit_is_one_line(make: Callable[[], object], says: str) -> None:
     with pytest.raises(invsolve.UserError, match=says):
         make()
+
+
+def test_the_posterior_of_a_rectangular_field_is_the_matrix_formula() -> None:
+    """Prior and operator of one rectangle, against the dense posterior of their matrices."""
+    prior: Any = invsolve.load_prior("gaussian-field", size=[ROWS, COLUMNS], std=0.5, length=1.5)
+    frequencies = [np.fft.fftfreq(n) * 2 * np.pi * 1.5 for n in (ROWS, COLUMNS)]
+    power = (1 + frequencies[0][:, None] ** 2 + frequencies[1] ** 2) ** -1.5
+    power *= 0.25 / power.mean()
+    # The covariance of two pixels of a stationary field is the Fourier transform of its spectrum at their distance.
+    correlation = np.fft.ifft2(power).real
+    i, j = (index.ravel() for index in np.indices((ROWS, COLUMNS)))
+    covariance = torch.from_numpy(correlation[(i[:, None] - i) % ROWS, (j[:, None] - j) % COLUMNS])
+    torch.testing.assert_close(prior.covariance(), covariance)
+    operator = linear_operator("ct", image_size=[ROWS, COLUMNS], angles=4)
+    matrix = dense(operator.double(), (1, ROWS, COLUMNS))[0]
+    truth = (torch.linalg.cholesky(covariance) @ torch.randn(len(i), dtype=torch.float64)).view(1, 1, ROWS, COLUMNS)
+    noise = invsolve.Gaussian(0.5)
+    y = invsolve.simulate(truth, operator, noise)
+    gain = covariance @ matrix.T @ torch.linalg.inv(matrix @ covariance @ matrix.T + 0.25 * torch.eye(len(matrix)))
+    exact = (gain @ y.double().flatten()).view(ROWS, COLUMNS)
+    std = (covariance - gain @ matrix @ covariance).diagonal().sqrt().view(ROWS, COLUMNS)
+    result = invsolve.reconstruct(y, operator, prior, noise=noise, strategy="moment", samples=32, dtype="float64")
+    # A mean of 32 draws is off by 1 / sqrt(32) of their width; pixels are correlated, so the bound is wide.
+    assert float(((result.mean[0, 0] - exact) / std).square().mean()) < 3 / 32
+    assert float((result.std[0, 0] / std).square().mean()) == pytest.approx(1, abs=0.3)
