@@ -23,7 +23,7 @@ class GaussianField(Prior):
     Args:
         size: N for N x N pixels, or [rows, columns].
         std: standard deviation of a pixel.
-        length: correlation length in pixels, of the power spectrum S(k) ~ (1 + (2 pi k length)^2)^(-decay), k in cycles per pixel.
+        length: correlation length in pixels, of the power spectrum S(k) ~ (1 + (2 pi k length)^2)^(-decay); k per pixel.
         decay: exponent of that spectrum; 1.5 gives exponential correlations.
         mean: of every pixel.
         spectrum: instead of std and length, any power spectrum (rows, columns), frequency zero first (as torch.fft.fft2 orders
