@@ -19,6 +19,7 @@ from invsolve.datasets import hdf5
 from invsolve.engine import Options
 from invsolve.engine.volume import for_images
 from invsolve.files.opening import open_measurement
+from invsolve.registry.parameters import parameters
 from invsolve.testing import Case, checks
 from invsolve.testing.operators import dense
 from tests.support.types import linear_operator, offered
@@ -33,18 +34,19 @@ NEEDED: dict[str, dict[str, Any]] = {
     "inpainting": {"fraction": 0.6},
     "mri": {"acceleration": 2},
 }
-OPERATORS = {
+BUILT_IN = {
     name: cls
     for name, cls in registry.available("operator").items()
     if issubclass(cls, Operator) and cls.__module__.startswith("invsolve.")
 }
+OPERATORS = {name: cls for name, cls in BUILT_IN.items() if name in NEEDED}
 COLOUR = [name for name, cls in OPERATORS.items() if cls.channelwise]
 GREY = [name for name in OPERATORS if name not in COLOUR]
 
 
 def made(name: str, shape: tuple[int, ...] = (1, ROWS, COLUMNS)) -> Operator:
     """An operator as `simulate` makes it for images (C, rows, columns), of which its parameters say nothing."""
-    return invsolve.operator(name, **fill_image_size(name, NEEDED.get(name, {}), shape))
+    return invsolve.operator(name, **fill_image_size(name, NEEDED[name], shape))
 
 
 def images(channels: int = 1, items: int = 2) -> torch.Tensor:
@@ -58,6 +60,15 @@ def _cases() -> list[Any]:
         for name, shape in shapes
         for case in checks(made(name, shape), image_shape=shape)
     ]
+
+
+def test_every_operator_that_is_made_for_a_size_is_here() -> None:
+    for name, cls in BUILT_IN.items():
+        kind: Any = cls
+        sized = cls.channelwise or "image_size" in {p.name for p in parameters(kind)}
+        assert name in NEEDED or not sized or not issubclass(cls, invsolve.LinearOperator), (
+            f"{name}: add what it cannot do without to NEEDED"
+        )
 
 
 @pytest.mark.parametrize("case", _cases())
@@ -85,7 +96,7 @@ def test_rectangular_files_go_all_the_way(name: str, tmp_path: Path) -> None:
     channels = 3 if name in COLOUR else 1
     truth = images(channels)
     hdf5.write_images(tmp_path / "x.h5", truth)
-    jobs.simulate_file(tmp_path / "x.h5", tmp_path / "y.h5", name, NEEDED.get(name, {}), "gaussian:0.01", 0, False)
+    jobs.simulate_file(tmp_path / "x.h5", tmp_path / "y.h5", name, NEEDED[name], "gaussian:0.01", 0, False)
     scan = open_measurement(tmp_path / "y.h5")
     again = made(name, (channels, ROWS, COLUMNS))
     x = truth.to(torch.complex64) if again.complex_image else truth
@@ -100,9 +111,7 @@ def test_rectangular_files_go_all_the_way(name: str, tmp_path: Path) -> None:
 def test_an_image_without_channels_is_no_stack_of_lines(name: str) -> None:
     for truth in (images()[0, 0], images()[:, 0]):
         with pytest.raises(invsolve.UserError) as caught:
-            invsolve.simulate(
-                truth, invsolve.operator(name, **NEEDED.get(name, {})) if name in COLOUR else made(name), NOISE
-            )
+            invsolve.simulate(truth, invsolve.operator(name, **NEEDED[name]) if name in COLOUR else made(name), NOISE)
         assert "\n" not in str(caught.value)
 
 
