@@ -58,11 +58,13 @@ def from_array(array: np.ndarray, name: str) -> Tensor:
         array = array.data
     if array.dtype.kind not in "biufc":
         raise UserError(f"{name} holds {array.dtype}, expected numbers; make it an array of one shape, dtype float32")
-    # Torch knows the machine's own byte order alone, and no extended precision.
+    # Torch knows the machine's own byte order alone, no extended precision, and of unsigned numbers little more than the names.
     widest = {"f": np.float64, "c": np.complex128}.get(array.dtype.kind)
     plain = array.dtype.newbyteorder("=")
     if widest is not None and plain.itemsize > np.dtype(widest).itemsize:
         plain = np.dtype(widest)
+    if array.dtype.kind == "u":
+        plain = np.dtype({1: np.uint8, 2: np.int32, 4: np.int64}.get(plain.itemsize, np.float64))
     return torch.from_numpy(np.ascontiguousarray(array, plain))
 
 
