@@ -32,6 +32,8 @@ class Prior(Module):
         error_curve: mean squared error of `denoise` on held-out images, per pixel, network units, as
             {"sigma": [...], "mse": [...]} with rising sigmas; None where nobody measured it (`invsolve prior measure`).
         device: where the network is, if that is not where the images are.
+        tileable: True when images of free size may be denoised in overlapping parts, as by a network that looks at a
+            neighbourhood of each pixel.
         passes: how often an image goes through the network in one call, for the count of network calls.
         trainable: True when `create(header)` makes an untrained one, which `invsolve train` then trains.
         advised_for: operators, by name, with which `invsolve inspect` suggests it; "*" is any that no other is made for.
@@ -47,6 +49,7 @@ class Prior(Module):
     source: str = ""
     error_curve: Mapping[str, Sequence[float]] | None = None
     device: torch.device | None = None
+    tileable: bool = False
     passes: int = 1
     name: str = ""
     parameters_given: dict[str, Any] | None = None

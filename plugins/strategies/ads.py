@@ -28,8 +28,9 @@ class ADS(Strategy):
     items do not, so that more particles follow the data less closely, each by its share. The data given is what could be
     measured; only the acquired groups are used, by the linear reconstruction that is stored beside the images too. The
     budget is met exactly, the operator is divided by its norm, and the schedule goes on to the prior's smallest noise level
-    (the published one ends at 0.33). The diagnostic `acquired_at` (samples, groups), int32, is the order of acquisition:
-    the step after which a group was measured, 0 before the start, -1 never; `acquired_at >= 0` is the mask.
+    (the published one ends at 0.33). The diagnostic `acquired_at`, int32, is the order of acquisition: the step after
+    which a group was measured, 0 before the start, -1 never; `acquired_at >= 0` is the mask. It is (samples, size of
+    `group_index`): the groups first, and -1 for what cannot be acquired.
 
     Known bias, against the exact posterior of what was acquired: that of DPS with steps of constant length. The data are
     fitted to a fraction of the noise or not closely enough, whatever the noise is: with few particles the mean is off by
@@ -163,4 +164,7 @@ class ADS(Strategy):
         return problem.maskable.group_mask(state["order"] >= 0)
 
     def diagnostics(self, problem: Problem, state: State) -> dict[str, Tensor]:
-        return {"acquired_at": state["order"]}
+        # Of as many groups as there are entries: items with masks of their own have different numbers of groups, and the records
+        # of a result are of one size. What is not there is never acquired.
+        missing = problem.maskable.group_index.numel() - state["order"].shape[1]
+        return {"acquired_at": torch.nn.functional.pad(state["order"], (0, max(missing, 0)), value=-1)}

@@ -102,7 +102,7 @@ class TotalVariation(Strategy):
         length = lengths(differences)
         variation = inner(length.sqrt(), length.sqrt())
         # An image that is flat has no variation for the others to be a part of.
-        least = 0.01 * inner(state["size"][:, None].sqrt(), state["size"][:, None].sqrt())
+        least = 0.1 * inner(state["size"][:, None].sqrt(), state["size"][:, None].sqrt())
         dual = -inner(problem.y / scale, data)
         if self.weight is None:
             radius = (self.discrepancy * problem.expected_misfit() / scale)[:, None]

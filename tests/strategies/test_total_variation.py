@@ -40,12 +40,14 @@ def psnr(rec: invsolve.Reconstruction) -> float:
 def test_thirty_views_are_within_a_twentieth_of_a_decibel_of_their_limit() -> None:
     y, ct, noise = views(0.01)
     done = run(y, ct, noise)
-    limit = run(y, ct, noise, steps=3000, tolerance=0.0)
+    # The ratio of the steps changes the way, not where it leads.
+    limit = run(y, ct, noise, steps=1000, tolerance=0.0, balance=100.0)
+    assert float(limit.diagnostics["discrepancy"]) == pytest.approx(1, abs=1e-3)
     assert psnr(done) == pytest.approx(psnr(limit), abs=0.05)
     assert done.diagnostics["at_ceiling"].tolist() == [[0]]
     assert done.diagnostics["remarks"] == []
     # One forward and one adjoint call an iteration: it went no further than it had to.
-    assert done.diagnostics["operator_calls"][0] < limit.diagnostics["operator_calls"][0] / 2
+    assert done.diagnostics["operator_calls"][0] < 2 * invsolve.strategy("tv").steps / 2  # type: ignore[attr-defined]
 
 
 def test_the_ceiling_is_told_and_the_residual_it_leaves() -> None:
@@ -61,20 +63,19 @@ def test_an_image_stops_for_itself() -> None:
     y, ct, noise = views(0.02)
     # The second is smooth and soon done.
     both = torch.cat([y, invsolve.simulate(torch.full_like(chest(), 0.5), ct, noise, seed=2)])
-    together = run(both, ct, noise)
+    together = run(both, ct, noise, balance=100.0)
     assert together.diagnostics["at_ceiling"].flatten().tolist() == [0, 0]
     for item in range(2):
-        alone = run(both[item : item + 1], ct, noise)
+        alone = run(both[item : item + 1], ct, noise, balance=100.0)
         torch.testing.assert_close(together.mean[item], alone.mean[0], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("weight", [0.01, 1.0])
+@pytest.mark.parametrize("weight", [0.3, 3.0])
 def test_the_penalised_form_stops_at_its_minimum(weight: float) -> None:
-    x = chest()
-    y = invsolve.simulate(x, "inpainting", invsolve.Gaussian(0.1), seed=1)
-    noise = invsolve.Gaussian(0.1)
-    settings = {"weight": weight * 10}
-    done = run(y, invsolve.operator("inpainting", fraction=1.0, image_size=SIZE), noise, **settings)
+    x, noise = chest(), invsolve.Gaussian(0.1)
+    every = invsolve.operator("inpainting", fraction=1.0, image_size=SIZE)
+    y = invsolve.simulate(x, every, noise, seed=1)
+    done = run(y, every, noise, weight=weight)
     assert done.diagnostics["at_ceiling"].tolist() == [[0]]
 
     def objective(image: torch.Tensor) -> float:
@@ -83,9 +84,9 @@ def test_the_penalised_form_stops_at_its_minimum(weight: float) -> None:
         fit = (2 * y.double() - 1 - network).square().sum() / (2 * 0.2**2)
         down, right = torch.zeros_like(network), torch.zeros_like(network)
         down[..., :-1, :], right[..., :, :-1] = network.diff(dim=-2), network.diff(dim=-1)
-        return float(fit + weight * 10 * (down**2 + right**2).sqrt().sum())
+        return float(fit + weight * (down**2 + right**2).sqrt().sum())
 
-    # No picture near it is better by more than the gap that it was allowed.
+    # No picture near it is better by more than the gap that it was allowed, nor is the truth.
     best = objective(done.mean)
     for seed in range(5):
         step = 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
