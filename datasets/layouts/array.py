@@ -13,6 +13,7 @@ from torch import Tensor
 
 from invsolve.contracts.layout import Layout, Make, make_for
 from invsolve.contracts.measurement import Images, Measurement
+from invsolve.datasets.extras import check_regular
 from invsolve.datasets.hdf5.arrays import Source, files_of, open_array, opens_array
 from invsolve.datasets.hdf5.reading import fingerprint
 from invsolve.datasets.hdf5.rows import OneByOne
@@ -358,9 +359,10 @@ def _images(shape: tuple[int, ...], kind: str) -> str | None:
 
 
 def _loaded(file: str) -> Tensor:
+    check_regular(Path(file))
     try:
         values = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # NumPy raises many kinds on damaged headers
         raise UserError(f"layout 'array': angles={file}: cannot be read ({' '.join(str(error).split())})") from None
     if values.dtype.kind not in "fiu":
         raise UserError(f"layout 'array': angles={file} holds {values.dtype}, expected degrees")

@@ -102,14 +102,26 @@ def _load_prior(name: str | Path, parameters_: dict[str, Any]) -> Prior:
         raise UserError(f"unknown prior {str(name)!r}, and no file of that name.{suggestion(str(name), known)}")
     for kind, cls in known.items():
         if cls.opens(path):  # type: ignore[attr-defined]
-            if parameters_:
-                return _with_error_curve(build(cls, "prior", kind, {"path": str(path), **parameters_}), path)
-            return _with_error_curve(cls.load(path), path)  # type: ignore[attr-defined]
+            return _with_error_curve(_from_file(cls, kind, path, parameters_), path)
     raise UserError(
         f"{str(name)!r} is no checkpoint that a registered prior opens; invsolve's own are .safetensors with a header. "
         "Pickled modules (.pkl, whole .pt objects) are refused because loading them runs code: save the state dict instead "
         "(docs/priors.md says how, and which other formats are read)"
     )
+
+
+def _from_file(cls: Any, kind: str, path: Path, parameters_: dict[str, Any]) -> Prior:
+    try:
+        made: Prior = build(cls, "prior", kind, {"path": str(path), **parameters_}) if parameters_ else cls.load(path)
+    except UserError:
+        raise
+    except Exception as error:
+        # A damaged file may break the making of its network anywhere; from Python the cause is told.
+        raise UserError(
+            f"{str(path)!r}: no prior of format {kind} can be made of it ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); copy it again, or mend what lies beside it"
+        ) from error
+    return made
 
 
 def _with_error_curve(prior: Prior, path: Path) -> Prior:
@@ -119,7 +131,7 @@ def _with_error_curve(prior: Prior, path: Path) -> Prior:
     if len(os.fsencode(beside.name)) <= 255 and beside.is_file():
         try:
             curve = json.loads(beside.read_text(encoding="utf-8"))["error_curve"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             curve = None
         if not is_error_curve(curve):
             raise UserError(f"{beside}: is no error curve; remove it, or write it again with invsolve prior measure")

@@ -26,9 +26,11 @@ def magnitude(image: Tensor) -> Tensor:
 
 
 def psnr(image: Tensor, truth: Tensor, data_range: float) -> float:
-    """Peak signal-to-noise ratio in dB; infinite for equal images."""
+    """Peak signal-to-noise ratio in dB; infinite for equal images, and minus that, or NaN, for such as are not finite."""
     error = float((image.double() - truth.double()).square().mean())
-    return math.inf if error == 0 else 10 * math.log10(data_range**2 / error)
+    if not 0 < error < math.inf:
+        return math.inf if error == 0 else -error
+    return 10 * math.log10(data_range**2 / error)
 
 
 def ssim(image: Tensor, truth: Tensor, data_range: float) -> float:

@@ -38,7 +38,7 @@ def key_values(texts: Sequence[str] | None) -> dict[str, Any]:
             raise UserError(f"{text!r}: write KEY=VALUE, such as steps=200")
         try:
             values[key.strip()] = tomllib.loads(f"v = {value}")["v"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             values[key.strip()] = value.strip()
     return values
 

@@ -27,6 +27,11 @@ def evaluate_file(recon: Path, truth: Path | None, data_range: float | None) -> 
     linear: list[dict[str, float]] = []
     for i in range(len(result.mean)):
         target, mean, std = reference[i : i + 1][0], result.mean[i : i + 1][0], result.std[i : i + 1][0]
+        for name, image in (("truth", target), ("mean", mean), ("standard deviation", std)):
+            if not bool(image.isfinite().all()):
+                raise UserError(
+                    f"{recon}: the {name} of item {result.items[i]} has NaN or infinite values; run it again"
+                )
         spread = std if uncertain else None
         if magnitude:
             mean = mean.norm(dim=0, keepdim=True)
