@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from invsolve.datasets.hdf5.links import shown
 from invsolve.datasets.hdf5.reading import dataset, open_readonly, read, text
 from invsolve.datasets.hdf5.result import allocate
 from invsolve.datasets.hdf5.result_check import outline, stored_config
@@ -155,9 +156,11 @@ def _copy(file: h5py.File, first: h5py.File, items: range, where: Mapping[int, t
 
 def _names(file: h5py.File) -> list[str]:
     """The datasets with one row per item."""
-    groups = {name: file[name] for name in file if name not in ("config", "items")}
-    inside = [f"diagnostics/{name}" for name in groups.pop("diagnostics", {})]
-    return sorted([*groups, *inside])
+    members = [*file, *[f"diagnostics/{name}" for name in file.get("diagnostics", ())]]
+    names = [name for name in members if name not in ("config", "items", "diagnostics")]
+    if odd := [name for name in names if not isinstance(name, str)]:
+        raise UserError(f"{file.filename}: holds '{shown(odd[0])}', which no result has; remove it from a copy")
+    return sorted(names)
 
 
 def _spans(items: Sequence[int]) -> str:

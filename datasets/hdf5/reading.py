@@ -257,6 +257,12 @@ def read(dset: h5py.Dataset, selection: Any = ()) -> np.ndarray:
     return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
 
 
+def doubles(values: np.ndarray) -> np.ndarray:
+    """Numbers in double precision; what is not one stays so, for whoever looks for it."""
+    with np.errstate(invalid="ignore"):
+        return values.astype(np.float64)
+
+
 def to_tensor(values: np.ndarray) -> Tensor:
     """Numbers as float32, complex numbers as complex64."""
     dtype = np.complex64 if np.iscomplexobj(values) else np.float32

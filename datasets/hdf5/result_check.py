@@ -22,6 +22,12 @@ _RECORD: dict[str, type] = {
     **dict.fromkeys(("strategy", "prior", "operator", "noise", "scale", "input", "versions"), dict),
     **dict.fromkeys(("notes", "compared"), list),
 }
+#: Diagnostics that are read by what they mean, and their axes: (item), (item, sample) or (item, sample, step).
+_AXES = {
+    **dict.fromkeys(("network_calls", "vjp_calls", "operator_calls", "seconds"), 1),
+    **dict.fromkeys(("discrepancy", "discrepancy_dof"), 2),
+    "residual": 3,
+}
 _TEXTS = ("name", "file", "fingerprint")
 
 
@@ -114,7 +120,16 @@ def _check_diagnostics(file: h5py.File, count: int, where: str | Path, again: st
     if not isinstance(group, h5py.Group):
         raise UserError(f"{where}: 'diagnostics' is a dataset, expected a group; {again}")
     for name in group:
+        if not isinstance(name, str):
+            raise UserError(f"{where}: 'diagnostics' holds '{shown(name)}', which is no name in UTF-8; {again}")
         stored = dataset(file, f"diagnostics/{name}")
+        if (axes := _AXES.get(name)) and "samples" in file:
+            start = (count, dataset(file, "samples").shape[1])
+            if stored.ndim != axes or stored.shape[: min(axes, 2)] != start[: min(axes, 2)] or not stored.size:
+                raise UserError(
+                    f"{where}: dataset {stored.name!r} {stored.shape}: expected {axes} axes that begin with {start[:axes]}; "
+                    f"{again}"
+                )
         if not stored.ndim or stored.shape[0] != count or stored.dtype.kind not in "fiub":
             raise UserError(
                 f"{where}: dataset {stored.name!r} {stored.shape} of {stored.dtype}: expected real numbers for each of {count} "

@@ -81,6 +81,21 @@ class Picked:
         return torch.cat([self.rows[item : item + 1] for item in self.items[rows]])
 
 
+class _Images(LazyRows):
+    """Images of finished items: all numbers are finite, or the file is damaged."""
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        images = super().__getitem__(rows)
+        if not bool(images.isfinite().all()):
+            bad = int((~images.isfinite()).flatten(1).any(1).nonzero()[0])
+            row = range(*rows.indices(len(self)))[bad]
+            raise UserError(
+                f"{self.path}: dataset {self.name!r} has NaN or infinite values in row {row}, which is said to be done; copy the "
+                "file again, or remove it and run again"
+            )
+        return images
+
+
 def read_result(path: str | Path) -> ResultView:
     """Open a result file, or the `.partial.h5` of a run that was stopped.
 
@@ -111,7 +126,7 @@ def read_result(path: str | Path) -> ResultView:
         diagnostics = {name: read(group[name])[done] for name in group}
         config, unit, carried = stored_config(file, path), text(file.attrs.get("unit", "")), set(file)
     there = [int(row) for row in np.flatnonzero(done)]
-    rows = {n: LazyRows(file_path, n, None if done.all() else there) for n in IMAGES if n in carried}
+    rows = {n: _Images(file_path, n, None if done.all() else there) for n in IMAGES if n in carried}
     return ResultView(
         path=file_path,
         mean=rows["mean"],

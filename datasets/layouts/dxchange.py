@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from invsolve.datasets.hdf5 import dataset, read, text
+from invsolve.datasets.hdf5 import dataset, doubles, read, text
 from invsolve.datasets.tomography.counts import Frames
 from invsolve.datasets.tomography.frame_checks import Monitor
 from invsolve.datasets.tomography.projections import Projections, Scan, angles_in_degrees, check_fields, linked_files
@@ -119,7 +119,7 @@ def _monitor(file: h5py.File, path: Path, name: str, projections: int, flats: in
     Raises:
         UserError: of another length.
     """
-    values = read(dataset(file, name, real=True)).astype(np.float64).ravel()
+    values = doubles(read(dataset(file, name, real=True))).ravel()
     if len(values) == projections + flats:
         return Monitor(name, values[flats:], values[:flats])
     if len(values) != projections:

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from invsolve.datasets.hdf5 import dataset, read, shown, text
+from invsolve.datasets.hdf5 import dataset, doubles, read, shown, text
 from invsolve.datasets.tomography.counts import Frames
 from invsolve.datasets.tomography.frame_checks import Monitor
 from invsolve.datasets.tomography.projections import Projections, Scan, angles_in_degrees, linked_files
@@ -114,7 +114,7 @@ class NXtomo(Projections):
             groups = [*([control] if isinstance(control, h5py.Group) else []), *groups]
             names = [f"{g.name}/data" for g in groups if isinstance(_member(g, "data"), h5py.Dataset)][:1]
         for name in names:
-            values = read(dataset(entry.file, name, real=True)).astype(np.float64).ravel()
+            values = doubles(read(dataset(entry.file, name, real=True))).ravel()
             if len(values) == count:
                 return Monitor(name, values[list(frames[_PROJECTION])], values[list(frames[_FLAT])])
             line = f"{name} has {len(values)} values for {count} frames, flats and darks among them"

@@ -9,6 +9,7 @@ from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.module import placed
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.prior import Prior
+from invsolve.contracts.returned import called, check_rows
 from invsolve.contracts.scale import Scale
 from invsolve.engine.reading import read_rows
 from invsolve.errors import UserError
@@ -41,7 +42,10 @@ def check_measurement(measurement: Measurement, shape: tuple[int, ...]) -> None:
     """Refuse measurements whose shape the operator would not give; name a permutation when that would fit."""
     forward = measurement.operator
     got = tuple(measurement.y[:1].shape[1:])
-    wanted = forward.measurement_shape((1, *shape[1:]) if forward.complex_image else shape)
+    with torch.no_grad():
+        image = forward.blank(1, (1, *shape[1:]) if forward.complex_image else shape)
+        predicted = check_rows(forward(image), image, called("operator", forward), "forward")
+    wanted = tuple(predicted.shape[1:])
     where = f"{measurement.source}: " if measurement.source else ""
     if got != wanted:
         hint = "; the axes look permuted: y must be (items, *measurement)" if sorted(got) == sorted(wanted) else ""
@@ -49,9 +53,11 @@ def check_measurement(measurement: Measurement, shape: tuple[int, ...]) -> None:
             f"{where}y has measurements of shape {got}, but operator {forward.name or type(forward).__name__!r} gives "
             f"{wanted} for images {shape}{hint}"
         )
-    if forward.complex_image and not measurement.y[:1].is_complex():
+    measured, expected = (("complex" if v.is_complex() else "real") for v in (measurement.y[:1], predicted))
+    if measured != expected:
         raise UserError(
-            f"{where}y is real, but operator {forward.name!r} measures complex numbers; give complex64 data"
+            f"{where}y is {measured}, but operator {forward.name or type(forward).__name__!r} measures {expected} numbers; give "
+            f"{'complex64' if expected == 'complex' else 'float32'} data"
         )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from invsolve.api.inputs import as_rows, resolve_noise, resolve_operator
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
+from invsolve.contracts.returned import called, check_images, check_rows
 from invsolve.errors import UserError
 from invsolve.numerics.random import ChainRandom
 
@@ -48,6 +49,9 @@ def simulate(
     with torch.no_grad():
         for item in range(len(images)):
             # Keyed apart from the samplers' draws, so that a run with the same seed never reuses the noise it fights.
-            noisy = model.sample(forward(images[item : item + 1]), ChainRandom(seed, [(first + item, 2**32 - 2)]))
+            image = images[item : item + 1]
+            clean = check_rows(forward(image), image, called("operator", forward), "forward")
+            drawn = model.sample(clean, ChainRandom(seed, [(first + item, 2**32 - 2)]))
+            noisy = check_images(drawn, clean, called("noise", model), "sample")
             rows.append(noisy if measured is None else noisy * measured)
     return torch.cat(rows)

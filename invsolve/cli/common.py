@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import tomllib
@@ -67,7 +68,16 @@ def emit(result: Any, as_json: bool, text: str, cut: bool = True) -> None:
     from invsolve.errors import printable
 
     # JSON escapes what is not ASCII by itself.
-    print(json.dumps(result, indent=2) if as_json else printable(text, cut))
+    print(json.dumps(_finite(result), indent=2, allow_nan=False) if as_json else printable(text, cut))
+
+
+def _finite(value: Any) -> Any:
+    """The same for JSON, which has no NaN and no infinity: null in their place."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
