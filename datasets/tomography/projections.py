@@ -141,6 +141,8 @@ class Projections(Layout):
         """
         raise NotImplementedError
 
+    # What is not finite is looked for in the outcome, and named with its row.
+    @np.errstate(all="ignore")
     def open(self, path: Path, make: Make) -> Measurement:
         path = Path(path)
         make = make_for(path, make)

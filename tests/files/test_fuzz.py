@@ -72,7 +72,8 @@ def _picture(folder: Path, ending: str) -> Path:
 def _tiff(folder: Path) -> Path:
     import tifffile
 
-    tifffile.imwrite(folder / "a.tif", np.random.default_rng(0).integers(0, 255, (3, 16, 17)).astype("u2"))
+    values = np.random.default_rng(0).integers(0, 255, (3, 16, 17)).astype("u2")
+    tifffile.imwrite(folder / "a.tif", values, photometric="minisblack")
     return folder / "a.tif"
 
 
