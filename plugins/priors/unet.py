@@ -39,6 +39,7 @@ class UNetPrior(Prior):
 
     name = "unet"
     trainable: ClassVar[bool] = True
+    tileable = True
 
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()
 

@@ -19,7 +19,8 @@ from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics.random import ChainRandom
 from invsolve.testing.operators import dense
-from tests.support.types import Cli, linear_operator
+from tests.support import bounds
+from tests.support.types import Cli, linear_operator, offered
 
 SIZE = 6
 SIGMA = 0.1
@@ -76,37 +77,37 @@ class Exact(Strategy):
 
 
 def verdicts(strategy: Strategy, trials: int = 300) -> dict[str, str]:
-    found = calibrate(field(), blur(), invsolve.Gaussian(SIGMA), strategy, trials, samples=15, batch_size=5000)
-    return {row["functional"]: row["verdict"] for row in found.rows()}
+    calibration = calibrate(field(), blur(), invsolve.Gaussian(SIGMA), strategy, trials, samples=15, batch_size=5000)
+    return {row["functional"]: row["verdict"] for row in calibration.rows()}
 
 
 def test_exact_samples_have_uniform_ranks() -> None:
-    found = verdicts(Exact(), trials=400)
-    assert set(found.values()) == {"uniform"}
-    assert {"projection 1", "pixel mean", "norm", "misfit"} <= set(found)
+    outcomes = verdicts(Exact(), trials=400)
+    assert set(outcomes.values()) == {"uniform"}
+    assert {"projection 1", "pixel mean", "norm", "misfit"} <= set(outcomes)
 
 
 def test_overconfident_samples_are_found() -> None:
-    found = verdicts(Exact(width=0.6))
-    narrow = [name for name, text in found.items() if text == "samples too narrow"]
+    outcomes = verdicts(Exact(width=0.6))
+    narrow = [name for name, text in outcomes.items() if text == "samples too narrow"]
     assert len([name for name in narrow if "projection" in name]) >= 4
-    assert found["misfit"] == "samples too low"
+    assert outcomes["misfit"] == "samples too low"
 
 
 def test_too_wide_samples_are_found() -> None:
-    found = verdicts(Exact(width=1.8))
-    assert len([t for n, t in found.items() if "projection" in n and t == "samples too wide"]) >= 4
+    outcomes = verdicts(Exact(width=1.8))
+    assert len([t for n, t in outcomes.items() if "projection" in n and t == "samples too wide"]) >= 4
 
 
 def test_shifted_samples_are_found() -> None:
-    found = verdicts(Exact(shift=0.2))
-    assert found["pixel mean"] == "samples too high"
+    outcomes = verdicts(Exact(shift=0.2))
+    assert outcomes["pixel mean"] == "samples too high"
 
 
 def test_samples_that_ignore_the_data_are_found_by_the_misfit_alone() -> None:
-    found = verdicts(Exact(blind=True))
-    assert found.pop("misfit") == "samples too high"
-    assert set(found.values()) == {"uniform"}
+    outcomes = verdicts(Exact(blind=True))
+    assert outcomes.pop("misfit") == "samples too high"
+    assert set(outcomes.values()) == {"uniform"}
 
 
 def test_a_prior_without_a_sampler_is_drawn_by_its_flow() -> None:
@@ -123,11 +124,14 @@ def test_a_prior_without_a_sampler_is_drawn_by_its_flow() -> None:
             return self.inner.denoise(x, sigma)
 
     heard: list[str] = []
-    found = calibrate(Network(), blur(), invsolve.Gaussian(SIGMA), Exact(), 200, 15, batch_size=5000, say=heard.append)
+    calibration = calibrate(
+        Network(), blur(), invsolve.Gaussian(SIGMA), Exact(), 200, 15, batch_size=5000, say=heard.append
+    )
     assert "its error enters" in heard[0]
-    assert {row["verdict"] for row in found.rows()} == {"uniform"}
+    assert {row["verdict"] for row in calibration.rows()} == {"uniform"}
     x = sampling.draw(Network(), 3, 200, 400).flatten(1)
-    torch.testing.assert_close(float(x.std()), 0.4, atol=0.02, rtol=0)
+    dims = bounds.dimensions(offered(field()).covariance())
+    assert float(x.square().mean().sqrt()) == pytest.approx(0.4, rel=bounds.width_error(400 + 1, dims))
 
 
 class TestUniformity:
@@ -163,11 +167,11 @@ class TestUniformity:
 
 
 def test_figure(tmp_path: Path) -> None:
-    found = Calibration(7, {"norm": np.arange(40) % 8, "misfit": np.zeros(40, dtype=int)}, "made up")
-    draw_figure(found, tmp_path / "ranks.png")
+    calibration = Calibration(7, {"norm": np.arange(40) % 8, "misfit": np.zeros(40, dtype=int)}, "made up")
+    draw_figure(calibration, tmp_path / "ranks.png")
     assert (tmp_path / "ranks.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(invsolve.UserError, match=r"\.png"):
-        draw_figure(found, tmp_path / "ranks.pdf")
+        draw_figure(calibration, tmp_path / "ranks.pdf")
 
 
 def test_command(cli: Cli, tmp_path: Path) -> None:
@@ -192,8 +196,8 @@ def test_command(cli: Cli, tmp_path: Path) -> None:
     assert picture.exists()
     code, out, err = cli(*call, "--json")
     assert code == 0, err
-    found = json.loads(out)
-    assert len(found["functionals"][0]["ranks"]) == 12
+    report = json.loads(out)
+    assert len(report["functionals"][0]["ranks"]) == 12
     code, _, err = cli(*call[:-2], "--trials", 3)
     assert code == 2
     assert "at least 10 trials" in err

@@ -78,8 +78,8 @@ def test_the_estimate_is_the_mean_of_three(truth: Tensor) -> None:
         parts.append(torch.einsum(f"{order}->zyx", prior.denoise(turned[:, None], sigma)[:, 0]))
     wanted = torch.stack(parts).mean(0)
     for rows in (1, 4, 100):
-        found = RowsOfAVolume(prior, rows, CPU, 3).denoise(x, sigma)
-        torch.testing.assert_close(found[:, 0], wanted, atol=1e-6, rtol=0)
+        estimate = RowsOfAVolume(prior, rows, CPU, 3).denoise(x, sigma)
+        torch.testing.assert_close(estimate[:, 0], wanted, atol=1e-6, rtol=0)
         two = SliceWise(prior, rows, CPU, 3).denoise(torch.stack([volume, -volume])[:, None], torch.tensor([0.4, 0.4]))
         torch.testing.assert_close(two[:, 0], torch.stack([wanted, -wanted]), atol=1e-6, rtol=0)
     one = RowsOfAVolume(prior, 4, CPU, 1).denoise(x, sigma.expand(7))

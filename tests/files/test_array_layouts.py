@@ -48,11 +48,11 @@ def store(kind: str, folder: Path, values: np.ndarray) -> Path:
 def test_images_from_every_kind_of_file(kind: str, tmp_path: Path, images: np.ndarray) -> None:
     path = store(kind, tmp_path, images)
     assert Array.opens(path) == (kind != "hdf5")
-    found = Array(axes="z,y,x", unit="counts").images(path)
-    assert found.unit == "counts"
-    assert len(found.x) == ITEMS
-    assert np.array_equal(found.x[0:3].numpy(), images[:, None].astype(np.float32))
-    assert np.array_equal(found.x[1:2].numpy()[0, 0], images[1])
+    stack = Array(axes="z,y,x", unit="counts").images(path)
+    assert stack.unit == "counts"
+    assert len(stack.x) == ITEMS
+    assert np.array_equal(stack.x[0:3].numpy(), images[:, None].astype(np.float32))
+    assert np.array_equal(stack.x[1:2].numpy()[0, 0], images[1])
     turned = Array(axes="row,item,column").images(path)
     assert np.array_equal(turned.x[2:3].numpy()[0, 0], images[:, 2])
     assert len(Array(axes="z,y,x", items=[1, 3]).images(path).x) == 2

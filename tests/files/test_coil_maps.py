@@ -1,8 +1,13 @@
 """Coil maps from the centre of k-space, against coils whose maps are known."""
 
+from pathlib import Path
+
+import h5py
 import numpy as np
 import pytest
 
+import invsolve
+from invsolve.datasets.layouts.fastmri import FastMRI
 from invsolve.datasets.mri.coil_maps import absorb_phase, calibration_region, espirit
 from invsolve.datasets.phantoms import render, thorax
 from invsolve.errors import UserError
@@ -45,18 +50,18 @@ def scene() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_known_maps_are_found(scene: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     image, truth, kspace = scene
-    found = espirit(calibration_region(kspace, np.ones((ROWS, COLUMNS), bool), 24, "x"), (ROWS, COLUMNS), SIGMA)
+    calibration = espirit(calibration_region(kspace, np.ones((ROWS, COLUMNS), bool), 24, "x"), (ROWS, COLUMNS), SIGMA)
     inside = np.abs(image) > 0.1 * np.abs(image).max()
     unit = truth / np.linalg.norm(truth, axis=0)
     # Maps are known up to one phase a pixel, which is the image's.
-    turn = np.exp(1j * np.angle((found.maps.conj() * unit).sum(0)))
-    error = np.linalg.norm((found.maps * turn - unit)[:, inside]) / np.linalg.norm(unit[:, inside])
+    turn = np.exp(1j * np.angle((calibration.maps.conj() * unit).sum(0)))
+    error = np.linalg.norm((calibration.maps * turn - unit)[:, inside]) / np.linalg.norm(unit[:, inside])
     assert error < 0.02
-    assert np.allclose((np.abs(found.maps) ** 2).sum(0)[inside], 1, atol=1e-4)
-    assert found.eigenvalue[inside].min() > 0.9
-    assert found.eigenvalue.max() < 1 + 1e-5
+    assert np.allclose((np.abs(calibration.maps) ** 2).sum(0)[inside], 1, atol=1e-4)
+    assert calibration.eigenvalue[inside].min() > 0.9
+    assert calibration.eigenvalue.max() < 1 + 1e-5
     # The phase that is left is smooth: neighbours inside differ by little.
-    steps = np.angle(found.maps[:, :, 1:] * found.maps[:, :, :-1].conj())[:, inside[:, 1:] & inside[:, :-1]]
+    steps = np.angle(calibration.maps[:, :, 1:] * calibration.maps[:, :, :-1].conj())[:, inside[:, 1:] & inside[:, :-1]]
     assert np.quantile(np.abs(steps), 0.99) < 0.5
 
 
@@ -84,3 +89,22 @@ def test_the_calibration_region_is_what_is_measured_around_the_centre() -> None:
     columns[14:17] = False
     with pytest.raises(UserError, match=r"scan\.h5: only 0 x 0 points .* coil_maps=MAPS\.npy"):
         calibration_region(kspace, np.broadcast_to(columns, (20, 30)), 24, "scan.h5")
+
+
+@pytest.mark.parametrize("width", [0.35, 0.45, 0.7, 0.8])
+def test_an_object_larger_than_the_field_of_view_needs_two_sets_of_maps(tmp_path: Path, width: float) -> None:
+    # Columns of twice the field of view; every second line of k-space folds the outer halves over the middle.
+    size, number = 48, 6
+    y, x = np.meshgrid((np.arange(size) - size / 2) / size, (np.arange(2 * size) - size) / size, indexing="ij")
+    body = ((y / 0.4) ** 2 + (x / width) ** 2 < 1) * 1.0
+    angles = 2 * np.pi * np.arange(number)[:, None, None] / number
+    bells = np.exp(-((x - 0.7 * np.cos(angles)) ** 2 + (y - 0.7 * np.sin(angles)) ** 2) / 0.5 + 1j * angles)
+    kspace = centred_fft(bells * body)[:, :, ::2]
+    rng = np.random.default_rng(1)
+    kspace = kspace + 1e-3 * (rng.normal(size=kspace.shape) + 1j * rng.normal(size=kspace.shape))
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["kspace"] = kspace[None].astype(np.complex64)
+    told = [
+        note for note in FastMRI().open(tmp_path / "scan.h5", invsolve.make).notes if "larger than the field" in note
+    ]
+    assert bool(told) == (width > 0.5)

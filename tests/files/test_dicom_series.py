@@ -20,8 +20,8 @@ TABLE = np.array([500, 100, 60000, 3], np.uint16)
 
 
 def values(path: Path, **options: Any) -> np.ndarray:
-    found = DICOM(**options).images(path)
-    return found.x[0 : len(found.x)].numpy()[:, 0]
+    series = DICOM(**options).images(path)
+    return series.x[0 : len(series.x)].numpy()[:, 0]
 
 
 def folder(tmp_path: Path, pixels: np.ndarray, **elements: Any) -> Path:
@@ -41,12 +41,12 @@ def test_enhanced_files_are_rescaled_and_sorted_by_their_functional_groups(tmp_p
         for k in range(3)
     ]
     path = folder(tmp_path, RAW, SharedFunctionalGroupsSequence=[shared], PerFrameFunctionalGroupsSequence=frames)
-    found = DICOM().images(path)
+    series = DICOM().images(path)
     stored = pydicom.dcmread(path / "a.dcm").pixel_array.astype(float)
     # From the feet: the last frame lies lowest.
-    assert np.array_equal(found.x[0:3].numpy()[:, 0], np.stack([stored[k] * (k + 1) - k for k in (2, 1, 0)]))
-    assert (found.unit, found.spacing) == ("HU", (0.5, 0.7))
-    assert "slices 5 mm apart" in found.notes
+    assert np.array_equal(series.x[0:3].numpy()[:, 0], np.stack([stored[k] * (k + 1) - k for k in (2, 1, 0)]))
+    assert (series.unit, series.spacing) == ("HU", (0.5, 0.7))
+    assert "slices 5 mm apart" in series.notes
     del frames[2]
     broken = dicom_file(tmp_path / "b.dcm", RAW, PerFrameFunctionalGroupsSequence=frames)
     with pytest.raises(UserError, match="describes 2 of 3 frames"):
@@ -130,18 +130,18 @@ def test_padding_ranges_and_other_units(tmp_path: Path) -> None:
 )
 def test_only_what_is_rescaled_has_a_unit(elements: Any, unit: str, tmp_path: Path) -> None:
     path = folder(tmp_path, RAW[0], **elements)
-    found = DICOM().images(path)
-    assert found.unit == unit
-    assert np.allclose(found.x[0:1].numpy()[0, 0], by_pydicom(path / "a.dcm"), rtol=1e-6)
-    assert any("no rescaling to HU" in n for n in found.notes) == (elements == {})
+    series = DICOM().images(path)
+    assert series.unit == unit
+    assert np.allclose(series.x[0:1].numpy()[0, 0], by_pydicom(path / "a.dcm"), rtol=1e-6)
+    assert any("no rescaling to HU" in n for n in series.notes) == (elements == {})
 
 
 def test_a_dose_grid_has_its_scaling_and_heights(tmp_path: Path) -> None:
     grid = {"Modality": "RTDOSE", "DoseGridScaling": 0.002, "DoseUnits": "GY", "GridFrameOffsetVector": [0, -2, -4]}
     place = {"ImagePositionPatient": [0, 0, 9], "ImageOrientationPatient": AXIAL, "PixelSpacing": [1, 1]}
-    found = DICOM().images(folder(tmp_path, RAW, **grid, **place))
-    assert np.allclose(found.x[0:3].numpy()[:, 0], RAW[::-1] * 0.002)
-    assert found.unit == "Gy"
+    dose = DICOM().images(folder(tmp_path, RAW, **grid, **place))
+    assert np.allclose(dose.x[0:3].numpy()[:, 0], RAW[::-1] * 0.002)
+    assert dose.unit == "Gy"
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,9 @@ def test_slices_look_as_in_radiology(across: Any, turned: Any, tmp_path: Path) -
 
 
 def test_a_missing_slice_is_said_and_the_parts_are_volumes(tmp_path: Path) -> None:
-    found = DICOM().images(stack(tmp_path / "a", list(range(5)), [0, 1, 2, 4, 5]))
-    assert any("1 slices are missing" in n and "between 2 and 4 mm" in n for n in found.notes)
-    assert found.volumes == [0, 0, 0, 1, 1]
+    series = DICOM().images(stack(tmp_path / "a", list(range(5)), [0, 1, 2, 4, 5]))
+    assert any("1 slices are missing" in n and "between 2 and 4 mm" in n for n in series.notes)
+    assert series.volumes == [0, 0, 0, 1, 1]
     assert DICOM(slices=[2, 4]).images(tmp_path / "a").volumes == [0, 1]
     whole = DICOM().images(stack(tmp_path / "b", list(range(4)), [0, 1, 2, 3]))
     assert whole.volumes is None
@@ -273,7 +273,7 @@ def test_a_multi_frame_file_is_read_once_and_each_frame_decoded_once(
         data = pydicom.dcmread(path)
         data.compress(pydicom.uid.RLELossless)
         data.save_as(path)
-    found = DICOM().images(path)
+    cine = DICOM().images(path)
     counts = {"files": 0, "frames": 0}
     read, decode = pydicom.dcmread, pydicom.pixels.pixel_array
 
@@ -288,7 +288,7 @@ def test_a_multi_frame_file_is_read_once_and_each_frame_decoded_once(
 
     monkeypatch.setattr(pydicom, "dcmread", counted_read)
     monkeypatch.setattr(pydicom.pixels, "pixel_array", counted_decode)
-    assert np.array_equal(np.concatenate([found.x[k : k + 1].numpy()[:, 0] for k in range(40)]), frames)
+    assert np.array_equal(np.concatenate([cine.x[k : k + 1].numpy()[:, 0] for k in range(40)]), frames)
     assert counts == {"files": 1, "frames": 40}
 
 
@@ -309,10 +309,10 @@ def test_more_frames_than_the_file_can_hold_are_refused_at_once(packed: bool, tm
 def test_pixels_that_are_not_square_are_made_so(tmp_path: Path) -> None:
     ndimage = pytest.importorskip("scipy.ndimage")
     path = folder(tmp_path, RAW[0], Modality="MR", PixelSpacing=[2, 1])
-    found = DICOM(square=True).images(path)
-    assert found.spacing == (1, 1)
+    series = DICOM(square=True).images(path)
+    assert series.spacing == (1, 1)
     rows = (np.arange(12) + 0.5) / 2 - 0.5
     where = np.stack(np.meshgrid(rows, np.arange(8), indexing="ij"))
     truth = ndimage.map_coordinates(RAW[0].astype(float), where, order=1, mode="nearest")
-    assert np.allclose(found.x[0:1].numpy()[0, 0], truth, atol=1e-3)
-    assert any("made square" in n for n in found.notes)
+    assert np.allclose(series.x[0:1].numpy()[0, 0], truth, atol=1e-3)
+    assert any("made square" in n for n in series.notes)

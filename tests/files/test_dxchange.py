@@ -306,10 +306,10 @@ class TestTooth:
         for centre in (None, 319.5):
             scan = DXchange(bin=4, centre=centre).open(TOOTH, invsolve.make)
             images[centre] = scan.operator.baseline(scan.y[0:1])[0, 0]
-        found, wrong = images[None], images[319.5]
+        image, wrong = images[None], images[319.5]
         rows, columns = torch.meshgrid(*(torch.arange(160) - 79.5 for _ in range(2)), indexing="ij")
         inside = rows.hypot(columns) < 70
         # Attenuation is positive: what a wrong centre leaves below zero is several times more.
-        assert float(found[inside].clamp(max=0).abs().sum()) < 0.25 * float(wrong[inside].clamp(max=0).abs().sum())
-        assert 0.004 < float(found.quantile(0.99)) < 0.012
-        assert float(found[inside][rows[inside].hypot(columns[inside]) > 55].abs().mean()) < 2e-4
+        assert float(image[inside].clamp(max=0).abs().sum()) < 0.25 * float(wrong[inside].clamp(max=0).abs().sum())
+        assert 0.004 < float(image.quantile(0.99)) < 0.012
+        assert float(image[inside][rows[inside].hypot(columns[inside]) > 55].abs().mean()) < 2e-4

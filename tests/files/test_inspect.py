@@ -45,62 +45,62 @@ def run(cli: Cli, command: str, *more: str) -> Path:
     return Path(words[words.index("-o") + 1])
 
 
-def with_prior(found: dict) -> str:
-    (command,) = [c["command"] for c in found["commands"] if c["does"] == "with a prior"]
+def with_prior(summary: dict) -> str:
+    (command,) = [c["command"] for c in summary["commands"] if c["does"] == "with a prior"]
     return command
 
 
-def quick(found: dict) -> str:
-    return found["commands"][0]["command"]
+def quick(summary: dict) -> str:
+    return summary["commands"][0]["command"]
 
 
 def test_dxchange(tmp_path: Path, look: Callable[..., dict[str, Any]], cli: Cli) -> None:
     twin = write_dxchange(tmp_path / "twin.h5")
-    found = look(twin)
-    assert (found["kind"], found["layout"]) == ("measurement", "dxchange")
-    assert found["y"] == {"items": 2, "shape": [36, 40], "dtype": "float32", "axes": "row angle detector"}
-    assert found["operator"]["name"] == "ct"
-    assert found["operator"]["angles"] == "36, 0 to 175"
-    assert found["image"]["unit"] == "1/pixel"
-    assert found["noise"]["sigma"] > 0
-    text = " | ".join(found["missing"])
+    summary = look(twin)
+    assert (summary["kind"], summary["layout"]) == ("measurement", "dxchange")
+    assert summary["y"] == {"items": 2, "shape": [36, 40], "dtype": "float32", "axes": "row angle detector"}
+    assert summary["operator"]["name"] == "ct"
+    assert summary["operator"]["angles"] == "36, 0 to 175"
+    assert summary["image"]["unit"] == "1/pixel"
+    assert summary["noise"]["sigma"] > 0
+    text = " | ".join(summary["missing"])
     assert "rotation centre: searched" in text
     assert "pixel size: the image is in 1/pixel" in text
-    assert found["datasets"]["exchange/data"] == "(36, 2, 40) uint16"
-    with h5py.File(run(cli, quick(found))) as file:
+    assert summary["datasets"]["exchange/data"] == "(36, 2, 40) uint16"
+    with h5py.File(run(cli, quick(summary))) as file:
         assert file["mean"].shape == (2, 1, 40, 40)
-    assert "--prior ct-128" in with_prior(found)
+    assert "--prior ct-128" in with_prior(summary)
     code, out, _ = cli("inspect", twin)
     assert code == 0
-    for part in ("measured", "operator", "images", "noise", "missing:", "a quick look:", quick(found)):
+    for part in ("measured", "operator", "images", "noise", "missing:", "a quick look:", quick(summary)):
         assert part in out
 
 
 def test_nxtomo_with_options(tmp_path: Path, look: Callable[..., dict[str, Any]], cli: Cli) -> None:
-    found = look(write_nxtomo(tmp_path / "scan.nxs"), "--read", "thin=2", "--read", "centre=18.4")
-    assert found["layout"] == "nxtomo"
-    assert found["y"]["shape"] == [18, 40]
-    assert quick(found).endswith("--strategy linear --read thin=2 --read centre=18.4")
-    run(cli, quick(found))
+    summary = look(write_nxtomo(tmp_path / "scan.nxs"), "--read", "thin=2", "--read", "centre=18.4")
+    assert summary["layout"] == "nxtomo"
+    assert summary["y"]["shape"] == [18, 40]
+    assert quick(summary).endswith("--strategy linear --read thin=2 --read centre=18.4")
+    run(cli, quick(summary))
 
 
 @pytest.mark.parametrize("layout", ["fastmri", "ismrmrd"])
 def test_mri(layout: str, tmp_path: Path, look: Callable[..., dict[str, Any]], cli: Cli) -> None:
     path = tmp_path / "a scan.h5"
     write_fastmri(path) if layout == "fastmri" else write_lines(path, ismrmrd_lines())
-    found = look(path)
-    assert found["layout"] == layout
-    assert found["image"]["shape"] == [1, 32, 30]
-    assert found["image"]["complex"] is True
-    assert any(line.startswith("coil maps: calibrated") for line in found["missing"])
-    assert any(line.startswith("noise level") for line in found["missing"]) == (layout == "fastmri")
-    with h5py.File(run(cli, quick(found))) as file:
+    summary = look(path)
+    assert summary["layout"] == layout
+    assert summary["image"]["shape"] == [1, 32, 30]
+    assert summary["image"]["complex"] is True
+    assert any(line.startswith("coil maps: calibrated") for line in summary["missing"])
+    assert any(line.startswith("noise level") for line in summary["missing"]) == (layout == "fastmri")
+    with h5py.File(run(cli, quick(summary))) as file:
         assert file["mean"].shape == (2, 2, 32, 30)
     if layout == "fastmri":
-        recon = run(cli, with_prior(found).replace("steps=100", "steps=2"))
+        recon = run(cli, with_prior(summary).replace("steps=100", "steps=2"))
         with h5py.File(recon) as file:
             assert file["mean"].shape == file["linear"].shape == (2, 2, 32, 30)
-        assert found["truth"]
+        assert summary["truth"]
         for name in (recon, "a scan_pinv.h5"):
             code, out, err = cli("evaluate", name)
             assert code == 0, err
@@ -110,14 +110,14 @@ def test_mri(layout: str, tmp_path: Path, look: Callable[..., dict[str, Any]], c
 def test_arrays_are_guessed_and_then_read(tmp_path: Path, look: Callable[..., dict[str, Any]], cli: Cli) -> None:
     path = tmp_path / "volume.npy"
     np.save(path, np.random.default_rng(0).random((3, 12, 12), np.float32))
-    found = look(path)
-    assert "no names for its axes" in found["problem"]
-    named = look(*shlex.split(found["commands"][0]["command"])[2:])
+    summary = look(path)
+    assert "no names for its axes" in summary["problem"]
+    named = look(*shlex.split(summary["commands"][0]["command"])[2:])
     assert (named["kind"], named["image"]["shape"]) == ("images", [1, 12, 12])
     scan = run(cli, quick(named))
     assert look(scan)["layout"] == "invsolve"
     run(cli, quick(look(scan)))
-    sinograms = look(*shlex.split(found["commands"][1]["command"])[2:], "--read", "centre=5.5")
+    sinograms = look(*shlex.split(summary["commands"][1]["command"])[2:], "--read", "centre=5.5")
     assert sinograms["noise"] is None
     assert "--noise gaussian:" in quick(sinograms)
     run(cli, quick(sinograms))
@@ -129,10 +129,10 @@ def test_unknown_hdf5_lists_what_it_holds(tmp_path: Path, look: Callable[..., di
         file["run 1/counts"] = np.ones((5, 9, 8))
         file["data"] = np.ones((2, 362, 362), np.float32)
         file["names"] = ["a", "b"]
-    found = look(path)
-    assert found["kind"] == "unknown"
-    assert found["datasets"]["run 1/counts"] == "(5, 9, 8) float64"
-    commands = [c["command"] for c in found["commands"]]
+    summary = look(path)
+    assert summary["kind"] == "unknown"
+    assert summary["datasets"]["run 1/counts"] == "(5, 9, 8) float64"
+    commands = [c["command"] for c in summary["commands"]]
     assert commands[0].endswith("--layout lodopab")
     ours = [c for c in commands if "'dataset=run 1/counts'" in c]
     assert len(ours) == 2
@@ -141,9 +141,9 @@ def test_unknown_hdf5_lists_what_it_holds(tmp_path: Path, look: Callable[..., di
 
 
 def test_own_files(images: Path, tmp_path: Path, look: Callable[..., dict[str, Any]], cli: Cli) -> None:
-    found = look(images)
-    assert (found["kind"], found["image"]["items"]) == ("images", 5)
-    scan = run(cli, quick(found))
+    summary = look(images)
+    assert (summary["kind"], summary["image"]["items"]) == ("images", 5)
+    scan = run(cli, quick(summary))
     measured = look(scan)
     assert (measured["layout"], measured["truth"]) == ("invsolve", True)
     recon = run(cli, quick(measured))
@@ -164,10 +164,10 @@ def test_a_file_that_cannot_be_read_as_it_stands(tmp_path: Path, look: Callable[
     twin = write_dxchange(tmp_path / "twin.h5")
     with h5py.File(twin, "a") as file:
         del file["exchange/theta"]
-    found = look(twin)
-    assert found["layout"] == "dxchange"
-    assert "angles are never invented" in found["problem"]
-    assert found["commands"] == []
+    summary = look(twin)
+    assert summary["layout"] == "dxchange"
+    assert "angles are never invented" in summary["problem"]
+    assert summary["commands"] == []
 
 
 def test_mistakes_are_one_line(tmp_path: Path, cli: Cli) -> None:

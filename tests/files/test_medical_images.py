@@ -62,8 +62,8 @@ def test_nifti_scaling_volumes_and_damage(tmp_path: Path) -> None:
     raw[112:120] = np.array([0.5, -1000], "<f4").tobytes()
     path.write_bytes(raw)
     stored = np.frombuffer(raw[352:], np.int16).reshape(2, Z, Y, X)[1, 3].astype(np.float32)
-    found = NIfTI(volume=1).images(path)
-    assert np.array_equal(found.x[3:4].numpy()[0, 0], 0.5 * stored[::-1, ::-1] - 1000)
+    volume = NIfTI(volume=1).images(path)
+    assert np.array_equal(volume.x[3:4].numpy()[0, 0], 0.5 * stored[::-1, ::-1] - 1000)
     wrong: list[tuple[dict[str, Any], str]] = [
         ({}, "holds 2 volumes"),
         ({"volume": 2}, "must be 0 to 1"),
@@ -121,10 +121,10 @@ def series(tmp_path: Path) -> Path:
 def test_a_series_is_sorted_and_in_hounsfield_units(series: Path) -> None:
     assert DICOM.opens(series)
     assert DICOM.opens(series / "0")
-    found = DICOM().images(series)
-    assert found.x[0:4].shape == (4, 1, 3, 4)
-    assert found.x[0:4][:, 0, 0, 0].tolist() == [2 * v - 1024 for v in (950, 1000, 1050, 1100)]
-    assert (found.unit, found.spacing, found.spacing_unit) == ("HU", (0.8, 0.7), "mm")
+    slices = DICOM().images(series)
+    assert slices.x[0:4].shape == (4, 1, 3, 4)
+    assert slices.x[0:4][:, 0, 0, 0].tolist() == [2 * v - 1024 for v in (950, 1000, 1050, 1100)]
+    assert (slices.unit, slices.spacing, slices.spacing_unit) == ("HU", (0.8, 0.7), "mm")
     assert len(DICOM(slices=[1, 3]).images(series).x) == 2
     assert len(DICOM().images(series / "2").x) == 1
 

@@ -32,9 +32,9 @@ def notes(path: Path) -> str:
 @pytest.mark.parametrize("view", ["axial", "coronal", "sagittal"])
 def test_axes_of_length_one_change_nothing(shape: tuple[int, ...], view: Any, tmp_path: Path) -> None:
     values = VOLUME[:, :, : shape[2] if len(shape) > 2 else 1].reshape(shape)
-    found = NIfTI(view=view).images(saved(tmp_path / "a.nii", values))
+    volume = NIfTI(view=view).images(saved(tmp_path / "a.nii", values))
     same = NIfTI(view=view).images(saved(tmp_path / "b.nii", values.reshape(7, 9, -1)))
-    assert np.array_equal(found.x[0 : len(found.x)], same.x[0 : len(same.x)])
+    assert np.array_equal(volume.x[0 : len(volume.x)], same.x[0 : len(same.x)])
 
 
 def test_what_the_file_leaves_open_is_said(tmp_path: Path) -> None:

@@ -166,8 +166,8 @@ def test_matlab_files_are_listed_and_read_in_their_own_order(tmp_path: Path, cli
     code, out, err = cli(*shlex.split(of_volume)[1:])
     assert code == 0, err
     assert "MATLAB stores axes in reverse: its 12 x 10 x 5 is 5 x 10 x 12 in the file" in out
-    found = Array(dataset="volume", axes="item,column,row").images(path)
-    assert np.allclose(found.x[0:5].numpy()[:, 0], images_.transpose(2, 0, 1), atol=1e-6)
+    volume = Array(dataset="volume", axes="item,column,row").images(path)
+    assert np.allclose(volume.x[0:5].numpy()[:, 0], images_.transpose(2, 0, 1), atol=1e-6)
     assert any("dataset=kspace" in c and "axes=coil,column,row" in c for c in commands.values())
     complex_ = Array(dataset="kspace", axes="item,column,row").images(path)
     assert np.allclose(complex_.x[1:2].numpy()[0, 0], coils[:, :, 1], atol=1e-6)

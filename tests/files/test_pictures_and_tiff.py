@@ -21,8 +21,8 @@ STACK = RNG.integers(0, 60000, (5, 8, 6)).astype(np.uint16)
 
 
 def values(path: Path, **options: Any) -> np.ndarray:
-    found = Array(**options).images(path)
-    return found.x[0 : len(found.x)].numpy()
+    stack = Array(**options).images(path)
+    return stack.x[0 : len(stack.x)].numpy()
 
 
 def notes(path: Path, **options: Any) -> str:
@@ -199,11 +199,11 @@ def test_saved_arrays_are_images(dtype: str, shape: tuple[int, ...], tmp_path: P
         with pytest.raises(UserError, match="has no names for its axes"):  # they may be coils
             values(tmp_path / "a.npy")
         return
-    found = values(tmp_path / "a.npy")
+    pixels = values(tmp_path / "a.npy")
     kind = np.complex64 if np.iscomplexobj(array) else np.float32
-    assert np.array_equal(found, array.astype(kind).reshape(found.shape))
-    assert found.ndim == 4
-    assert found.shape[1] == 1
+    assert np.array_equal(pixels, array.astype(kind).reshape(pixels.shape))
+    assert pixels.ndim == 4
+    assert pixels.shape[1] == 1
     assert "as nothing names them" in notes(tmp_path / "a.npy")
 
 

@@ -191,12 +191,12 @@ def test_there_is_one_entry_point_a_wing() -> None:
 
 
 def test_installed_entry_points_are_those_of_pyproject() -> None:
-    found = {
+    entries = {
         e.name: e.value
         for e in importlib.metadata.entry_points(group="invsolve")
         if e.dist and e.dist.name == "invsolve"
     }
-    assert found == _entries(), "the installation is older than pyproject.toml: run pip install -e . again"
+    assert entries == _entries(), "the installation is older than pyproject.toml: run pip install -e . again"
 
 
 def test_every_built_in_is_registered() -> None:

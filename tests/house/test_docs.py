@@ -24,8 +24,8 @@ HOOKS = [name for name, value in vars(hooks).items() if name.startswith("invsolv
 
 def blocks(text: str) -> list[tuple[int, str]]:
     """The fenced python blocks of a page, each with the line on which its code starts."""
-    found = re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [(text.count("\n", 0, match.start(1)), match.group(1)) for match in found]
+    matches = re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, match.start(1)), match.group(1)) for match in matches]
 
 
 PAGES = [*sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")), "README.md"]

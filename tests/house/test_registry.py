@@ -87,8 +87,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 def test_a_broken_plugin_warns_and_the_rest_works(fresh: Callable[..., None], broken: FakeEntry, text: str) -> None:
     fresh(broken, FakeEntry("good", Good))
     with pytest.warns(registry.BrokenPluginWarning, match=text):
-        found = registry.available("operator")
-    assert list(found) == ["good"]
+        operators = registry.available("operator")
+    assert list(operators) == ["good"]
 
 
 def test_every_hook_reaches_the_registry(fresh: Callable[..., None]) -> None:
@@ -208,12 +208,12 @@ class Documented(invsolve.LinearOperator):
 
 
 def test_parameters_come_from_the_signature_and_docstring() -> None:
-    found = {p.name: p for p in parameters(Documented)}
-    assert found["count"].required
-    assert found["count"].type == "int"
-    assert found["weights"].type == "array | None"
-    assert found["mode"].default == "a"
-    assert found["weights"].text == "one each."
+    arguments = {p.name: p for p in parameters(Documented)}
+    assert arguments["count"].required
+    assert arguments["count"].type == "int"
+    assert arguments["weights"].type == "array | None"
+    assert arguments["mode"].default == "a"
+    assert arguments["weights"].text == "one each."
 
 
 @pytest.mark.parametrize(

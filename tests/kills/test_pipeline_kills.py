@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,28 +13,20 @@ import pytest
 
 from invsolve import registry
 from tests.support.pipelines import TEXT, samples, write
+from tests.support.stops import stop_at
 from tests.support.types import Cli, CliProcess
 
 ROOT = Path(__file__).parents[2]
-LONG = {"steps = 8": "steps = 150"}
+LONG = {"steps = 8": "steps = 30"}
 #: The commands of this environment first, as an activated one has them.
 PATH = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
 
 def text(**changes: str) -> str:
-    found = TEXT
+    document = TEXT
     for old, new in (LONG | changes).items():
-        found = found.replace(old, new)
-    return found
-
-
-def wait_for_state(folder: Path, process: "subprocess.Popen[str]") -> None:
-    """Until the reconstruction has saved a snapshot."""
-    deadline = time.monotonic() + 300
-    while not list(folder.glob("recon-*/recon.h5.partial.state")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        document = document.replace(old, new)
+    return document
 
 
 @pytest.mark.slow
@@ -47,9 +38,7 @@ def test_stopped_or_killed_the_same_command_goes_on(tmp_path: Path, cli_process:
         # The folder before has a plugin of the same name.
         registry.unload_files()
         path = write(tmp_path / number.name, text())
-        process = cli_process("run", "--trust", path)
-        wait_for_state(path.parent / "p_runs", process)
-        process.send_signal(number)
+        process = cli_process("run", "--trust", path, environment=stop_at("snapshot saved", number, count=3))
         _, err = process.communicate(timeout=300)
         assert process.returncode == code, err
         assert not list((path.parent / "p_runs").glob("recon-*/recon.h5"))
@@ -73,8 +62,8 @@ def test_two_runs_at_once_share_the_work(tmp_path: Path, cli_process: CliProcess
         assert process.returncode == 0, err
     events = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
     for step in ("truth", "scan", "recon", "scores"):
-        found = sorted(e["event"] for e in events if e.get("step") == step and e["event"] in ("done", "cached"))
-        assert found == ["cached", "done"], step
+        outcomes = sorted(e["event"] for e in events if e.get("step") == step and e["event"] in ("done", "cached"))
+        assert outcomes == ["cached", "done"], step
 
 
 def example(folder: Path) -> Path:

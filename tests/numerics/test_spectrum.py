@@ -69,8 +69,8 @@ def test_the_system_is_the_dense_matrix(name: str) -> None:
     back = system.from_basis(torch.eye(v.shape[1], dtype=torch.float64).view(-1, *coefficients.shape[1:]))
     torch.testing.assert_close(back.flatten(1), v.T, atol=1e-12, rtol=0)
     true = torch.linalg.svdvals(matrix)
-    found = values.sort(descending=True).values[: len(true)]
-    torch.testing.assert_close(found, true[: len(found)], atol=2e-5 * float(true[0]), rtol=0)
+    largest = values.sort(descending=True).values[: len(true)]
+    torch.testing.assert_close(largest, true[: len(largest)], atol=2e-5 * float(true[0]), rtol=0)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -128,9 +128,9 @@ def test_small_solves_take_no_iterations_and_are_the_dense_ones(name: str, rho: 
         torch.linalg.solve(matrix.T @ matrix + w * torch.eye(len(flat[0]), dtype=torch.float64), b)
         for w, b in zip(weights, flat, strict=True)
     ]
-    found = problem.closed_tikhonov(r, rho)
-    assert found is not None
-    torch.testing.assert_close(found.flatten(1), torch.stack(solved), atol=1e-7, rtol=1e-6)
+    solution = problem.closed_tikhonov(r, rho)
+    assert solution is not None
+    torch.testing.assert_close(solution.flatten(1), torch.stack(solved), atol=1e-7, rtol=1e-6)
     # The same solve with a centre and other data.
     expected = z + problem.closed_tikhonov(r - problem.linear(z), rho)
     torch.testing.assert_close(problem.prox(z, r, rho), expected, atol=1e-7, rtol=1e-6)
@@ -161,10 +161,10 @@ def test_an_operator_of_one_precision_is_decomposed_in_it_and_anew_when_it_chang
 
     def solved() -> tuple[torch.Tensor, torch.Tensor]:
         problem = make_problem(None, operator, invsolve.Gaussian(0.1), r, (1, 6, 6), Scale())
-        found = problem.closed_tikhonov(r, 0.1)
-        assert found is not None
+        solution = problem.closed_tikhonov(r, 0.1)
+        assert solution is not None
         matrix = operator.matrix
-        return found.flatten(1), torch.linalg.solve(matrix.T @ matrix + 0.1 * torch.eye(36), (r @ matrix).T).T
+        return solution.flatten(1), torch.linalg.solve(matrix.T @ matrix + 0.1 * torch.eye(36), (r @ matrix).T).T
 
     torch.testing.assert_close(*solved(), atol=1e-4, rtol=1e-4)
     operator.matrix.mul_(3)

@@ -138,13 +138,13 @@ def test_prune_keeps_what_is_used(done: Path) -> None:
 
 
 def test_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
-    found = []
+    runs = []
     for name in ("a", "b"):
         path = write(tmp_path / name, FAST)
         run(path)
         (scan,) = path.parent.glob("p_runs/scan-*/scan.h5")
-        found.append((scan.parent.name, scan.read_bytes(), (path.parent / "out/all.json").read_bytes()))
-    assert found[0] == found[1]
+        runs.append((scan.parent.name, scan.read_bytes(), (path.parent / "out/all.json").read_bytes()))
+    assert runs[0] == runs[1]
 
 
 # Names and values of sweeps, where they stand, and which steps see them.

@@ -69,8 +69,8 @@ def test_ddpm_is_the_x0_of_the_scheduler(kind: str, betas: str, prediction: str,
             if wanted is None:
                 scheduler.set_timesteps(1000)
                 wanted = scheduler.step(out, t, x_t()).pred_original_sample
-            found = prior.denoise(x_t() / bar.sqrt(), sigma.float())
-        assert error(found, wanted) < 1e-5, t
+            estimate = prior.denoise(x_t() / bar.sqrt(), sigma.float())
+        assert error(estimate, wanted) < 1e-5, t
 
 
 def test_zero_terminal_signal_and_trained_betas(tmp_path: Path) -> None:
@@ -115,8 +115,8 @@ def test_flow_matching_steps_to_d(tmp_path: Path) -> None:
             fine: Any = diffusers.FlowMatchEulerDiscreteScheduler()
             fine.set_timesteps(sigmas=[share])
             wanted = fine.step(velocity, fine.timesteps[0], x_t()).prev_sample
-            found = prior.denoise(x_t() / (1 - share), torch.tensor(share / (1 - share)))
-        assert error(found, wanted) < 1e-5
+            estimate = prior.denoise(x_t() / (1 - share), torch.tensor(share / (1 - share)))
+        assert error(estimate, wanted) < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own, of numpy 2
@@ -140,8 +140,8 @@ def test_score_sde_ve_in_a_diffusers_folder(tmp_path: Path) -> None:
     sigma = torch.tensor([3.0])
     with torch.no_grad():
         wanted = x_t() + sigma**2 * net(x_t(), sigma).sample
-        found = (prior.denoise(2 * x_t() - 1, 2 * sigma) + 1) / 2
-    assert error(found, wanted) < 1e-5
+        estimate = (prior.denoise(2 * x_t() - 1, 2 * sigma) + 1) / 2
+    assert error(estimate, wanted) < 1e-5
     assert prior.sigma_max == 600.0
 
 

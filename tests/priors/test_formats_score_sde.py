@@ -260,8 +260,8 @@ def test_same_function_as_the_transcription(name: str, ema: bool, tmp_path: Path
             noise = walk(weights, x, 999 * t)[1]
             assert error(prior.net(x, 999 * t), noise) < 1e-5
             wanted = (x - std * noise) / log_mean.exp()
-            found = prior.denoise(x / log_mean.exp(), (std / log_mean.exp()).flatten())
-            assert error(found, wanted) < 2e-5
+            estimate = prior.denoise(x / log_mean.exp(), (std / log_mean.exp()).flatten())
+            assert error(estimate, wanted) < 2e-5
 
 
 def test_conformance(tmp_path: Path) -> None:

@@ -150,10 +150,10 @@ def test_reconstruction_through_a_foreign_network(kind: str) -> None:
     operator, noise = invsolve.operator("inpainting", fraction=0.5), invsolve.Gaussian(0.02)
     y = invsolve.simulate(reference_images((1, 64, 64))[:1], operator, noise, seed=0)
     strategy = invsolve.strategy("dps", steps=8)
-    found, wanted = (
+    mean, wanted = (
         invsolve.reconstruct(y, operator, p, noise=noise, strategy=strategy, seed=0).mean for p in (prior, Native())
     )
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(mean, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_fingerprint_knows_how_the_network_is_read() -> None:

@@ -135,9 +135,9 @@ def test_the_truth_leaves_a_residual_of_one(name: str, parameters: dict, signed:
     record = operator_record(OwnLayout().open(scan, invsolve.make).operator)
     recon = write_result(tmp_path / "recon.h5", items=3, shape=(1, 32, 32), config=CONFIG | {"operator": record})
     measured = open_scan(scan, hdf5.read_result(recon))
-    found = standardised(measured, truth[1], 1)
-    assert (found.signed, found.relative) == (signed, True)
-    picture = found.picture
+    residual = standardised(measured, truth[1], 1)
+    assert (residual.signed, residual.relative) == (signed, True)
+    picture = residual.picture
     assert max(picture.shape) <= 128
     known = picture[np.isfinite(picture)]
     # The root mean square of so many independent draws of deviation 1.
@@ -186,8 +186,9 @@ def test_a_file_alone_is_judged_as_the_run_was(images: Path, tmp_path: Path, cli
         text.removeprefix("invsolve: warning: ") for text in err.splitlines() if ": warning: the samples" in text
     ]
     result = hdf5.read_result(recon)
-    found = judged(result.diagnostics["discrepancy"], result.diagnostics["discrepancy_dof"], result.config)
-    assert found.warning == line
+    judgement = judged(result.diagnostics, result.config)
+    assert judgement is not None
+    assert judgement.warning == line
     assert "--noise gaussian:" in line
     code, _, err = cli("report", recon, "-o", tmp_path / "page.html")
     assert code == 0, err

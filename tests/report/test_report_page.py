@@ -119,9 +119,9 @@ def test_values_are_those_of_the_file(page: Path, browser: Browser) -> None:
 
 
 def browser_meta(page: Path) -> dict:
-    found = re.search(r'id="meta">(.*?)</script>', page.read_text(encoding="utf-8"))
-    assert found
-    return json.loads(found[1])
+    block = re.search(r'id="meta">(.*?)</script>', page.read_text(encoding="utf-8"))
+    assert block
+    return json.loads(block[1])
 
 
 def test_grey_values_follow_the_window(page: Path, browser: Browser) -> None:

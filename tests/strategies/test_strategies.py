@@ -67,8 +67,8 @@ def test_fitted_dps_is_exact_for_one_measured_number() -> None:
     noise = torch.diag(torch.tensor([sigma**2] * 256 + [problem.largest_sigma() ** 2], dtype=torch.float64))
     gain = covariance @ data.T @ torch.linalg.inv(data @ covariance @ data.T + noise)
     wanted = torch.cat([z.flatten(1), problem.y], 1) @ gain.T
-    found = invsolve.strategy("dps").step(problem, {"x": z}, sigma, 0.0, ChainRandom(3, CHAINS).at(1))["x"]
-    torch.testing.assert_close(found.flatten(1), wanted, atol=1e-9, rtol=0)
+    estimate = invsolve.strategy("dps").step(problem, {"x": z}, sigma, 0.0, ChainRandom(3, CHAINS).at(1))["x"]
+    torch.testing.assert_close(estimate.flatten(1), wanted, atol=1e-9, rtol=0)
 
 
 def test_red_diff_is_the_reference_update_in_vp_notation(problem: Problem) -> None:

@@ -98,8 +98,8 @@ class Browser:
             assert part, "the browser ended"
             self._rest += part
         message, _, self._rest = self._rest.partition(b"\0")
-        found: dict[str, Any] = json.loads(message)
-        return found
+        answer: dict[str, Any] = json.loads(message)
+        return answer
 
     def _take(self, event: dict[str, Any]) -> None:
         method, given = event.get("method"), event.get("params", {})

@@ -50,13 +50,13 @@ def stack(folder: Path, values: list[int], heights: list[float], each: Any = Non
 
 def nested(**groups: dict[str, Any]) -> Dataset:
     """A functional group: sequence name -> elements of its only item."""
-    found = Dataset()
+    group = Dataset()
     for name, elements in groups.items():
         item = Dataset()
         for key, value in elements.items():
             setattr(item, key, value)
-        setattr(found, name, [item])
-    return found
+        setattr(group, name, [item])
+    return group
 
 
 def by_pydicom(path: Path) -> np.ndarray:

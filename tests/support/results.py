@@ -26,12 +26,12 @@ def images(items: int, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
     """Images (items, *shape) with a blob that wanders from item to item, in HU."""
     rng = torch.Generator().manual_seed(seed)
     axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in shape[1:]), indexing="ij")
-    found = []
+    blobs = []
     for item in range(items):
         centre = 0.5 * torch.cos(torch.tensor(item + 1.0))
         distance = torch.stack([(axis - centre).square() for axis in axes]).sum(0)
-        found.append(900 * torch.exp(-8 * distance) - 800 + 10 * torch.randn(shape, generator=rng))
-    return torch.stack(found)
+        blobs.append(900 * torch.exp(-8 * distance) - 800 + 10 * torch.randn(shape, generator=rng))
+    return torch.stack(blobs)
 
 
 def write_result(

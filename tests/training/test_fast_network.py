@@ -172,13 +172,13 @@ def test_a_fast_training_resumes_to_the_bit(pictures: Path, tmp_path: Path) -> N
 def test_the_weights_kept_are_those_that_denoise_best(pictures: Path, tmp_path: Path) -> None:
     # A rate that destroys the network: what was found early is better than what there is at the end.
     out = tmp_path / "wild.safetensors"
-    found = fast(pictures, out, steps=60, lr=0.5, clip_gradient=1e6, ema=0.0, warmup=59, validate_every=5)
+    outcome = fast(pictures, out, steps=60, lr=0.5, clip_gradient=1e6, ema=0.0, warmup=59, validate_every=5)
     lines = [json.loads(line) for line in Path(f"{out}.curve.jsonl").read_text().splitlines()]
     scores = {s["step"]: np.mean(list(s["validation_psnr"].values())) for s in lines if "validation_psnr" in s}
     best = max(scores, key=lambda step: scores[step])
     assert best < 60
-    assert found["kept_step"] == best
-    assert found["validation_psnr"] == next(
+    assert outcome["kept_step"] == best
+    assert outcome["validation_psnr"] == next(
         s["validation_psnr"] for s in lines if s["step"] == best and "validation_psnr" in s
     )
 
@@ -270,9 +270,9 @@ def test_magnitudes_are_trained_on_as_complex_images(pictures: Path, tmp_path: P
     assert prior.event_shape == (2, None, None)
     images, settings = opened(pictures, phase=1.0)
     batch = ResidentBatches(images, np.arange(24), settings, Scale.from_range(-1.0, 1.0)).at(0)
-    found = batch.target.square().sum(1).sqrt()
+    batch_magnitudes = batch.target.square().sum(1).sqrt()
     magnitudes = torch.from_numpy(smooth(24, 32))[:, 0]
-    for one in found:
+    for one in batch_magnitudes:
         assert float((magnitudes - one).abs().amax((-1, -2)).min()) < 1e-5
     assert float(batch.target[:, 1].abs().mean()) > 0.05
 
