@@ -88,7 +88,7 @@ class GuardedDataset(h5py.Dataset):
     def shape(self) -> tuple[int, ...] | None:
         """As of h5py."""
         self._check()
-        return super().shape  # type: ignore[no-any-return]
+        return super().shape
 
     @property
     def ndim(self) -> int:

@@ -98,7 +98,7 @@ def outline(file: h5py.File, where: str | Path) -> Outline:
 def _check_images(file: h5py.File, name: str, count: int, where: str, again: str) -> None:
     stored = dataset(file, name)
     shape = stored.shape
-    if stored.dtype.kind not in "fiu":
+    if stored.dtype.kind not in ("fiuc" if name == "truth" else "fiu"):
         raise UserError(f"{where} {shape}: holds {stored.dtype}, expected real numbers; {again}")
     least = 4 if name == "samples" else 3
     if len(shape) < least or shape[0] != count or not math.prod(shape):
@@ -108,7 +108,7 @@ def _check_images(file: h5py.File, name: str, count: int, where: str, again: str
         return
     mean = dataset(file, "mean").shape
     image = shape[2:] if name == "samples" else shape[1:]
-    # Magnitudes may be known of complex images, which have two channels.
+    # Magnitudes, or complex numbers, may be known of complex images, which have two channels.
     if image != mean[1:] and not (name == "truth" and image == (1, *mean[2:])):
         raise UserError(f"{where} {shape}: its images do not fit those of 'mean' {mean}; {again}")
 

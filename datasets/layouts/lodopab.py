@@ -51,6 +51,7 @@ class LoDoPaB(Layout):
         shape = getattr(file.get("data"), "shape", ())
         return shape[1:] in ((_SIZE, _SIZE), (_ANGLES, _DETECTORS))
 
+    @np.errstate(all="ignore")
     def open(self, path: Path, make: Make) -> Measurement:
         path = Path(path)
         rows = self._rows(path, (_ANGLES, _DETECTORS), "an observation")
@@ -98,6 +99,8 @@ class LoDoPaB(Layout):
 
     def _rows(self, path: Path, shape: tuple[int, int], kind: str) -> LazyRows:
         rows = LazyRows(path, "data")
+        if rows.dtype.is_complex:
+            raise UserError(f"{path}: data {rows.shape} holds complex numbers, expected real ones; write it again")
         if rows.shape[1:] != shape:
             other = {(_SIZE, _SIZE): "; it is a ground truth: images", (_ANGLES, _DETECTORS): "; it is an observation"}
             raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from invsolve import registry
 from invsolve.api import hub
+from invsolve.api.verdicts import verdict
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.contracts.prior import Prior, is_error_curve
@@ -86,7 +87,8 @@ def load_prior(
         download: with a name of the hub: fetch it first; without, the network is never used. Commit, size and hashes go to
             the logger "invsolve".
         self_test: let a network of a foreign format denoise reference images first (a second or more), and warn where it
-            seems to be read otherwise than it was trained; `invsolve.self_test` tells more.
+            seems to be read otherwise than it was trained; `invsolve.self_test` tells more. The verdict is kept by the hash of
+            weights and reading, in the user's cache.
         parameters_: of the registered prior; with a file, of its format, such as `num_head_channels=32`.
 
     Raises:
@@ -102,9 +104,15 @@ def load_prior(
     else:
         prior = _load_prior(name, parameters_)
     if self_test and isinstance(prior, NetworkPrior):
-        report = selftest.self_test(prior)
-        if not report:
-            warnings.warn(f"{str(name)!r}: {report}", selftest.PriorWarning, stacklevel=2)
+        try:
+            good, text = verdict(prior, str(name))
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{str(name)!r}: its network cannot be run ({type(error).__name__}: {reason}); it may not be read as it was made"
+            ) from error
+        if not good:
+            warnings.warn(f"{str(name)!r}: {text}", selftest.PriorWarning, stacklevel=2)
     return prior
 
 

@@ -15,17 +15,12 @@ from typing import Annotated, Any
 
 import typer
 
-Plugins = Annotated[
-    list[Path] | None, typer.Option("--plugin", help="A .py file with plugins; repeatable.", metavar="FILE")
-]
+Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A .py of plugins; repeatable.", metavar="FILE")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+NoSelfTest = Annotated[bool, typer.Option("--no-self-test", help="Trust a foreign checkpoint.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="A parameter, as key=value; repeatable.", metavar="KEY=VALUE")
-]
-Read = Annotated[
-    list[str] | None, typer.Option("--read", help="How to read the file; repeatable.", metavar="KEY=VALUE")
-]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="A parameter; repeatable.", metavar="KEY=VALUE")]
+Read = Annotated[list[str] | None, typer.Option("--read", help="How to read it; repeatable.", metavar="KEY=VALUE")]
 
 
 def key_values(texts: Sequence[str] | None) -> dict[str, Any]:

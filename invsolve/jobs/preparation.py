@@ -27,7 +27,7 @@ def prepare(
     Raises:
         UserError: the parts do not fit.
     """
-    prior: Prior | None = api.load_prior(request.prior) if request.prior else None
+    prior: Prior | None = api.load_prior(request.prior, self_test=request.self_test) if request.prior else None
     measurement = open_measurement(request.scan, request.layout, request.read)
     if request.noise is not None:
         measurement.noise = make_noise(request.noise)

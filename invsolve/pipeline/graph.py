@@ -126,7 +126,8 @@ class Graph:
         Raises:
             UserError: there is no such axis or value.
         """
-        axes, pairs = {axis.name: axis for axis in self.axes}, []
+        axes = {axis.name: axis for axis in self.axes}
+        pairs: list[tuple[str, int]] = []
         for part in filter(None, (p.strip() for p in text.split(","))):
             name, equals, label = part.partition("=")
             if not axes:

@@ -101,8 +101,9 @@ def _network(config: dict[str, Any], folder: Path) -> nn.Module:
     where = repr(str(folder / "config.json"))
     if unknown:
         raise UserError(f"{where}: unknown settings {', '.join(unknown)}; is a newer diffusers needed?")
-    check_network(lambda: UNet2DModel(**options), options, weights, where)
-    net: Any = UNet2DModel(**options)
+    made: Any = UNet2DModel
+    check_network(lambda: made(**options), options, weights, where)
+    net: Any = made(**options)
     fill(net, weights, folder)
     return net
 

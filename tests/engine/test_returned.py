@@ -28,7 +28,7 @@ class Odd(invsolve.Prior):
         self.event_shape, self.sigma_min, self.sigma_max = (1, None, None), 0.01, 10.0
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.spoil(x / (1 + sigma**2))  # type: ignore[no-any-return]
+        return self.spoil(x / (1 + sigma**2))
 
 
 class OddBlur(invsolve.Operator):
@@ -41,7 +41,7 @@ class OddBlur(invsolve.Operator):
         self.spoil, self.image_shape = spoil, (1, 4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.spoil(x)  # type: ignore[no-any-return]
+        return self.spoil(x)
 
 
 class _Spoiled:
