@@ -59,6 +59,8 @@ class Slices:
     def __len__(self) -> int:
         return self.stop - self.start
 
+    # What is not finite is looked for in the outcome.
+    @np.errstate(all="ignore")
     def __getitem__(self, rows: slice, /) -> Tensor:
         picked = range(*rows.indices(len(self)))
         if not picked:

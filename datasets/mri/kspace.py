@@ -80,6 +80,8 @@ class KSpaceLayout(Layout):
         """
         raise NotImplementedError
 
+    # What is not finite is looked for in the outcome, and named with its slice.
+    @np.errstate(all="ignore")
     def open(self, path: Path, make: Make) -> Measurement:
         path = Path(path)
         acquisition = self.find(path)

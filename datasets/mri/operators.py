@@ -66,6 +66,7 @@ class Operators:
             notes.append("coil maps calibrated from the centre of k-space (ESPIRiT)")
             missing.append("coil maps: calibrated from the centre of k-space; --read coil_maps=MAPS.npy gives others")
 
+    @np.errstate(all="ignore")
     def __call__(self, item: int) -> Operator:
         if item not in self.kept:
             mask = self.y.mask(item)
