@@ -37,6 +37,7 @@ class Operator(Module):
         closed_forms: what of it is computed directly, in words, for tables.
         advice: options with which `invsolve inspect` suggests it for images; empty where it does not.
         examples: keyword arguments of small instances, from which the conformance tests make theirs.
+        shapes_tried: image shapes (C, *spatial) with which the conformance tests try those of free size.
         parameters_given: the keyword arguments it was made from, as written to scan files.
     """
 
@@ -48,6 +49,7 @@ class Operator(Module):
     closed_forms: ClassVar[str] = ""
     advice: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    shapes_tried: ClassVar[tuple[tuple[int, ...], ...]] = ((1, 12, 13), (1, 11, 11))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return A(x); refuses images whose size the operator was not made for."""
