@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from invsolve.contracts.operator import LinearOperator as LinearOperator
     from invsolve.contracts.operator import Operator as Operator
     from invsolve.contracts.operator import matching as matching
-    from invsolve.contracts.operator import stack as stack
+    from invsolve.contracts.per_item import per_item as per_item
     from invsolve.contracts.plugin import collect as collect
     from invsolve.contracts.plugin import hookimpl as hookimpl
     from invsolve.contracts.prior import Prior as Prior
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from invsolve.contracts.problem import Problem as Problem
     from invsolve.contracts.result import Reconstruction as Reconstruction
     from invsolve.contracts.scale import Scale as Scale
+    from invsolve.contracts.stack import stack as stack
     from invsolve.contracts.strategy import State as State
     from invsolve.contracts.strategy import Strategy as Strategy
     from invsolve.errors import UserError as UserError
@@ -70,8 +71,9 @@ HOME = {
     "Operator": "invsolve.contracts.operator",
     "LinearOperator": "invsolve.contracts.operator",
     "MaskableOperator": "invsolve.contracts.maskable",
-    "stack": "invsolve.contracts.operator",
+    "stack": "invsolve.contracts.stack",
     "matching": "invsolve.contracts.operator",
+    "per_item": "invsolve.contracts.per_item",
     "CG": "invsolve.numerics.krylov",
     "Solution": "invsolve.numerics.krylov",
     "State": "invsolve.contracts.strategy",

@@ -12,12 +12,12 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from invsolve.contracts.arguments import rows_and_columns
 from invsolve.contracts.maskable import MaskableOperator
 from invsolve.contracts.operator import matching
 from invsolve.errors import UserError
 from invsolve.numerics.krylov import CG
 from invsolve.numerics.spectrum import SingularSystem
-from invsolve.operators._sizes import rows_and_columns
 
 #: Most numbers of a matrix of Gaussian rows: 1 GiB in single precision.
 _NUMBERS = 2**28
@@ -72,7 +72,9 @@ class Compressive(MaskableOperator):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        rows, columns = rows_and_columns("compressive", image_size)
+        size = rows_and_columns(image_size, "operator 'compressive'")
+        assert size is not None
+        rows, columns = size
         if not 0 < fraction <= 1:
             raise UserError(f"operator 'compressive': fraction must be in (0, 1], got {fraction}")
         if transform == "hadamard" and (rows & (rows - 1) or columns & (columns - 1)):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from invsolve.contracts.arguments import rows_and_columns
 from invsolve.errors import UserError
 from invsolve.operators._orthogonal import OrthogonalRows
-from invsolve.operators._sizes import rows_and_columns
 
 
 class Crop(OrthogonalRows):
@@ -29,7 +29,9 @@ class Crop(OrthogonalRows):
 
     def __init__(self, box: list[int], image_size: int | list[int], channels: int = 1) -> None:
         super().__init__()
-        rows, columns = rows_and_columns("crop", image_size)
+        size = rows_and_columns(image_size, "operator 'crop'")
+        assert size is not None
+        rows, columns = size
         inside = len(box) == 4 and min(box[:2]) >= 0 and min(box[2:]) >= 1
         if not inside or box[0] + box[2] > rows or box[1] + box[3] > columns:
             raise UserError(

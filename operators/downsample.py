@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from invsolve.contracts.arguments import as_array, by_parts, is_image
 from invsolve.contracts.operator import LinearOperator, matching
 from invsolve.errors import UserError
 from invsolve.numerics.krylov import CG
@@ -49,6 +50,7 @@ class Downsample(LinearOperator):
     """
 
     name = "downsample"
+    channelwise = True
     closed_forms = "proximal solve, pseudo-inverse, singular system (circular)"
 
     examples = (
@@ -71,12 +73,14 @@ class Downsample(LinearOperator):
         if len(pair) != 2 or min(pair) < 1:
             raise UserError(f"operator 'downsample': factor must be N or [rows, columns], at least 1, got {factor}")
         self.factor = (pair[0], pair[1])
-        if isinstance(kernel, Tensor):
-            if kernel.ndim != 2 or kernel.is_complex():
+        if not isinstance(kernel, str):
+            given = as_array(kernel, "operator 'downsample': kernel")
+            if given.ndim != 2 or 0 in given.shape or given.is_complex() or not bool(given.isfinite().all()):
                 raise UserError(
-                    f"operator 'downsample': kernel must be real, (rows, columns), got {kernel.dtype} {tuple(kernel.shape)}"
+                    "operator 'downsample': kernel must be (rows, columns), real and finite, got "
+                    f"{given.dtype} {tuple(given.shape)}"
                 )
-            self.kernel = kernel.float()
+            self.kernel = given.float()
         else:
             weights = area_weights if kernel == "area" else bicubic_weights
             self.kernel = torch.outer(weights(pair[0]), weights(pair[1])).float()
@@ -124,7 +128,11 @@ class Downsample(LinearOperator):
         return i, j
 
     def forward(self, x: Tensor) -> Tensor:
+        is_image(x, "operator 'downsample'")
         self._divides(x.shape[-2:])
+        return by_parts(self._sampled, x)
+
+    def _sampled(self, x: Tensor) -> Tensor:
         flat = x.flatten(0, 1)[:, None]
         reach = self._reach()
         if self.boundary == "circular":
@@ -146,6 +154,9 @@ class Downsample(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         if self.boundary != "circular":
             return super().adjoint(y)
+        return by_parts(self._spread, y)
+
+    def _spread(self, y: Tensor) -> Tensor:
         rows, columns = y.shape[-2] * self.factor[0], y.shape[-1] * self.factor[1]
         left, right, top, bottom = self._reach()
         weight = matching(self.kernel, y).flip(0, 1)[None, None]
@@ -204,8 +215,12 @@ class Downsample(LinearOperator):
     def tikhonov(self, r: Tensor, rho: float | Tensor) -> Tensor | None:
         if self.boundary != "circular":
             return None
-        spectrum = torch.fft.rfft2(r) / (self._power(r) + rho)
-        return self.adjoint(torch.fft.irfft2(spectrum, s=r.shape[-2:]))
+
+        # Both ways real: of complex data, real and imaginary part.
+        def solved(part: Tensor) -> Tensor:
+            return torch.fft.irfft2(torch.fft.rfft2(part) / (self._power(part) + rho), s=part.shape[-2:])
+
+        return self.adjoint(by_parts(solved, r))
 
     def prox(self, z: Tensor, y: Tensor, rho: float | Tensor, solver: CG = CG()) -> Tensor:
         step = self.tikhonov(y - self(z), rho)
@@ -214,13 +229,13 @@ class Downsample(LinearOperator):
     def pinv(self, y: Tensor, solver: CG = CG(1e-6, 200)) -> Tensor:
         if self.boundary != "circular":
             return super().pinv(y, solver)
-        power = self._power(y)
+        power = self._power(y.real)
         inverse = safe_reciprocal(torch.where(power > RELATIVE_CUT**2 * power.max(), power, 0.0))
-        return self.adjoint(torch.fft.irfft2(torch.fft.rfft2(y) * inverse, s=y.shape[-2:]))
+        return self.adjoint(by_parts(lambda v: torch.fft.irfft2(torch.fft.rfft2(v) * inverse, s=v.shape[-2:]), y))
 
     def svd(self, image_shape: Sequence[int], like: Tensor) -> SingularSystem | None:
         """U the Hartley basis of the small image, V what is folded onto one of its frequencies; for circular boundaries."""
-        if self.boundary != "circular":
+        if self.boundary != "circular" or like.is_complex():
             return None
         values, ratio = self._modes(like)
         seen = (values > 0).to(values.dtype)
@@ -241,4 +256,4 @@ class Downsample(LinearOperator):
             return super().norm(like)
         if like is None or self.image_shape is not None:
             like = self.kernel.new_empty(1, *self.measurement_shape(self.image_shape or ()))
-        return float(self._power(like).max().sqrt())
+        return float(self._power(like.real).max().sqrt())

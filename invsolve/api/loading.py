@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +142,21 @@ def _with_error_curve(prior: Prior, path: Path) -> Prior:
     return prior
 
 
-def fill_image_size(name: str, given: Mapping[str, Any], size: int) -> dict[str, Any]:
-    """Add `image_size` to an operator's parameters where it takes one and none is given."""
+def fill_image_size(name: str, given: Mapping[str, Any], image_shape: Sequence[int]) -> dict[str, Any]:
+    """Add to an operator's parameters what images tell: `image_size`, and `channels` of colour, where it takes them.
+
+    Args:
+        name: of the operator.
+        given: its parameters; what is given stays.
+        image_shape: (C, *spatial) of the images.
+    """
     takes = {p.name for p in parameters(registry.find("operator", name))}
-    missing = "image_size" in takes and "image_size" not in given and "mask" not in given
-    return {**given, "image_size": size} if missing else dict(given)
+    channels, *size = image_shape
+    square = len(set(size)) == 1
+    told: dict[str, Any] = {}
+    # A mask tells the size itself, but for one of columns, of which there are as many as rows if nothing else is said.
+    if "image_size" in takes and not (square and "mask" in given):
+        told["image_size"] = size[0] if square else size
+    if "channels" in takes and channels > 1:
+        told["channels"] = channels
+    return {**told, **given}

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.module import placed
+from invsolve.contracts.operator import Operator
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.problem import Problem, make_problem
 from invsolve.contracts.scale import Scale
@@ -52,6 +54,7 @@ class Run:
     Attributes:
         batch_size: rows that go through the network at once; halved when memory runs out.
         device, dtype: where and in what precision states live.
+        doubt: why the scale may be wrong, as found before the run; empty where nothing speaks against it.
     """
 
     measurement: Measurement
@@ -67,10 +70,12 @@ class Run:
     linear_too: bool = False
     processes: SingleProcess = field(default_factory=SingleProcess)
     keeper: Keeper | None = None
+    doubt: str = field(default="", init=False)
     _resume: Snapshot | None = field(default=None, init=False)
     _home: torch.device | None = field(default=None, init=False)
     _ahead: ReadAhead | None = field(default=None, init=False)
     _collector: Collector | None = field(default=None, init=False)
+    _operator: tuple[int | None, Operator] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.batch_size = self.options.rows
@@ -140,8 +145,8 @@ class Run:
             return
         chains = [(item, s) for item in remaining for s in range(self.options.samples) if (item, s) not in had]
         # Items that each have an operator of their own do not share a batch.
-        apart = self.measurement.operators is not None
-        for run in [[c for c in chains if c[0] == item] for item in remaining] if apart else [chains]:
+        runs = groupby(chains, lambda chain: chain[0]) if self.measurement.items_differ else [(None, chains)]
+        for run in (list(group) for _, group in runs):
             yield from batches(run, lambda: self.chains_per_batch, self._together(run))
 
     def _together(self, chains: Sequence[Chain]) -> int:
@@ -256,7 +261,7 @@ class Run:
         noise = self.measurement.noise
         assert noise is not None
         coupled = self.options.samples if self.strategy.couples_samples else 1
-        operator, prior = placed(self.measurement.operator_for(items[0]), self.device), self.prior
+        operator, prior = self._operator_for(items[0]), self.prior
         if self.couples_items:
             operator = in_chunks(operator, self.batch_size, self.device, home)
             prior = None if prior is None else RowsOfAVolume(prior, self.batch_size, self.device, self.options.planes)
@@ -267,6 +272,13 @@ class Run:
         elif len(self.image_shape) == 4:
             problem.through_plane = AlongAxis()
         return problem
+
+    def _operator_for(self, item: int) -> Operator:
+        """The operator of an item on the device; kept until another is asked for, with what it remembers."""
+        key = item if self.measurement.items_differ else None
+        if self._operator is None or self._operator[0] != key:
+            self._operator = key, placed(self.measurement.operator_for(item), self.device)
+        return self._operator[1]
 
     def _read(self, start: int, stop: int) -> Tensor:
         return read_rows(self.measurement, start, stop)

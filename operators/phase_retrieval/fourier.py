@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from invsolve.contracts.arguments import as_array
 from invsolve.contracts.operator import Operator, matching
 from invsolve.errors import UserError
 
@@ -52,6 +53,7 @@ class PhaseRetrieval(Operator):
         super().__init__()
         if not 1 <= oversampling < float("inf"):
             raise UserError(f"operator 'phase-retrieval': oversampling must be at least 1, got {oversampling}")
+        masks = None if masks is None else as_array(masks, "operator 'phase-retrieval': masks")
         if masks is not None and (masks.ndim != 3 or 0 in masks.shape):
             raise UserError(
                 f"operator 'phase-retrieval': masks must be (masks, rows, columns), got {tuple(masks.shape)}; one is mask[None]"

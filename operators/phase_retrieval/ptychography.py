@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from invsolve.contracts.arguments import as_array, rows_and_columns
 from invsolve.contracts.operator import Operator, matching
 from invsolve.errors import UserError
-from invsolve.operators._sizes import rows_and_columns
 from invsolve.operators.phase_retrieval.fourier import strength
 
 
@@ -62,13 +62,16 @@ class Ptychography(Operator):
         measures: Literal["magnitude", "intensity"] = "magnitude",
     ) -> None:
         super().__init__()
-        rows, columns = rows_and_columns("ptychography", image_size)
+        size = rows_and_columns(image_size, "operator 'ptychography'")
+        assert size is not None
+        rows, columns = size
         if probe is None:
             if not 1 <= probe_size <= min(rows, columns):
                 raise UserError(
                     f"operator 'ptychography': probe_size must be from 1 to {min(rows, columns)}, got {probe_size}"
                 )
             probe = spot(probe_size)
+        probe = as_array(probe, "operator 'ptychography': probe")
         if probe.ndim == 3 and probe.shape[-1] == 2 and not probe.is_complex():
             probe = torch.view_as_complex(probe.float().contiguous())
         if probe.ndim != 2 or probe.shape[0] > rows or probe.shape[1] > columns:
@@ -81,6 +84,7 @@ class Ptychography(Operator):
             if step < 1:
                 raise UserError(f"operator 'ptychography': step must be at least 1 pixel, got {step}")
             positions = torch.cartesian_prod(*(torch.arange(0, int(n) + 1, step) for n in last))
+        positions = as_array(positions, "operator 'ptychography': positions")
         if positions.ndim != 2 or positions.shape[1] != 2 or len(positions) == 0:
             raise UserError(f"operator 'ptychography': positions must be (positions, 2), got {tuple(positions.shape)}")
         if bool((positions != positions.round()).any()):

@@ -100,7 +100,7 @@ def test_the_image_size_is_told_by_the_measurement() -> None:
     [
         ({"factor": 0}, "factor must be N or"),
         ({"factor": [2]}, "factor must be N or"),
-        ({"factor": 2, "kernel": [1.0]}, r"kernel must be real, \(rows, columns\)"),
+        ({"factor": 2, "kernel": [1.0]}, r"kernel must be \(rows, columns\), real"),
         ({"factor": 2, "kernel": "cubic"}, "kernel='cubic'"),
         ({"factor": 4, "image_shape": [1, 10, 8]}, "crop it to 8 x 8"),
         ({"factor": 2, "image_shape": [4, 4]}, "image_shape must be"),
