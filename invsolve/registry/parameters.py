@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any
 import docstring_parser
 import numpy as np
 import pydantic
+import tifffile
+from PIL import Image
 from torch import Tensor
 
 from invsolve.contracts.arguments import from_array
@@ -32,15 +34,39 @@ class Parameter:
     text: str
 
 
+def _png(path: Path) -> Any:
+    with Image.open(path) as picture:
+        return np.array(picture)
+
+
+def _tif(path: Path) -> Any:
+    try:
+        return tifffile.imread(path)
+    except tifffile.TiffFileError as error:
+        raise ValueError(str(error)) from None
+
+
+#: Files of arrays, by the ends of their names.
+_READERS: dict[str, Callable[[Path], Any]] = {
+    ".npy": lambda path: np.load(path, allow_pickle=False),
+    ".tif": _tif,
+    ".tiff": _tif,
+    ".png": _png,
+}
+
+
 def _to_tensor(value: Any) -> Any:
-    """Accept a tensor, an array, a (nested) list of numbers, or the path of a .npy file."""
+    """Accept a tensor, an array, a (nested) list of numbers, or the path of a .npy, .tif or .png file."""
     if isinstance(value, str):
         path = Path(value)
-        if path.suffix != ".npy":
-            raise ValueError("expected numbers or the path of a .npy file")
+        if path.suffix.lower() not in _READERS:
+            raise ValueError("expected numbers or the path of a .npy, .tif or .png file")
         if not path.exists():
             raise ValueError(f"no such file {value!r}")
-        value = np.load(path, allow_pickle=False)
+        try:
+            value = _READERS[path.suffix.lower()](path)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ValueError(f"{value!r} cannot be read: {str(error).splitlines()[0]}") from None
     if isinstance(value, np.ndarray):
         value = from_array(value, "the array")
     if isinstance(value, list | tuple):

@@ -34,14 +34,16 @@ NEEDED: dict[str, dict[str, Any]] = {
     "ct": {"angles": 5},
     "downsample": {"factor": [3, 1]},
     "inpainting": {"fraction": 0.6},
+    "measured-blur": {"picture": [[0.0, 1.0, 0.0, 0.0], [1.0, 4.0, 2.0, 0.0], [0.0, 1.0, 0.0, 0.0]]},
     "mri": {"acceleration": 2},
+    "tiled-blur": {"kernels": [[[[0.1, 0.8, 0.1]], [[0.2, 0.4, 0.4]]]]},
 }
-#: Those that take a number of channels that they name themselves.
-OWN_CHANNELS = ("demosaic", "grey")
-OPERATORS = {
+#: Those that take a number of channels that they name themselves, and volumes.
+OTHERS = ("demosaic", "grey", "blur-3d")
+OPERATORS: dict[str, Any] = {
     name: cls
     for name, cls in registry.available("operator").items()
-    if issubclass(cls, invsolve.LinearOperator) and cls.__module__.startswith("invsolve.") and name not in OWN_CHANNELS
+    if issubclass(cls, invsolve.LinearOperator) and cls.__module__.startswith("invsolve.") and name not in OTHERS
 }
 COLOUR = [name for name, cls in OPERATORS.items() if cls.channelwise]
 GREY = [n for n, cls in OPERATORS.items() if n not in COLOUR and "channels" not in {p.name for p in parameters(cls)}]
