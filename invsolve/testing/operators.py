@@ -95,7 +95,7 @@ def operator_cases(
             add(where, probe, _FORWARD)
             add(where, probe, _LINEAR, linear)
             if dtype == torch.float64:
-                add(where, probe, {"gradient": _gradient}, nonlinear)
+                add(where, probe, {"gradient": _gradient}, nonlinear or operator.surrogate)
         probe = Probe(operator, shape, torch.float32, 3, device)
         large = f"{size_of(shape)} pixels, at most {_DENSE} for a dense matrix" if size_of(shape) > _DENSE else ""
         wide = Probe(operator, shape, torch.float64, 3, device)
