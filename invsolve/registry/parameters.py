@@ -39,18 +39,11 @@ def _png(path: Path) -> Any:
         return np.array(picture)
 
 
-def _tif(path: Path) -> Any:
-    try:
-        return tifffile.imread(path)
-    except tifffile.TiffFileError as error:
-        raise ValueError(str(error)) from None
-
-
 #: Files of arrays, by the ends of their names.
 _READERS: dict[str, Callable[[Path], Any]] = {
-    ".npy": lambda path: np.load(path, allow_pickle=False),
-    ".tif": _tif,
-    ".tiff": _tif,
+    ".npy": lambda path: np.load(path, mmap_mode="r", allow_pickle=False),
+    ".tif": tifffile.imread,
+    ".tiff": tifffile.imread,
     ".png": _png,
 }
 
@@ -63,10 +56,16 @@ def _to_tensor(value: Any) -> Any:
             raise ValueError("expected numbers or the path of a .npy, .tif or .png file")
         if not path.exists():
             raise ValueError(f"no such file {value!r}")
+        # Of a pipe reading would wait for ever.
+        if not path.is_file():
+            raise ValueError(f"{value!r} is no file")
         try:
             value = _READERS[path.suffix.lower()](path)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ValueError(f"{value!r} cannot be read: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # NumPy and others raise many kinds on damaged headers
+            raise ValueError(f"{value!r} cannot be read ({' '.join(str(error).split())})") from None
+        if value.dtype.kind not in "biufc":
+            raise ValueError(f"the file holds {value.dtype}")
+        value = np.array(value)
     if isinstance(value, np.ndarray):
         value = from_array(value, "the array")
     if isinstance(value, list | tuple):
