@@ -15,6 +15,7 @@ from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.numerics.linalg import inner, norm, size_of
 from invsolve.testing.cases import Case, NotApplicable, below, expecting, holds, report_of
 from invsolve.testing.report import Finding, Report
+from invsolve.testing.use import USE
 
 #: Largest image for which the dense matrix is formed.
 _DENSE = 1200
@@ -103,6 +104,7 @@ def operator_cases(
         add(size, probe, _SOLVES, linear)
         add(size, probe, _GROUPS, maskable)
         add(size, probe, _COPIES)
+        add(size, probe, USE)
     own = Probe(operator, operator.image_shape or (), torch.float32, 1, device)
     cases.append(Case("refuses another image size", partial(_wrong_shape, own), "" if own.shape else "takes any size"))
     return cases
