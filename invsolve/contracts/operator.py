@@ -40,6 +40,9 @@ class Operator(Module):
         closed_forms: what of it is computed directly, in words, for tables.
         advice: options with which `invsolve inspect` suggests it for images; empty where it does not.
         examples: keyword arguments of small instances, from which the conformance tests make theirs.
+        surrogate: why autograd's gradient is not the derivative of `forward`, such as "straight through the rounding"; empty
+            where it is.
+        shapes_tried: image shapes (C, *spatial) with which the conformance tests try those of free size.
         parameters_given: the keyword arguments it was made from, as written to scan files.
         items: how many items it has parameters of their own for; None where one operator measures all items.
         channelwise: True when it takes images of any number of channels, and measures each of them alike.
@@ -58,6 +61,8 @@ class Operator(Module):
     closed_forms: ClassVar[str] = ""
     advice: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    surrogate: ClassVar[str] = ""
+    shapes_tried: ClassVar[tuple[tuple[int, ...], ...]] = ((1, 12, 13), (1, 11, 11))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return A(x); refuses images whose size the operator was not made for, and numbers that it does not calculate with."""
