@@ -136,7 +136,8 @@ def _noise(conditions: Conditions, ratio: float) -> str:
         return (
             f"sigma {sigma:.3g} is stated, {sigma * ratio:.3g} would fit: --noise {Gaussian.name}:{sigma * ratio:.3g}"
         )
-    return f"by a factor {max(ratio, 1 / ratio):.2g} in standard deviation"
+    factor = max(ratio, 1 / ratio) if ratio > 0 else math.inf
+    return f"by a factor {factor:.2g} in standard deviation"
 
 
 def _scale(conditions: Conditions) -> str:
@@ -148,11 +149,15 @@ def _scale(conditions: Conditions) -> str:
     return f"the images reach beyond the prior's range {low:.3g} .. {high:.3g} ({origin})"
 
 
+def _value(parameter: float | None) -> str:
+    return "at its default" if parameter is None else f"{parameter:g}"
+
+
 def _advice(strategy: Strategy, direction: int) -> str:
     """Parameters to change so that samples follow the data more closely (1) or less (-1), with their values."""
     fields = strategy.__dataclass_fields__
     parts = [
-        f"{'raise' if sign == direction else 'lower'} {name}, now {getattr(strategy, name):g}"
+        f"{'raise' if sign == direction else 'lower'} {name}, now {_value(getattr(strategy, name))}"
         for name, sign in strategy.data_strength.items()
     ]
     if "steps" in fields:

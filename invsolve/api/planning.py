@@ -87,8 +87,10 @@ def _plan(
                 "(coil maps, say): take a strategy that takes slices one by one",
                 chosen.takes_items_one_by_one,
             )
-    check_needs(chosen, run.problem([(0, s) for s in range(options.samples if chosen.couples_samples else 1)]))
+    first = [(0, s) for s in range(options.samples if chosen.couples_samples else 1)]
+    check_needs(chosen, run.problem(first), scaled=False)
     run.scale = fit.choose_scale(measurement, forward, knowledge, options.scale, shape, place, run.dtype)
+    check_needs(chosen, run.problem(first))
     return run
 
 

@@ -1,6 +1,8 @@
-"""What a strategy needs, held against what a problem has."""
+"""What a strategy needs, held against what a problem has, its noise included."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -10,11 +12,21 @@ from invsolve.contracts.operator import LinearOperator
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import NEEDS, Strategy
 from invsolve.errors import Unsuited
+from invsolve.numerics.random import ChainRandom
+
+#: The most that noise counted as low may be, of what the prior's images vary by.
+LOW_NOISE = 0.4
 
 
-def check_needs(strategy: Strategy, problem: Problem) -> None:
-    """Raise Unsuited when the problem lacks what the strategy declares to need."""
-    need = _unmet(type(strategy), problem)
+def check_needs(strategy: Strategy, problem: Problem, scaled: bool = True) -> None:
+    """Raise Unsuited when the problem lacks what the strategy declares to need.
+
+    Args:
+        strategy: what is to run.
+        problem: what it is to run on.
+        scaled: the problem is in network units; else what depends on them is left for later.
+    """
+    need = _unmet(type(strategy), problem, scaled)
     if need is None:
         return
     operator, noise, known = problem.operator, problem.noise, problem.known
@@ -25,13 +37,37 @@ def check_needs(strategy: Strategy, problem: Problem) -> None:
         "operator-gradient": "it is not",
     }
     reason = got.get(need, f"{operator.name or type(operator).__name__!r} is not")
+    if need == "low-noise":
+        part = noise_over_spread(problem)
+        reason = f"it is {part:.2g} of that, and more than {LOW_NOISE:g} would be fitted as if it were signal"
     raise Unsuited(
         f"strategy {strategy.name or type(strategy).__name__!r} needs {NEEDS[need]}; {reason}",
-        lambda other: issubclass(other, Strategy) and _unmet(other, problem) is None,
+        lambda other: issubclass(other, Strategy) and _unmet(other, problem, scaled) is None,
     )
 
 
-def _unmet(strategy: type[Strategy], problem: Problem) -> str | None:
+def noise_over_spread(problem: Problem) -> float:
+    """Root mean square of the noise over what the prior's images vary by, seen through the operator at its largest gain.
+
+    Of several rows the noisiest. The gain of an operator that is not linear is that of its tangent at a typical image.
+    """
+    prior, y = problem.prior, problem.y
+    spread = math.sqrt(prior.error(prior.sigma_max))
+    expected = problem.expected_misfit() / problem.dof() ** 0.5
+    with torch.no_grad():
+        if isinstance(problem.operator, LinearOperator):
+            gain = problem.operator_norm()
+        else:
+            image = prior.denoise(
+                problem.zeros()[:1], torch.tensor(prior.sigma_max, dtype=y.real.dtype, device=y.device)
+            )
+            image = image + spread * ChainRandom(0, [(0, 0)]).normal(image)
+            gain = problem.operator.linearise(image).norm()
+    seen = gain * spread
+    return float(expected.max()) / seen if seen > 0 else math.inf
+
+
+def _unmet(strategy: type[Strategy], problem: Problem, scaled: bool) -> str | None:
     """The first need of a strategy that a problem does not meet."""
     operator, known = problem.operator, problem.known
     have = {
@@ -42,6 +78,7 @@ def _unmet(strategy: type[Strategy], problem: Problem) -> str | None:
         "operator-gradient": lambda: _differentiable(problem),
         "linearisation": lambda: linear_gaussian(problem) or _differentiable(problem),
         "gaussian": lambda: isinstance(problem.noise, Gaussian),
+        "low-noise": lambda: not scaled or noise_over_spread(problem) <= LOW_NOISE,
     }
     return next((need for need in strategy.needs if not have[need]()), None)
 

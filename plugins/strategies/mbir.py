@@ -18,7 +18,7 @@ from invsolve.plugins.strategies._through_plane_tv import ThroughPlaneTV
 
 @dataclass(frozen=True)
 class DiffusionMBIR(Strategy):
-    """DiffusionMBIR: predictor, corrector, a coupled data step a level (Chung 2023).
+    """DiffusionMBIR: predictor, corrector, a coupled data step a level (Chung 2023); low noise.
 
     Per slice a reverse-diffusion step and a Langevin step; then, for the volume, ADMM on data and total variation across.
 
@@ -46,11 +46,11 @@ class DiffusionMBIR(Strategy):
     solves: int = 1
     snr: float = 0.16
 
-    needs: ClassVar[tuple[str, ...]] = ("prior", "linear")
+    needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian", "low-noise")
     couples_items: ClassVar[bool] = True
     # Not for blur: there the noise that is fitted makes the mean worse than the prior's.
     mean_error: ClassVar[float] = 0.5
-    std_ratio: ClassVar[tuple[float, float]] = (0.7, 1.05)
+    std_ratio: ClassVar[tuple[float, float]] = (0.0, 1.05)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.0, 1.15)
 
     def at_cost(self, evaluations: int) -> Self:

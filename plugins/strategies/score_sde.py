@@ -45,7 +45,7 @@ class ScoreSDE(Strategy):
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
     mean_error: ClassVar[float] = 0.3
-    std_ratio: ClassVar[tuple[float, float]] = (1.0, 1.15)
+    std_ratio: ClassVar[tuple[float, float]] = (0.9, 1.15)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.8, 1.25)
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"steps": 40},)
 

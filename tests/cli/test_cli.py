@@ -118,7 +118,7 @@ def start_slow(cli_process: CliProcess, scan: Path, out: Path, plugin: Path, bat
         "--plugin",
         plugin,
         "--strategy",
-        "dps",
+        "dps-fitted",
         "--set",
         "steps=400",
         "--samples",
