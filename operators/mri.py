@@ -174,6 +174,10 @@ class MRI(MaskableOperator):
         inverse = safe_reciprocal(values)
         return SingularSystem(values, hartley, hartley, lambda y: inverse * hartley(self.adjoint(y).real))
 
+    @property
+    def baseline_solves(self) -> bool:
+        return "coil_maps" in self._buffers
+
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """Zero-filled for one coil, SENSE (Pruessmann 1999; lightly regularised) for several."""
         if "coil_maps" not in self._buffers:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.module import placed
+from invsolve.contracts.noise import Gaussian
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.scale import Scale
@@ -49,10 +51,20 @@ def check_measurement(measurement: Measurement, shape: tuple[int, ...]) -> None:
             f"{where}y has measurements of shape {got}, but operator {forward.name or type(forward).__name__!r} gives "
             f"{wanted} for images {shape}{hint}"
         )
+    if measurement.noise is not None:
+        measurement.noise.check_shape((len(measurement.y), *got))
     if forward.complex_image and not measurement.y[:1].is_complex():
         raise UserError(
             f"{where}y is real, but operator {forward.name!r} measures complex numbers; give complex64 data"
         )
+
+
+def noisiest(measurement: Measurement) -> int:
+    """The item whose best entry is noisier than that of any other; 0 where all have the same noise."""
+    noise, axes = measurement.noise, measurement.y[:1].ndim
+    if isinstance(noise, Gaussian) and isinstance(noise.sigma, Tensor) and noise.sigma.ndim == axes:
+        return int(noise.sigma.flatten(1).amin(1).argmax())
+    return 0
 
 
 def choose_scale(

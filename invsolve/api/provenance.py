@@ -13,6 +13,7 @@ from torch import Tensor
 
 import invsolve
 from invsolve import registry
+from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.contracts.strategy import settings
 from invsolve.engine.run import Run
@@ -50,6 +51,11 @@ def operator_record(operator: Operator) -> dict[str, Any]:
     }
 
 
+def noise_record(noise: Noise) -> dict[str, Any]:
+    """Name and parameters."""
+    return {"name": noise.name or type(noise).__name__, **plain(noise.settings())}
+
+
 def provenance(run: Run) -> dict[str, Any]:
     """The record of a run. Everything that the samples depend on is under "config"; the rest is for information."""
     prior, noise = run.prior, run.measurement.noise
@@ -57,7 +63,7 @@ def provenance(run: Run) -> dict[str, Any]:
     scale = {"factor": plain(run.scale.factor), "offset": plain(run.scale.offset), "origin": run.scale.origin}
     config = {
         "operator": operator_record(run.measurement.operator),
-        "noise": {"name": noise.name or type(noise).__name__, **plain(noise.settings())} if noise is not None else None,
+        "noise": noise_record(noise) if noise is not None else None,
         "prior": None
         if prior is None
         else {

@@ -48,6 +48,9 @@ def simulate(
     with torch.no_grad():
         for item in range(len(images)):
             # Keyed apart from the samplers' draws, so that a run with the same seed never reuses the noise it fights.
-            noisy = model.sample(forward(images[item : item + 1]), ChainRandom(seed, [(first + item, 2**32 - 2)]))
+            clean = forward(images[item : item + 1])
+            own = model.rows([first + item], clean.ndim)
+            own.check_shape(clean.shape)
+            noisy = own.sample(clean, ChainRandom(seed, [(first + item, 2**32 - 2)]))
             rows.append(noisy if measured is None else noisy * measured)
     return torch.cat(rows)

@@ -169,6 +169,11 @@ class LinearOperator(Operator):
         """The same for an operator with complex images, restricted to images of one real channel."""
         return None
 
+    @property
+    def baseline_solves(self) -> bool:
+        """Whether `baseline` is a least-squares solve, which weighs entries by their noise; else it is a formula."""
+        return type(self).baseline is LinearOperator.baseline
+
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """Return the linear reconstruction that users of this instrument know (FBP, zero-filled, Wiener).
 

@@ -87,6 +87,11 @@ class WrappedLinear(Wrapped):
     def svd_on_real_images(self, like: Tensor) -> SingularSystem | None:
         return self.inner.svd_on_real_images(like)
 
+    @property
+    def baseline_solves(self) -> bool:
+        solves: bool = self.inner.baseline_solves
+        return solves
+
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         return self.inner.baseline(y, sigma)
 

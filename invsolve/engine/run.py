@@ -11,6 +11,7 @@ from torch import Tensor
 
 from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.module import placed
+from invsolve.contracts.noise import Noise
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.problem import Problem, make_problem
 from invsolve.contracts.scale import Scale
@@ -139,8 +140,8 @@ class Run:
             yield from batches_of_volumes(volumes_of(self.measurement), self.options.samples, set(remaining), had)
             return
         chains = [(item, s) for item in remaining for s in range(self.options.samples) if (item, s) not in had]
-        # Items that each have an operator of their own do not share a batch.
-        apart = self.measurement.operators is not None
+        # Items that each have an operator of their own, or another noise in every entry, do not share a batch.
+        apart = self.measurement.operators is not None or self._noise().differs_within(self.measurement.y[:1].ndim)
         for run in [[c for c in chains if c[0] == item] for item in remaining] if apart else [chains]:
             yield from batches(run, lambda: self.chains_per_batch, self._together(run))
 
@@ -253,8 +254,8 @@ class Run:
         y = y.to(home, self.dtype.to_complex() if y.is_complex() else self.dtype)
         where = {item: row for row, item in enumerate(distinct)}
         y = y[[where[item] for item in items]]
-        noise = self.measurement.noise
-        assert noise is not None
+        # Where all rows are one item's, what belongs to it is one row.
+        noise = self._noise().rows(distinct if len(distinct) == 1 else items, y.ndim)
         coupled = self.options.samples if self.strategy.couples_samples else 1
         operator, prior = placed(self.measurement.operator_for(items[0]), self.device), self.prior
         if self.couples_items:
@@ -267,6 +268,10 @@ class Run:
         elif len(self.image_shape) == 4:
             problem.through_plane = AlongAxis()
         return problem
+
+    def _noise(self) -> Noise:
+        assert self.measurement.noise is not None
+        return self.measurement.noise
 
     def _read(self, start: int, stop: int) -> Tensor:
         return read_rows(self.measurement, start, stop)

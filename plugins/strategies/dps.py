@@ -52,7 +52,7 @@ class DPS(Strategy):
     data_strength: ClassVar[Mapping[str, int]] = {"zeta": 1}
     mean_error: ClassVar[float] = 0.85
     std_ratio: ClassVar[tuple[float, float]] = (0.05, 1.35)
-    eigen_ratio: ClassVar[tuple[float, float]] = (0.05, 2.0)
+    eigen_ratio: ClassVar[tuple[float, float]] = (0.05, 2.75)
 
     def schedule(self, problem: Problem) -> Tensor:
         return schedules.ddpm_linear(self.steps, problem.prior.sigma_min, problem.prior.sigma_max)

@@ -44,7 +44,7 @@ class FlowChef(Strategy):
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "operator-gradient")
     mean_error: ClassVar[float] = 0.65
-    std_ratio: ClassVar[tuple[float, float]] = (1.0, 1.45)
+    std_ratio: ClassVar[tuple[float, float]] = (1.0, 1.5)
     # Too wide where the data determine well, as tomography does in many directions.
     eigen_ratio: ClassVar[tuple[float, float]] = (0.85, 2.85)
 

@@ -18,6 +18,9 @@ OPERATORS: dict[str, dict[str, Any]] = {"blur": {"sigma": 1.5}, "ct": {"image_si
 KNOWN: dict[str, dict[str, dict[str, str]]] = {
     "blur-": {
         "mbir": {"mean": "fits the noise, as published, which deblurring multiplies"},
+        "dps": {
+            "widths along the eigenvectors better than the prior's": "states its widest, of noise that differs by pixel"
+        },
         "flowchef": {"widths along the eigenvectors better than the prior's": "states its widest, of ct"},
     },
 }

@@ -13,6 +13,7 @@ from invsolve.engine.batch import run_batch
 from invsolve.numerics import schedules
 from invsolve.numerics.random import ChainRandom
 from invsolve.testing.exact import exact_posterior
+from tests.support.types import narrow
 
 CHAINS = [(0, 0), (0, 1), (1, 0)]
 
@@ -106,7 +107,7 @@ def test_red_diff_is_the_reference_update_in_vp_notation(problem: Problem) -> No
 
 
 def test_red_diff_by_the_noise_gets_closer_with_more_steps_and_the_published_weight_does_not() -> None:
-    exact = exact_posterior(invsolve.operator("blur", sigma=1.5), samples=4)
+    exact = exact_posterior(narrow(invsolve.LinearOperator, invsolve.operator("blur", sigma=1.5)), samples=4)
 
     def errors(**given: Any) -> list[float]:
         """Distance of the images from the posterior mean, in posterior sd, at 100, 400 and 1600 steps."""
