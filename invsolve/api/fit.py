@@ -12,6 +12,7 @@ from invsolve.contracts.noise import Gaussian
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.scale import Scale
+from invsolve.contracts.whitening import weighted, white
 from invsolve.engine.reading import read_rows
 from invsolve.errors import UserError
 
@@ -116,6 +117,11 @@ def estimate_scale(
         y = read_rows(measurement, item, item + 1).to(device)
         y = y.to(dtype.to_complex() if y.is_complex() else dtype)
         own = placed(measurement.operator_for(item), device) if measurement.operators is not None else forward
+        noise = measurement.noise
+        if isinstance(noise, Gaussian):
+            _, weight = white(noise.rows([item], y.ndim).sigma, y, own.measured())
+            if weight is not None:
+                own, y = weighted(own, weight, shared=False), weight * y
         assert isinstance(own, LinearOperator)
         with torch.no_grad():
             image = own.baseline(y, 0.0)

@@ -119,7 +119,7 @@ class LinearWeighted(Weighted, WrappedLinear, LinearOperator):
 
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """That of A where it is a formula for data as measured, such as filtered back-projection; else the weighted solve."""
-        if self.inner.baseline_solves:
+        if self.inner.baseline_floor is not None:
             return LinearOperator.baseline(self, y, sigma)
         spread = (torch.as_tensor(sigma).to(self.weight) / self.weight).square().flatten(1).mean(1).sqrt()
         return self.inner.baseline(y / self.weight, rows(spread, y))

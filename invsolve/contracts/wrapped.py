@@ -88,9 +88,9 @@ class WrappedLinear(Wrapped):
         return self.inner.svd_on_real_images(like)
 
     @property
-    def baseline_solves(self) -> bool:
-        solves: bool = self.inner.baseline_solves
-        return solves
+    def baseline_floor(self) -> float | None:
+        floor: float | None = self.inner.baseline_floor
+        return floor
 
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         return self.inner.baseline(y, sigma)

@@ -155,3 +155,15 @@ def test_low_noise_is_judged_in_network_units() -> None:
     assert api.plan(measurement, Pixels(), "mcg", Options(scale=scale)).strategy.name == "mcg"
     with pytest.raises(invsolve.UserError, match="needs noise well below"):
         api.plan(measurement, Pixels(), "mcg", Options())
+
+
+def test_low_noise_is_judged_by_the_noisiest_item() -> None:
+    y = measured("gaussian", 500.0).expand(2, 1, SIZE, SIZE)
+    for levels, refused in (((0.4, 0.4), False), ((0.4, 10.0), True)):
+        sigma = torch.tensor(levels).view(2, 1, 1, 1)
+        measurement = invsolve.Measurement(y, Everything(), invsolve.Gaussian(sigma))
+        if refused:
+            with pytest.raises(invsolve.UserError, match=r"needs noise well below .*; it is 5 of that"):
+                api.plan(measurement, Pixels(), "dps", Options())
+        else:
+            api.plan(measurement, Pixels(), "dps", Options())
