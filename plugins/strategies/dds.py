@@ -43,7 +43,7 @@ class DDS(Strategy):
     start: float = 20.0
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
-    mean_error: ClassVar[float] = 0.3
+    mean_error: ClassVar[float] = 0.4
     std_ratio: ClassVar[tuple[float, float]] = (0.55, 0.85)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.6, 1.0)
 

@@ -53,7 +53,7 @@ class DDS3D(Strategy):
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
     couples_items: ClassVar[bool] = True
-    mean_error: ClassVar[float] = 0.3
+    mean_error: ClassVar[float] = 0.4
     std_ratio: ClassVar[tuple[float, float]] = (0.55, 0.85)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.55, 1.0)
 
