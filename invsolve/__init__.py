@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from invsolve import testing as testing
+    from invsolve.api.adapting import adapt as adapt
     from invsolve.api.likelihood import Likelihood as Likelihood
     from invsolve.api.likelihood import log_likelihood as log_likelihood
     from invsolve.api.loading import load_prior as load_prior
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from invsolve.contracts.operator import LinearOperator as LinearOperator
     from invsolve.contracts.operator import Operator as Operator
     from invsolve.contracts.operator import matching as matching
-    from invsolve.contracts.operator import stack as stack
+    from invsolve.contracts.per_item import per_item as per_item
     from invsolve.contracts.plugin import collect as collect
     from invsolve.contracts.plugin import hookimpl as hookimpl
     from invsolve.contracts.prior import Prior as Prior
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from invsolve.contracts.problem import Problem as Problem
     from invsolve.contracts.result import Reconstruction as Reconstruction
     from invsolve.contracts.scale import Scale as Scale
+    from invsolve.contracts.stack import stack as stack
     from invsolve.contracts.strategy import State as State
     from invsolve.contracts.strategy import Strategy as Strategy
     from invsolve.errors import UserError as UserError
@@ -61,6 +63,7 @@ HOME = {
     "prior_from": "invsolve.networks.network_prior",
     "self_test": "invsolve.networks.selftest",
     "SelfTest": "invsolve.networks.selftest",
+    "adapt": "invsolve.api.adapting",
     "operator": "invsolve.api.loading",
     "noise": "invsolve.api.loading",
     "make": "invsolve.api.loading",
@@ -68,8 +71,9 @@ HOME = {
     "Operator": "invsolve.contracts.operator",
     "LinearOperator": "invsolve.contracts.operator",
     "MaskableOperator": "invsolve.contracts.maskable",
-    "stack": "invsolve.contracts.operator",
+    "stack": "invsolve.contracts.stack",
     "matching": "invsolve.contracts.operator",
+    "per_item": "invsolve.contracts.per_item",
     "CG": "invsolve.numerics.krylov",
     "Solution": "invsolve.numerics.krylov",
     "State": "invsolve.contracts.strategy",

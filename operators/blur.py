@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from invsolve.contracts.arguments import as_array, by_parts, is_image
 from invsolve.contracts.operator import LinearOperator, matching
 from invsolve.errors import UserError
 from invsolve.numerics.krylov import CG
@@ -27,16 +28,17 @@ def gaussian_kernel(sigma: float) -> Tensor:
 class Blur(LinearOperator):
     """The image convolved with any kernel; circular, reflecting or zero boundaries.
 
-    y = k * x, a true convolution (the kernel is the image of a point); y has the shape of x, (B, C, rows, columns).
+    y = k * x, a true convolution (the kernel is the image of a point); y has the shape of x, (B, C, rows, columns). Every channel
+    is blurred alike, and of complex images the real and the imaginary part.
 
     Args:
-        kernel: point-spread function (rows, columns); its centre is element (rows // 2, columns // 2). Used as given: it
-            is not normalised.
+        kernel: point-spread function (rows, columns), real; its centre is element (rows // 2, columns // 2). Used as given: it
+            is not normalised. A kernel for each item is (items, rows, columns).
         sigma: instead of a kernel, a Gaussian of this standard deviation in pixels.
         boundary: what lies outside the image: its periodic repetition, its mirror image, or zeros.
 
     Raises:
-        UserError: both or neither of kernel and sigma.
+        UserError: both or neither of kernel and sigma, or a kernel that is complex, empty or not finite.
     """
 
     name = "blur"
@@ -49,6 +51,8 @@ class Blur(LinearOperator):
         {"sigma": 0.8, "boundary": "reflect"},
         {"kernel": [[0.2, 0.0, 0.3], [0.1, 0.3, 0.1]], "boundary": "zero"},
     )
+    channelwise = True
+    item_axes: ClassVar[Mapping[str, int]] = {"kernel": 2}
 
     def __init__(
         self,
@@ -61,8 +65,15 @@ class Blur(LinearOperator):
             raise UserError("operator 'blur' needs exactly one of kernel= and sigma=")
         if sigma is not None and not sigma > 0:
             raise UserError(f"operator 'blur': sigma must be > 0 pixels, got {sigma}")
-        if kernel is not None and kernel.ndim != 2:
-            raise UserError(f"operator 'blur': kernel must be (rows, columns), got shape {tuple(kernel.shape)}")
+        kernel = None if kernel is None else as_array(kernel, "operator 'blur': kernel")
+        if kernel is not None and (kernel.ndim != 2 or 0 in kernel.shape):
+            raise UserError(
+                "operator 'blur': kernel must be (rows, columns), or with items in front by invsolve.operator, got shape "
+                f"{tuple(kernel.shape)}"
+            )
+        if kernel is not None and (kernel.is_complex() or not bool(kernel.isfinite().all())):
+            kind = "complex" if kernel.is_complex() else "not finite everywhere"
+            raise UserError(f"operator 'blur': kernel is {kind}; give real, finite numbers")
         self.kernel = gaussian_kernel(sigma) if sigma is not None else torch.as_tensor(kernel).float()
         self.boundary = boundary
 
@@ -73,24 +84,29 @@ class Blur(LinearOperator):
             rows, columns = x.shape[-2:]
             kernel = matching(self.kernel, x)
             # A kernel wider than the image wraps around, as the periodic repetition says.
-            padded = x.new_zeros(rows, columns)
+            padded = kernel.new_zeros(rows, columns)
             i = (torch.arange(kernel.shape[0], device=x.device) - kernel.shape[0] // 2) % rows
             j = (torch.arange(kernel.shape[1], device=x.device) - kernel.shape[1] // 2) % columns
             padded = padded.index_put((i[:, None], j[None]), kernel, accumulate=True)
             return torch.fft.rfft2(padded)
 
-        return self.remembered(("transfer", *x.shape[-2:], x.dtype, x.device), transformed)
+        return self.remembered(("transfer", *x.shape[-2:], x.real.dtype, x.device), transformed)
 
     def power(self, x: Tensor) -> Tensor:
         """Squared modulus of `transfer`."""
-        return self.remembered(("power", *x.shape[-2:], x.dtype, x.device), lambda: self.transfer(x).abs() ** 2)
+        return self.remembered(("power", *x.shape[-2:], x.real.dtype, x.device), lambda: self.transfer(x).abs() ** 2)
 
     def _filter(self, x: Tensor, response: Tensor) -> Tensor:
-        return torch.fft.irfft2(torch.fft.rfft2(x) * response, s=x.shape[-2:])
+        return by_parts(lambda part: torch.fft.irfft2(torch.fft.rfft2(part) * response, s=x.shape[-2:]), x)
 
     def forward(self, x: Tensor) -> Tensor:
+        is_image(x, "operator 'blur'")
         if self.boundary == "circular":
             return self._filter(x, self.transfer(x))
+        return by_parts(self._inside, x)
+
+    def _inside(self, x: Tensor) -> Tensor:
+        """The convolution of real images that are continued beyond their edges."""
         height, width = self.kernel.shape
         top, left = (height - 1) - height // 2, (width - 1) - width // 2
         pad = (left, width - 1 - left, top, height - 1 - top)
@@ -107,13 +123,17 @@ class Blur(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         if self.boundary == "circular":
             return self._filter(y, self.transfer(y).conj())
-        return super().adjoint(y)
+        return by_parts(super().adjoint, y)
 
     def prox(self, z: Tensor, y: Tensor, rho: float | Tensor, solver: CG = CG()) -> Tensor:
         if self.boundary != "circular":
             return super().prox(z, y, rho, solver)
-        both = self.transfer(z).conj() * torch.fft.rfft2(y) + rho * torch.fft.rfft2(z)
-        return torch.fft.irfft2(both / (self.power(z) + rho), s=z.shape[-2:])
+
+        def solved(z: Tensor, y: Tensor) -> Tensor:
+            both = self.transfer(z).conj() * torch.fft.rfft2(y) + rho * torch.fft.rfft2(z)
+            return torch.fft.irfft2(both / (self.power(z) + rho), s=z.shape[-2:])
+
+        return by_parts(solved, z, y)
 
     def tikhonov(self, r: Tensor, rho: float | Tensor) -> Tensor | None:
         if self.boundary != "circular":

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from invsolve.contracts.arguments import as_array, as_mask, is_image, rows_and_columns
 from invsolve.contracts.maskable import MaskableOperator, numbered
 from invsolve.contracts.operator import matching
 from invsolve.errors import UserError
 from invsolve.numerics.krylov import CG
 from invsolve.numerics.spectrum import SingularSystem
+
+_NAME = "operator 'inpainting'"
 
 
 class Inpainting(MaskableOperator):
@@ -23,15 +27,16 @@ class Inpainting(MaskableOperator):
     first image seen.
 
     Args:
-        mask: (rows, columns), non-zero where measured; an array or the path of a .npy file.
+        mask: (rows, columns), or (channels, rows, columns) where channels differ; non-zero where measured; an array or the
+            path of a .npy file. A mask for each item is (items, channels, rows, columns), channels 1 where all share it.
         fraction: part of the pixels that is measured, 0 < fraction <= 1, drawn at random.
         box: hidden rectangle as [top, left, height, width] in pixels.
-        image_size: rows and columns of the image, for fraction and box.
-        channels: channels of the image; all share the mask.
+        image_size: N for N x N pixels, or [rows, columns].
+        channels: channels of the image, where the mask does not tell.
         seed: of the random pixels.
 
     Raises:
-        UserError: not exactly one of the three, or out of range.
+        UserError: not exactly one of the three, out of range, shapes that disagree, or a mask of more than two values.
     """
 
     name = "inpainting"
@@ -40,14 +45,18 @@ class Inpainting(MaskableOperator):
     examples = (
         {"fraction": 0.5, "image_size": 12},
         {"box": [2, 3, 4, 5], "image_size": 11},
+        {"fraction": 0.4, "image_size": [9, 13], "channels": 3},
+        {"mask": [[[1, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 1]], [[0, 1, 1, 0], [1, 1, 0, 1], [1, 0, 0, 1]]]},
     )
+    channelwise = True
+    item_axes: ClassVar[Mapping[str, int]] = {"mask": 3}
 
     def __init__(
         self,
         mask: Tensor | None = None,
         fraction: float | None = None,
         box: list[int] | None = None,
-        image_size: int | None = None,
+        image_size: int | list[int] | None = None,
         channels: int = 1,
         seed: int = 0,
     ) -> None:
@@ -58,13 +67,15 @@ class Inpainting(MaskableOperator):
             raise UserError(f"operator 'inpainting': fraction must be in (0, 1], got {fraction}")
         if box is not None and (len(box) != 4 or min(box) < 0):
             raise UserError(f"operator 'inpainting': box must be [top, left, height, width] in pixels, got {box}")
+        if channels < 1:
+            raise UserError(f"operator 'inpainting': channels must be at least 1, got {channels}")
         self.fraction, self.box, self.seed = fraction, box, seed
+        size = rows_and_columns(image_size, _NAME)
         if mask is not None:
-            if mask.ndim != 2:
-                raise UserError(f"operator 'inpainting': mask must be (rows, columns), got shape {tuple(mask.shape)}")
-            self._fix(mask != 0, channels)
-        elif image_size is not None:
-            self._fix(self._draw((image_size, image_size)), channels)
+            mask = as_array(mask, f"{_NAME}: mask")
+            self._fix(_fitting(mask, size, channels), max(channels, len(mask) if mask.ndim == 3 else 1))
+        elif size is not None:
+            self._fix(self._draw(size), channels)
 
     def _draw(self, size: Sequence[int]) -> Tensor:
         if self.fraction is not None:
@@ -83,17 +94,23 @@ class Inpainting(MaskableOperator):
 
     def _fix(self, mask: Tensor, channels: int) -> None:
         self.mask = mask
-        self.image_shape = (channels, *mask.shape)
+        self.image_shape = (channels, *mask.shape[-2:])
 
     @property
     def group_index(self) -> Tensor:  # type: ignore[override]
         """Each measured pixel is a group."""
         if self.image_shape is None:
             raise UserError("operator 'inpainting' has no groups before it has seen an image; give image_size=")
-        return self.remembered("groups", lambda: numbered(self.mask)[None])
+
+        def index() -> Tensor:
+            numbers = numbered(self.mask)
+            return numbers if numbers.ndim == 3 else numbers[None]
+
+        return self.remembered("groups", index)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.image_shape is None:
+            is_image(x, _NAME)
             self._fix(self._draw(x.shape[-2:]), x.shape[1])
             self.to(x.device)
         return x * matching(self.mask, x)
@@ -118,10 +135,31 @@ class Inpainting(MaskableOperator):
     def svd(self, image_shape: Sequence[int], like: Tensor) -> SingularSystem:
         """The pixels themselves; a singular value is 1 where measured, else 0."""
         mask = matching(self.mask, like)
-        return SingularSystem(mask.view(1, 1, *mask.shape), lambda x: x, lambda c: c, lambda y: mask * y)
+        return SingularSystem(mask.view(1, -1, *mask.shape[-2:]), lambda x: x, lambda c: c, lambda y: mask * y)
 
     def measured(self) -> Tensor | None:
         return self.mask != 0 if self.image_shape is not None else None
 
     def norm(self, like: Tensor | None = None) -> float:
         return 1.0
+
+
+def _fitting(mask: Tensor, size: tuple[int, int] | None, channels: int) -> Tensor:
+    """A mask, boolean, once its axes have proved to be those of the image; of one channel without that axis."""
+    if mask.ndim not in (2, 3) or 0 in mask.shape:
+        raise UserError(
+            f"{_NAME}: mask must be (rows, columns) or (channels, rows, columns), or with items in front of these three by "
+            f"invsolve.operator, got shape {tuple(mask.shape)}"
+        )
+    if size is not None and tuple(mask.shape[-2:]) != size:
+        raise UserError(
+            f"{_NAME}: mask {tuple(mask.shape)} does not fit images of {size[0]} x {size[1]}; it must be (rows, columns)"
+        )
+    if mask.ndim == 3 and len(mask) == 1:
+        mask = mask[0]
+    if mask.ndim == 3 and channels not in (1, len(mask)):
+        raise UserError(
+            f"{_NAME}: mask {tuple(mask.shape)} does not fit images of {channels} channels; it must be (rows, columns) or "
+            f"({channels}, rows, columns), and a mask for each item (items, 1, rows, columns)"
+        )
+    return as_mask(mask, _NAME)

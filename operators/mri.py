@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from invsolve.contracts.arguments import as_array, as_mask, rows_and_columns
 from invsolve.contracts.maskable import MaskableOperator, numbered
 from invsolve.contracts.operator import matching
 from invsolve.errors import UserError
@@ -48,9 +50,10 @@ class MRI(MaskableOperator):
     one coil of sensitivity 1. Groups for active acquisition are the k-space columns (single points for a 2-D mask).
 
     Args:
-        mask: (columns,) or (rows, columns), centred, non-zero where measured; default everything.
-        coil_maps: (coils, rows, columns), complex.
-        image_size: rows and columns, where neither a 2-D mask nor coil maps tell them.
+        mask: (columns,) or (rows, columns), centred, non-zero where measured; default everything. A mask for each item is
+            (items, rows, columns), or (items, 1, columns).
+        coil_maps: (coils, rows, columns), complex. Maps for each item are (items, coils, rows, columns).
+        image_size: N for N x N pixels, or [rows, columns], where neither a 2-D mask nor coil maps tell them.
         acceleration: instead of a mask, measure 1 in `acceleration` columns, at random.
         centre_fraction: part of the columns around the centre that is always measured, with acceleration.
         seed: of the random columns.
@@ -69,29 +72,40 @@ class MRI(MaskableOperator):
             "coil_maps": torch.randn(3, 9, 11, 2, generator=torch.Generator().manual_seed(0)),
             "mask": [1, 0, 1, 1] * 2 + [1, 0, 1],
         },
+        {"image_size": [9, 14], "acceleration": 2},
     )
+    item_axes: ClassVar[Mapping[str, int]] = {"mask": 2, "coil_maps": 3}
 
     def __init__(
         self,
         mask: Tensor | None = None,
         coil_maps: Tensor | None = None,
-        image_size: int | None = None,
+        image_size: int | list[int] | None = None,
         acceleration: float | None = None,
         centre_fraction: float = 0.08,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        size: tuple[int, ...] | None = (image_size, image_size) if image_size else None
+        size: tuple[int, ...] | None = rows_and_columns(image_size, "operator 'mri'")
+        if mask is not None:
+            mask = as_array(mask, "operator 'mri': mask")
         if coil_maps is not None:
+            coil_maps = as_array(coil_maps, "operator 'mri': coil_maps")
             if not coil_maps.is_complex() and coil_maps.ndim == 4 and coil_maps.shape[-1] == 2:
                 coil_maps = torch.view_as_complex(coil_maps.float().contiguous())
             if not coil_maps.is_complex() or coil_maps.ndim != 3:
                 raise UserError(
-                    f"operator 'mri': coil_maps must be complex (coils, rows, columns), got {coil_maps.dtype} "
-                    f"{tuple(coil_maps.shape)}"
+                    f"operator 'mri': coil_maps must be complex (coils, rows, columns), or with items in front by "
+                    f"invsolve.operator, got {coil_maps.dtype} {tuple(coil_maps.shape)}"
                 )
-            size = tuple(coil_maps.shape[1:])
-            coil_maps = coil_maps.to(torch.complex64)
+            told = tuple(coil_maps.shape[1:])
+            if size not in (None, told):
+                raise UserError(
+                    f"operator 'mri': coil_maps {tuple(coil_maps.shape)} do not fit images of {_times(size)}"
+                )
+            size, coil_maps = told, coil_maps.to(torch.complex64)
+        if mask is not None and mask.ndim == 2 and len(mask) == 1:
+            mask = mask[0]
         if mask is not None and mask.ndim == 2:
             size = size or tuple(mask.shape)
         if size is None and mask is not None:
@@ -104,16 +118,22 @@ class MRI(MaskableOperator):
             mask = column_mask(size[1], acceleration, centre_fraction, seed)
         if mask is None:
             mask = torch.ones(size[1])
-        if mask.ndim not in (1, 2) or mask.shape[-1] != size[1] or (mask.ndim == 2 and mask.shape[0] != size[0]):
+        if mask.ndim not in (1, 2) or mask.shape[-1] != size[1] or (mask.ndim == 2 and len(mask) != size[0]):
             raise UserError(
-                f"operator 'mri': mask {tuple(mask.shape)} does not fit images of {size[0]} x {size[1]}; it must be "
-                "(columns,) or (rows, columns)"
+                f"operator 'mri': mask {tuple(mask.shape)} does not fit images of {_times(size)}; it must be (columns,) or "
+                "(rows, columns), and with image_size=[rows, columns] where columns alone are given"
             )
         self.columns_only = mask.ndim == 1
-        self.mask = (mask != 0).expand(*size).contiguous()
+        self.mask = as_mask(mask, "operator 'mri'").expand(*size).contiguous()
         self.image_shape = (1, *size)
         if coil_maps is not None:
             self.coil_maps = coil_maps
+
+    @classmethod
+    def carries_items(cls, parameter: str, value: Tensor) -> bool:
+        # Real and imaginary part along a last axis, as files without complex numbers have them.
+        pairs = parameter == "coil_maps" and not value.is_complex() and value.shape[-1:] == (2,)
+        return super().carries_items(parameter, value[..., 0] if pairs else value)
 
     @property
     def coils(self) -> int:
@@ -187,3 +207,7 @@ class MRI(MaskableOperator):
 
     def measured(self) -> Tensor | None:
         return self.mask != 0
+
+
+def _times(size: Sequence[int] | None) -> str:
+    return " x ".join(map(str, size or ()))

@@ -1,8 +1,9 @@
 """Shared fixtures: the reference data, small image files, and the command line as a function."""
 
+import os
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
 import h5py
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from invsolve import registry
+from invsolve.api import verdicts
 from invsolve.api.discrepancy import DiscrepancyWarning
 from invsolve.cli.app import run
 from tests.support import seeding
@@ -79,6 +81,13 @@ def _no_plugin_files_from_other_tests() -> Iterator[None]:
     registry.unload_files()
 
 
+@pytest.fixture(autouse=True)
+def _no_verdicts_from_elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Self-tests run, and are kept where no other test finds them."""
+    place = tmp_path_factory.getbasetemp() / "verdicts" / os.urandom(8).hex()
+    monkeypatch.setattr(verdicts, "folder", lambda: place)
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """A file of five 16 x 16 images drawn from smoothed noise."""
@@ -111,11 +120,18 @@ def cli_process() -> Iterator[CliProcess]:
     """Start the command line as a process of its own; what still runs when the test ends is killed."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: object, start_new_session: bool = False) -> "subprocess.Popen[str]":
+    def start(
+        *arguments: object, start_new_session: bool = False, environment: Mapping[str, str] | None = None
+    ) -> "subprocess.Popen[str]":
         command = [sys.executable, "-P", "-m", "invsolve", *(str(a) for a in arguments)]
         started.append(
             subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=start_new_session
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=start_new_session,
+                env={**os.environ, **(environment or {})},
             )
         )
         return started[-1]

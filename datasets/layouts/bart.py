@@ -14,6 +14,7 @@ from invsolve.datasets.hdf5.reading import fingerprint
 from invsolve.datasets.hdf5.rows import OneByOne
 from invsolve.datasets.mri.cfl import DIMENSIONS, is_cfl, read_cfl
 from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
+from invsolve.datasets.mri.masks import where_not_zero
 from invsolve.datasets.tomography.projections import option_hash
 from invsolve.errors import UserError
 
@@ -34,6 +35,7 @@ class BART(KSpaceLayout):
         calibration: points along each side of that centre that are used, if measured.
         real: put the image's phase into the coil maps, as priors of one channel want it.
         unit: of images.
+        whiten: bring coils of unequal or correlated noise to white noise of one level.
     """
 
     name = "bart"
@@ -47,8 +49,9 @@ class BART(KSpaceLayout):
         calibration: int = 24,
         real: bool = True,
         unit: str = "",
+        whiten: bool = True,
     ) -> None:
-        super().__init__(slices=slices, coil_maps=coil_maps, calibration=calibration, real=real)
+        super().__init__(slices=slices, coil_maps=coil_maps, calibration=calibration, real=real, whiten=whiten)
         self.kspace, self.sensitivities, self.unit = kspace, sensitivities, unit
 
     @classmethod
@@ -79,22 +82,14 @@ class BART(KSpaceLayout):
             plane = _plane(array, others, item)[:, :, 0]
             return np.ascontiguousarray(plane.transpose(2, 0, 1))
 
-        mask = np.abs(read(0)).max(0) > 0
-        for item in range(1, items):
-            if not np.array_equal(np.abs(read(item)).max(0) > 0, mask):
-                raise UserError(
-                    f"{path}: item {item} is measured at other points than item 0; take items of one mask with bart "
-                    "extract, or the slices one by one"
-                )
-        columns = mask.any(0)
-        by_columns = bool((mask[:, columns].mean() if columns.any() else 0.0) > 0.99)
-        notes = [f"points that are zero in every coil count as not measured ({int((~mask).sum())})"]
+        zero = int((read(0) == 0).all(0).sum())
+        notes = [f"points that are zero in every coil count as not measured, item by item ({zero} in the first)"]
         return Acquired(
             read=read,
             items=items,
             coils=array.shape[_COIL],
             matrix=(array.shape[_READ], array.shape[_PHS1]),
-            mask=np.asarray(columns if by_columns else mask),
+            mask=lambda item: where_not_zero(read(item)),
             maps=self._maps(path, array, others, notes),
             notes=notes,
         )

@@ -13,6 +13,8 @@ from torch import Tensor
 from invsolve.datasets.hdf5 import check_stored, dataset, open_readonly
 from invsolve.datasets.mri.header import Header, parse_header
 from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
+from invsolve.datasets.mri.masks import in_columns
+from invsolve.datasets.mri.noise import CoilNoise, sample_covariance
 from invsolve.errors import UserError
 
 # Bits of head.flags (ismrmrd.h counts them from 1).
@@ -27,7 +29,7 @@ _NOISE_LINES = 256
 class ISMRMRD(KSpaceLayout):
     """Cartesian lines of an ISMRMRD file; items are its images (slices, contrasts, phases, repetitions, sets).
 
-    Noise scans give the noise level and, like navigator and correction lines, are no part of k-space. Lines acquired
+    Noise scans give the noise of the coils and, like navigator and correction lines, are no part of k-space. Lines acquired
     backwards are turned, discarded samples left out, repeated lines averaged. Lines go to their encoding step relative to
     the centre in the header, samples to their place relative to center_sample.
     """
@@ -46,6 +48,7 @@ class ISMRMRD(KSpaceLayout):
         seed: int = 0,
         group: str | None = None,
         encoding: int = 0,
+        whiten: bool = True,
     ) -> None:
         """Reading options.
 
@@ -62,8 +65,9 @@ class ISMRMRD(KSpaceLayout):
             seed: of the random columns.
             group: of the file, where it holds several measurements; default "dataset", or the only one.
             encoding: number of the encoding in the header; lines of others are left out.
+            whiten: bring coils of unequal or correlated noise to white noise of one level.
         """
-        super().__init__(slices, coil_maps, calibration, real, crop, acceleration, centre_fraction, seed)
+        super().__init__(slices, coil_maps, calibration, real, crop, acceleration, centre_fraction, seed, whiten)
         self.group, self.encoding = group, encoding
 
     @classmethod
@@ -78,7 +82,7 @@ class ISMRMRD(KSpaceLayout):
             if header.trajectory not in ("cartesian", ""):
                 raise UserError(f"{path}: its trajectory is {header.trajectory!r}; this layout reads cartesian ones")
             lines = _Lines(path, f"{group.name}/data", header, _heads(group, path), self.encoding)
-            sigma = lines.noise_sigma(group["data"])
+            noise = lines.noise_of(group["data"])
         lines.check()
         if lines.skipped:
             notes.append(
@@ -87,16 +91,25 @@ class ISMRMRD(KSpaceLayout):
         if len(lines.keys) > 1:
             varied = [n for k, n in enumerate(_COUNTERS) if len({key[k] for key in lines.keys}) > 1]
             notes.append(f"{len(lines.keys)} images, told apart by {', '.join(varied)}")
-        mask = lines.mask()
-        whole = mask.any(1).sum() * mask.any(0).sum() == mask.sum() and bool(mask.any(1).all())
+        averages = lines.averages()
+        if averages.max() > 1:
+            notes.append(f"lines that were measured {averages.min()} to {averages.max()} times are averaged")
+            if noise is not None:
+                # One level for all: that of the mean variance where some points have fewer averages.
+                noise = CoilNoise(noise.covariance * float((1 / averages).mean()), noise.count)
+        masks = lines.masks()
+        # Readout lines that are measured whole can be cut; where one image has others, none is.
+        whole = in_columns(masks)
+        if any(not np.array_equal(mask, masks[0]) for mask in masks):
+            notes.append("images differ in what is measured of k-space; each has a mask of its own")
         return Acquired(
             read=lines.read,
             items=len(lines.keys),
             coils=lines.coils,
             matrix=(header.encoded[0], header.encoded[1]),
-            mask=np.asarray(mask.any(0)) if whole else mask,
-            recon=header.recon[:2],
-            sigma=sigma,
+            mask=lambda item: np.asarray(masks[item][0]) if whole else masks[item],
+            recon=header.kept((header.encoded[0], header.encoded[1])),
+            noise=noise,
             calibration=lines.calibration if lines.for_calibration.any() else None,
             notes=notes,
         )
@@ -232,29 +245,24 @@ class _Lines:
     def _chosen(self, item: int, among: np.ndarray) -> np.ndarray:
         return np.flatnonzero(among & (self.counters == self.keys[item]).all(1))
 
-    def mask(self) -> np.ndarray:
-        """Which points are measured, (readout, phase); the same for all images.
-
-        Raises:
-            UserError: images differ in what is measured.
-        """
-        first: np.ndarray | None = None
-        for item in range(len(self.keys)):
-            mask = self._covered(self._chosen(item, self.image))
-            if first is not None and not np.array_equal(mask, first):
-                raise UserError(
-                    f"{self.path}: image {item} of {len(self.keys)} measures other lines of k-space than image 0; give one "
-                    "of them with slices= to a file of its own"
-                )
-            first = mask
-        assert first is not None
-        return first
+    def masks(self) -> list[np.ndarray]:
+        """Which points are measured, (readout, phase), of each image."""
+        return [self._covered(self._chosen(item, self.image)) for item in range(len(self.keys))]
 
     def _covered(self, lines: np.ndarray) -> np.ndarray:
-        mask = np.zeros(self.header.encoded[:2], bool)
+        return self._times(lines) > 0
+
+    def _times(self, lines: np.ndarray) -> np.ndarray:
+        """How often each point of the encoded matrix is measured by these lines."""
+        times = np.zeros(self.header.encoded[:2], np.int32)
         for line in lines.tolist():
-            mask[self.row[line] + self.first[line] : self.row[line] + self.stop[line], self.column[line]] = True
-        return mask
+            times[self.row[line] + self.first[line] : self.row[line] + self.stop[line], self.column[line]] += 1
+        return times
+
+    def averages(self) -> np.ndarray:
+        """How often each measured point of the first image was measured, and averaged; (points,)."""
+        times = self._times(self._chosen(0, self.image))
+        return times[times > 0]
 
     def read(self, item: int) -> np.ndarray:
         """K-space of an image, (coils, readout, phase) complex64; repeated lines are averaged."""
@@ -268,15 +276,13 @@ class _Lines:
     def _assemble(self, lines: np.ndarray) -> np.ndarray:
         rows, columns = self.header.encoded[:2]
         kspace = np.zeros((self.coils, rows, columns), np.complex64)
-        times = np.zeros((rows, columns), np.float32)
         with open_readonly(self.path) as file:
             stored = file[self.name]
             for line in lines.tolist():
                 samples = self._samples(stored, line)
                 at = slice(self.row[line] + self.first[line], self.row[line] + self.stop[line])
                 kspace[:, at, self.column[line]] += samples[:, self.first[line] : self.stop[line]]
-                times[at, self.column[line]] += 1
-        return kspace / np.maximum(times, 1)
+        return kspace / np.maximum(self._times(lines), 1).astype(np.float32)
 
     def _samples(self, stored: h5py.Dataset, line: int) -> np.ndarray:
         """One line, (coils, samples), turned if it was read backwards."""
@@ -295,16 +301,19 @@ class _Lines:
         readout = values.view(np.complex64).reshape(coils, samples)
         return readout[:, ::-1] if self.turn[line] else readout
 
-    def noise_sigma(self, stored: h5py.Dataset) -> float | None:
-        """Standard deviation of each part of the noise, from noise scans; None without them.
+    def noise_of(self, stored: h5py.Dataset) -> CoilNoise | None:
+        """The noise of the coils, of the real and imaginary part each, from noise scans; None without them.
 
-        A noise scan sampled faster or slower than the image has another bandwidth: its variance goes as 1 / dwell time.
+        A noise scan sampled faster or slower than the image has another bandwidth: its variance goes as 1 / dwell time. It
+        covers all of the receiver's bandwidth, whose ends let less through: what the header says of that is made up for.
         """
-        lines = np.flatnonzero(self.noise)[:_NOISE_LINES].tolist()
+        lines = np.flatnonzero(self.noise & (self.head["active_channels"] == self.coils))[:_NOISE_LINES].tolist()
         if not lines or not self.image.any():
             return None
-        values = np.concatenate([self._samples(stored, line).ravel() for line in lines])
+        values = np.concatenate([self._samples(stored, line) for line in lines], 1).astype(np.complex128)
         own, image = (float(np.median(self.head["sample_time_us"][which])) for which in (self.noise, self.image))
-        bandwidth = np.sqrt(own / image) if own > 0 and image > 0 else 1.0
-        sigma = float(np.sqrt(np.mean(np.abs(values) ** 2) / 2) * bandwidth)
-        return sigma if np.isfinite(sigma) and sigma > 0 else None
+        dwell = own / image if own > 0 and image > 0 else 1.0
+        noise = sample_covariance(values)
+        covariance = noise.covariance * dwell / self.header.noise_bandwidth
+        usable = bool(np.isfinite(covariance).all()) and float(covariance.diagonal().real.max(initial=0.0)) > 0
+        return CoilNoise(covariance, noise.count) if usable else None

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from invsolve import api
+from invsolve.api.inputs import prior_of, whole
 from invsolve.contracts.module import placed
 from invsolve.contracts.prior import Prior
+from invsolve.contracts.returned import called, check_images
 from invsolve.contracts.scale import Scale
 from invsolve.errors import UserError
 from invsolve.numerics import schedules
@@ -50,13 +52,10 @@ def sample(
         UserError: an unknown prior or solver, a shape that the prior does not take, or counts below 1.
     """
     for name, value in (("count", count), ("batch_size", batch_size)):
-        if value < 1:
-            raise UserError(f"sample: {name} must be at least 1, got {value}")
-    if seed < 0:
-        raise UserError(f"sample: seed must be at least 0, got {seed}")
+        whole(value, f"sample: {name}", 1)
+    seed, steps = whole(seed, "sample: seed"), whole(steps, "sample: steps")
     place = api.resolve_device(device)
-    loaded = prior if isinstance(prior, Prior) else api.load_prior(prior)
-    loaded = placed(loaded, place, frozen=True)
+    loaded = placed(prior_of(prior), place, frozen=True)
     parts = []
     for first in range(0, count, batch_size):
         items = min(batch_size, count - first)
@@ -109,7 +108,8 @@ def draw(
 
     def denoise(z: Tensor, sigma: float) -> Tensor:
         # full() passes sigma as a kernel argument; a tensor made from a Python number would wait for the device.
-        return prior.denoise(z, torch.full((), sigma, dtype=z.dtype, device=z.device))
+        level = torch.full((), sigma, dtype=z.dtype, device=z.device)
+        return check_images(prior.denoise(z, level), z, called("prior", prior), "denoise")
 
     memory: Memory = {}
     with torch.no_grad():

@@ -10,6 +10,7 @@ import typer
 
 from invsolve.cli.common import (
     AsJson,
+    NoSelfTest,
     Overwrite,
     Plugins,
     Read,
@@ -101,7 +102,8 @@ def reconstruct(
     snapshot_every: Annotated[
         float, typer.Option(help="To go on from after a kill; 60.", metavar="SECONDS", show_default=False)
     ] = 60.0,
-    layout: Annotated[str | None, typer.Option(help="Layout of the file, where it is not recognised.")] = None,
+    no_self_test: NoSelfTest = False,
+    layout: Annotated[str | None, typer.Option(help="Layout, where not recognised.")] = None,
     read: Read = None,
     plugin: Plugins = None,
     overwrite: Overwrite = False,
@@ -129,6 +131,7 @@ def reconstruct(
         scheduler=scheduler,
         plugins=tuple(plugin or ()),
         snapshot_every=snapshot_every,
+        self_test=not no_self_test,
     )
     if dry_run:
         from invsolve.jobs import dryrun
@@ -167,13 +170,16 @@ def evaluate(
     data_range: Annotated[
         float | None, typer.Option(help="Span of values for PSNR and SSIM; default the truth's.")
     ] = None,
+    layout: Annotated[str | None, typer.Option(help="Layout of the truth, where it is not recognised.")] = None,
+    read: Read = None,
+    plugin: Plugins = None,
     json_: AsJson = False,
 ) -> None:
     """Compare a result with the truth: PSNR, SSIM, NRMSE, coverage of the uncertainty."""
-    start(None)
+    start(plugin)
     from invsolve.jobs.evaluation import evaluate_file
 
-    result = evaluate_file(recon, truth, data_range)
+    result = evaluate_file(recon, truth, data_range, layout, key_values(read))
     names = list(result["mean"])
     scored = zip(result["which"], result["items"], strict=True)
     rows = [[f"item {i}", *(_figure(n, row[n]) for n in names)] for i, row in scored]
@@ -199,6 +205,10 @@ def report(
     scan: Annotated[
         Path | None, typer.Option(help="The measurement, for its residual; default where it was for the run.")
     ] = None,
+    truth_layout: Annotated[str | None, typer.Option(help="Layout of the truth, where it is not recognised.")] = None,
+    truth_read: Annotated[
+        list[str] | None, typer.Option(help="key=value of the truth's layout.", metavar="KEY=VALUE")
+    ] = None,
     megabytes: Annotated[float, typer.Option(help="Largest size of a page; pictures are reduced to fit.")] = 20.0,
     layout: Annotated[str | None, typer.Option(help="Layout of the scan, as for the run.")] = None,
     read: Read = None,
@@ -209,5 +219,17 @@ def report(
     start(plugin)
     from invsolve.report import write_report
 
-    write_report(recon, out, item, truth, overwrite, scan, megabytes, layout, key_values(read))
+    write_report(
+        recon,
+        out,
+        item,
+        truth,
+        overwrite,
+        scan,
+        megabytes,
+        layout,
+        key_values(read),
+        truth_layout,
+        key_values(truth_read),
+    )
     print(out)

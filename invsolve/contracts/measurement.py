@@ -39,10 +39,13 @@ class Measurement:
         notes: one line each on what was done on the way (flat field, thinning), for the record and the terminal.
         missing: one line each on what the file does not say, what is taken instead, and how to give it.
         axes: names of y's axes, such as "item angle detector".
-        operators: the operator of one item, where items differ (coil maps of each slice); `operator` is that of the first
-            then, and all have its shapes.
+        operators: the operator of one item, where items differ and what differs is read from the file when it is needed (coil
+            maps of each slice); `operator` is that of the first then, and all have its shapes. What is known beforehand is
+            said by the operator itself (`Operator.items`).
         region: [start, stop) along each spatial axis of the part of the image that is the result; what lies outside is
             reconstructed too, because the data see it, and cut off. None keeps everything. `truth` covers the region.
+        image_shape: (C, *spatial) of the images that were measured, where the file says so; needed where neither the operator
+            nor the shape of y tells.
     """
 
     y: Rows
@@ -59,10 +62,16 @@ class Measurement:
     axes: str = ""
     operators: Callable[[int], Operator] | None = None
     region: tuple[tuple[int, int], ...] | None = None
+    image_shape: tuple[int, ...] | None = None
+
+    @property
+    def items_differ(self) -> bool:
+        """Whether items have operators of their own."""
+        return self.operators is not None or self.operator.items is not None
 
     def operator_for(self, item: int) -> Operator:
         """The operator that measured this item."""
-        return self.operator if self.operators is None else self.operators(item)
+        return self.operator.for_item(item) if self.operators is None else self.operators(item)
 
     def crop(self, image: Tensor) -> Tensor:
         """Cut an image (..., *spatial) down to the region."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from invsolve.contracts.module import Module
 from invsolve.contracts.wrapped import WrappedLinear
 from invsolve.errors import UserError
 from invsolve.numerics.autograd import Tangent
 from invsolve.numerics.krylov import CG, spectral_norm
-from invsolve.numerics.linalg import size_of
+from invsolve.numerics.scipy_view import ScipyView
 from invsolve.numerics.spectrum import SingularSystem
+
+#: Operators of items that are kept, with what they remember: the samples of an item run one batch after another.
+_ITEMS_KEPT = 4
 
 
 def matching(buffer: Tensor, x: Tensor) -> Tensor:
@@ -37,6 +41,10 @@ class Operator(Module):
         advice: options with which `invsolve inspect` suggests it for images; empty where it does not.
         examples: keyword arguments of small instances, from which the conformance tests make theirs.
         parameters_given: the keyword arguments it was made from, as written to scan files.
+        items: how many items it has parameters of their own for; None where one operator measures all items.
+        channelwise: True when it takes images of any number of channels, and measures each of them alike.
+        item_axes: parameters that may differ from item to item, with the most axes that the value for one item has. Made by
+            name with a value of one axis more, the operator is a `PerItem`: an instance of this class for each item.
     """
 
     image_shape: tuple[int, ...] | None = None
@@ -44,15 +52,22 @@ class Operator(Module):
     image_unit: str = ""
     name: str = ""
     parameters_given: dict[str, Any] | None = None
+    items: int | None = None
+    channelwise: ClassVar[bool] = False
+    item_axes: ClassVar[Mapping[str, int]] = {}
     closed_forms: ClassVar[str] = ""
     advice: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return A(x); refuses images whose size the operator was not made for."""
+        """Return A(x); refuses images whose size the operator was not made for, and numbers that it does not calculate with."""
+        known = isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
+        if not known or (x.device.type == "cpu" and x.real.element_size() < 4):
+            got = f"{x.dtype} on the {x.device.type}" if isinstance(x, Tensor) else type(x).__name__
+            raise UserError(f"operator {called(self)!r} takes tensors of float32 or float64, got {got}; give x.float()")
         if self.image_shape is not None and tuple(x.shape[1:]) != tuple(self.image_shape):
             raise UserError(
-                f"operator {self.name or type(self).__name__!r} takes images (channels, *size) of "
+                f"operator {called(self)!r} takes images (channels, *size) of "
                 f"{tuple(self.image_shape)}, got {tuple(x.shape[1:])}"
             )
         return super().__call__(x)
@@ -64,6 +79,25 @@ class Operator(Module):
     def measured(self) -> Tensor | None:
         """Boolean tensor, broadcastable to y, of the entries that carry data; None when all do."""
         return None
+
+    def for_item(self, item: int) -> Any:
+        """Return the operator that measures this item, counted from 0: itself where one measures all.
+
+        Raises:
+            UserError: it has no such item.
+        """
+        if self.items is None:
+            return self
+        return self.remembered("for_item", lambda: lru_cache(_ITEMS_KEPT)(self.of_item))(item)
+
+    def of_item(self, item: int) -> Any:
+        """Make what `for_item` returns where items differ; views and sums do it by their parts."""
+        raise NotImplementedError(f"{type(self).__name__} has items, so it must define of_item(item)")
+
+    @classmethod
+    def carries_items(cls, parameter: str, value: Tensor) -> bool:
+        """Whether the value of a parameter is one for each item, along its first axis (see `item_axes`)."""
+        return parameter in cls.item_axes and value.ndim > cls.item_axes[parameter]
 
     def image_shape_for(self, measurement_shape: Sequence[int], channels: int = 1) -> tuple[int, ...] | None:
         """Return the image shape (C, *spatial) that gives measurements of this shape, or None when it cannot be told.
@@ -213,6 +247,20 @@ class LinearOperator(Operator):
         """Return the operator itself: it is its own tangent."""
         return self
 
+    def as_scipy(self, image_shape: Sequence[int] | None = None, dtype: torch.dtype = torch.float64) -> ScipyView:
+        """Return the operator as a `scipy.sparse.linalg.LinearOperator` between vectors, for solvers that take one.
+
+        Args:
+            image_shape: (C, *spatial), where the operator does not fix it.
+            dtype: real precision to compute in.
+
+        Raises:
+            UserError: the image shape is not known.
+        """
+        image = self.blank(1, image_shape, dtype)
+        with torch.no_grad():
+            return ScipyView(self, self.adjoint, image, self(image))
+
     def __matmul__(self, other: LinearOperator) -> LinearOperator:
         return Composition(self, other)
 
@@ -239,12 +287,10 @@ class Linearised(LinearOperator):
     def __init__(self, operator: Operator, x: Tensor) -> None:
         super().__init__()
         self.image_shape, self.image_unit = tuple(x.shape[1:]), operator.image_unit
-        self.complex_image, self.name = operator.complex_image, f"tangent of {_called(operator)}"
+        self.complex_image, self.name = operator.complex_image, f"tangent of {called(operator)}"
         self.tangent = Tangent(operator, x)
         if not self.tangent.exists:
-            raise UserError(
-                f"operator {_called(operator)!r} has no tangent: its forward is not differentiable by torch"
-            )
+            raise UserError(f"operator {called(operator)!r} has no tangent: its forward is not differentiable by torch")
         self.mask = operator.measured()
 
     @property
@@ -274,8 +320,13 @@ class Composition(LinearOperator):
     def __init__(self, outer: LinearOperator, first: LinearOperator) -> None:
         super().__init__()
         self.outer, self.first = outer, first
-        self.image_shape, self.complex_image, self.image_unit = first.image_shape, first.complex_image, first.image_unit
-        self.name = f"{_called(outer)} @ {_called(first)}"
+        self.image_shape, self.image_unit = first.image_shape, first.image_unit
+        # A real operator takes complex images part by part, so what follows it may ask for them.
+        self.complex_image = first.complex_image or outer.complex_image
+        self.name, self.items = f"{called(outer)} @ {called(first)}", items_of(outer, first)
+
+    def of_item(self, item: int) -> Any:
+        return self.outer.for_item(item) @ self.first.for_item(item)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(self.first(x))
@@ -300,7 +351,10 @@ class Sum(LinearOperator):
         self.image_shape = left.image_shape or right.image_shape
         self.complex_image = left.complex_image or right.complex_image
         self.image_unit = left.image_unit or right.image_unit
-        self.name = f"{_called(left)} + {_called(right)}"
+        self.name, self.items = f"{called(left)} + {called(right)}", items_of(left, right)
+
+    def of_item(self, item: int) -> Any:
+        return self.left.for_item(item) + self.right.for_item(item)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.left(x) + self.right(x)
@@ -316,49 +370,6 @@ class Sum(LinearOperator):
     def image_shape_for(self, measurement_shape: Sequence[int], channels: int = 1) -> tuple[int, ...] | None:
         told = self.image_shape or self.left.image_shape_for(measurement_shape, channels)
         return told or self.right.image_shape_for(measurement_shape, channels)
-
-
-class Stack(LinearOperator):
-    """Several operators on one image, measurements flattened side by side: y (B, m1 + m2 + ...)."""
-
-    parts: nn.ModuleList
-
-    def __init__(self, operators: Sequence[LinearOperator]) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(operators)
-        self.image_shape = next((a.image_shape for a in operators if a.image_shape is not None), None)
-        self.complex_image = any(a.complex_image for a in operators)
-        self.image_unit = next((a.image_unit for a in operators if a.image_unit), "")
-        self.name = f"stack of {', '.join(_called(a) for a in operators)}"
-
-    def shapes(self) -> list[tuple[int, ...]]:
-        """The shape of each part's measurement.
-
-        Raises:
-            UserError: no part knows its image's shape, and none was assigned to `image_shape`.
-        """
-        shape = tuple(self.blank().shape[1:])
-        return self.remembered(shape, lambda: [part.measurement_shape(shape) for part in self.parts])  # type: ignore[operator]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([part(x).flatten(1) for part in self.parts], 1)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        shapes = self.shapes()
-        parts = zip(self.parts, y.split([size_of(s) for s in shapes], 1), shapes, strict=True)
-        return torch.stack([part.adjoint(piece.reshape(-1, *s)) for part, piece, s in parts]).sum(0)  # type: ignore[operator]
-
-    def measured(self) -> Tensor | None:
-        masks = [part.measured() for part in self.parts]  # type: ignore[operator]
-        if all(mask is None for mask in masks):
-            return None
-        place = next(mask.device for mask in masks if mask is not None)
-        whole = torch.ones((), dtype=torch.bool, device=place)
-        pairs = zip(masks, self.shapes(), strict=True)
-        return torch.cat([(whole if m is None else m.bool()).expand(s).flatten() for m, s in pairs])
-
-    def image_shape_for(self, measurement_shape: Sequence[int], channels: int = 1) -> tuple[int, ...] | None:
-        return self.image_shape
 
 
 class Scaled(WrappedLinear, LinearOperator):
@@ -377,7 +388,10 @@ class Scaled(WrappedLinear, LinearOperator):
         self.factor = float(factor)
         if not 0 < abs(self.factor) < float("inf"):
             raise UserError(f"an operator can be multiplied by a finite number other than 0, got {factor}")
-        self.name, self.parameters_given = f"{self.factor:g} * {_called(inner)}", None
+        self.name, self.parameters_given = f"{self.factor:g} * {called(inner)}", None
+
+    def of_item(self, item: int) -> Any:
+        return self.factor * self.inner.for_item(item)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.factor * self.inner(x)
@@ -412,10 +426,19 @@ class Scaled(WrappedLinear, LinearOperator):
         return abs(self.factor) * super().norm(None if like is None else like / self.factor)
 
 
-def stack(operators: Sequence[LinearOperator]) -> LinearOperator:
-    """Measure one image with several operators at once; y is their flattened measurements side by side, (B, m1 + m2 + ...)."""
-    return Stack(operators)
-
-
-def _called(operator: Operator) -> str:
+def called(operator: Operator) -> str:
+    """Its name, in messages and in the names of combinations."""
     return operator.name or type(operator).__name__
+
+
+def items_of(*operators: Operator) -> int | None:
+    """How many items a combination of operators has; None where none of them has items.
+
+    Raises:
+        UserError: their numbers differ.
+    """
+    counts = {operator.items for operator in operators} - {None}
+    if len(counts) > 1:
+        names = ", ".join(f"{called(a)} {a.items}" for a in operators if a.items is not None)
+        raise UserError(f"operators with parameters for each item have different numbers of items ({names})")
+    return counts.pop() if counts else None

@@ -13,6 +13,7 @@ from invsolve.contracts.maskable import Acquired, MaskableOperator
 from invsolve.contracts.noise import Gaussian, Noise
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.prior import Prior
+from invsolve.contracts.returned import called, check_images, check_spread, check_tensor
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.through_plane import ThroughPlane
 from invsolve.contracts.views import InPhysicalUnits, real_view
@@ -101,11 +102,12 @@ class Problem(DataStep):
         self.calls.network += len(x) * self.prior.passes
         # full() passes sigma as a kernel argument; a tensor made from a Python number would wait for the device.
         level = torch.full((), sigma, dtype=x.dtype, device=x.device)
+        who = called("prior", self.prior)
         if self.network_precision == "bf16":
             with torch.autocast((self.prior.device or x.device).type, torch.bfloat16):
-                estimate = self.prior.denoise(x, level)
+                estimate = check_tensor(self.prior.denoise(x, level), tuple(x.shape), who, "denoise").to(x.dtype)
         else:
-            estimate = self.prior.denoise(x, level)
+            estimate = check_images(self.prior.denoise(x, level), x, who, "denoise")
         if estimate.requires_grad:
             estimate.register_hook(self._count_vjp)
         return estimate
@@ -121,13 +123,21 @@ class Problem(DataStep):
         """Euclidean norm of a residual per row, (B,)."""
         return norm(residual)
 
+    def log_likelihood(self, predicted: Tensor) -> Tensor:
+        """log p(y | A(x) = predicted) up to a constant, (B,)."""
+        value = self.noise.log_likelihood(self.y, predicted)
+        return check_tensor(value, (self.batch,), called("noise", self.noise), "log_likelihood")
+
+    def _std(self) -> Tensor:
+        return check_spread(self.noise.std(self.y), self.y, called("noise", self.noise))
+
     def precision(self) -> Tensor | float:
         """Relative precision of each entry of y, mean square 1, to multiply a residual with; 1.0 for Gaussian noise."""
         if isinstance(self.noise, Gaussian):
             return 1.0
         if self._precision is None:
             # A floor, because an empty Poisson bin would otherwise count as exact.
-            std = self.noise.std(self.y).expand(self.y.shape)
+            std = self._std().expand(self.y.shape)
             weight = 1 / std.clamp_min(0.05 * std.flatten(1).mean(1).view(-1, *[1] * (std.ndim - 1)))
             self._precision = weight / weight.flatten(1).square().mean(1).sqrt().view(-1, *[1] * (std.ndim - 1))
         return self._precision
@@ -156,7 +166,7 @@ class Problem(DataStep):
         operator = self.operator
         if isinstance(operator, InPhysicalUnits) and isinstance(operator.inner, LinearOperator):
             factor, _ = operator.scale.broadcast(self.blank())
-            return factor * operator.inner.norm(self.y[:1])
+            return factor * (operator.inner.norm(self.y[:1]) or 1.0)
         return self.operator_norm()
 
     def data_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,7 +191,7 @@ class Problem(DataStep):
 
     def expected_misfit(self) -> Tensor:
         """|y - A(x)| that the noise alone explains, (B,); Poisson: from the data."""
-        std = self.noise.std(self.y).expand(self.y.shape).to(self.y.real.dtype)
+        std = self._std().expand(self.y.shape).to(self.y.real.dtype)
         mask = self.operator.measured()
         if mask is not None:
             std = std * mask
@@ -197,18 +207,39 @@ class Problem(DataStep):
             used: boolean, broadcasts to y: the entries to count; None for all that are measured.
 
         Returns:
-            The ratio (B,), NaN where the noise is zero; and (B,) how many independent real numbers it counts. Fewer than
-            there are where the noise differs from entry to entry, because the noisier ones then decide.
+            The ratio (B,), NaN where the noise is zero, infinite where A(x) is not finite; and (B,) how many independent real
+            numbers it counts. Fewer than there are where the noise differs from entry to entry, because the noisier ones then
+            decide.
         """
         weight = torch.ones(self.y.shape, dtype=self.y.real.dtype, device=self.y.device)
         for mask in (self.operator.measured(), used):
             if mask is not None:
                 weight = weight * mask
-        variance = weight * self.noise.std(self.y).to(weight) ** 2 * (2.0 if self.y.is_complex() else 1.0)
+        variance = weight * self._std().to(weight) ** 2 * (2.0 if self.y.is_complex() else 1.0)
         total = variance.flatten(1).sum(1)
         ratio = norm(self.residual(images) * weight) / total.sqrt()
         numbers = total**2 / variance.square().flatten(1).sum(1) * (2.0 if self.y.is_complex() else 1.0)
-        return torch.where(total > 0, ratio, torch.nan), numbers
+        # A residual that is no number is no residual of a draw: only zero noise leaves nothing to compare with.
+        return torch.where(total > 0, torch.where(ratio.isnan(), torch.inf, ratio), torch.nan), numbers
+
+    def reach(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Where images (B, C, *spatial) lie with regard to the prior's (`Prior.bounds`).
+
+        Returns:
+            (B,) the largest distance of a value from the middle of the prior's range, over half its width: up to 1 inside; and
+            (B,) from the smallest to the largest value as a part of that range. NaN without a prior. Where a prior's range is
+            not known, a fifth of `sigma_max` stands for half of it, as noise of that level must hide every image. The second
+            is NaN unless `data_range` is stated: images of an analytic prior may well be constant.
+        """
+        if self.known is None:
+            nothing = torch.full((len(images),), torch.nan, device=images.device)
+            return nothing, nothing
+        bounds, flat = self.known.bounds(), images.flatten(1)
+        low, high = (-self.known.sigma_max / 5, self.known.sigma_max / 5) if bounds is None else bounds
+        middle, half = (low + high) / 2, (high - low) / 2
+        span = (flat.amax(1) - flat.amin(1)) / (2 * half)
+        span = span if self.known.data_range is not None else torch.full_like(span, torch.nan)
+        return (flat - middle).abs().amax(1) / half, span
 
 
 def make_problem(

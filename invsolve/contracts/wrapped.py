@@ -42,6 +42,7 @@ class Wrapped(Module):
     image_unit: Any = HandedOn()
     name: Any = HandedOn()
     parameters_given: Any = HandedOn()
+    items: Any = HandedOn()
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
@@ -49,6 +50,12 @@ class Wrapped(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x)
+
+    def of_item(self, item: int) -> Any:
+        one = self.twin()
+        # Its own, as what the view of all items remembers is not that of one.
+        one.__dict__.update(_modules=self._modules | {"inner": self.inner.for_item(item)}, _remembered={})
+        return one
 
     def measured(self) -> Tensor | None:
         return self.inner.measured()

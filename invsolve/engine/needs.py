@@ -10,8 +10,9 @@ from invsolve.contracts.maskable import MaskableOperator
 from invsolve.contracts.noise import Gaussian
 from invsolve.contracts.operator import LinearOperator
 from invsolve.contracts.problem import Problem
+from invsolve.contracts.returned import called
 from invsolve.contracts.strategy import NEEDS, Strategy
-from invsolve.errors import Unsuited
+from invsolve.errors import Unsuited, UserError
 from invsolve.numerics.random import ChainRandom
 
 #: The most that noise counted as low may be, of what the prior's images vary by.
@@ -25,7 +26,13 @@ def check_needs(strategy: Strategy, problem: Problem, scaled: bool = True) -> No
         strategy: what is to run.
         problem: what it is to run on.
         scaled: the problem is in network units; else what depends on them is left for later.
+
+    Raises:
+        UserError: the strategy is to take no step, or fewer.
     """
+    steps = getattr(strategy, "steps", None)
+    if isinstance(steps, int) and steps < 1:
+        raise UserError(f"{called('strategy', strategy)}: steps={steps} makes no step; take 1 or more")
     need = _unmet(type(strategy), problem, scaled)
     if need is None:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.module import placed
 from invsolve.contracts.noise import Noise
+from invsolve.contracts.operator import Operator
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.problem import Problem, make_problem
 from invsolve.contracts.scale import Scale
@@ -53,6 +55,7 @@ class Run:
     Attributes:
         batch_size: rows that go through the network at once; halved when memory runs out.
         device, dtype: where and in what precision states live.
+        doubt: why the scale may be wrong, as found before the run; empty where nothing speaks against it.
     """
 
     measurement: Measurement
@@ -68,10 +71,12 @@ class Run:
     linear_too: bool = False
     processes: SingleProcess = field(default_factory=SingleProcess)
     keeper: Keeper | None = None
+    doubt: str = field(default="", init=False)
     _resume: Snapshot | None = field(default=None, init=False)
     _home: torch.device | None = field(default=None, init=False)
     _ahead: ReadAhead | None = field(default=None, init=False)
     _collector: Collector | None = field(default=None, init=False)
+    _operator: tuple[int | None, Operator] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.batch_size = self.options.rows
@@ -98,6 +103,12 @@ class Run:
     def couples_items(self) -> bool:
         """Whether a batch is all slices of a volume; where an image is itself a volume, it is coupled in itself."""
         return self.strategy.couples_items and len(self.image_shape) == 3
+
+    @property
+    def volumes(self) -> list[list[int]]:
+        """The items to run of each volume: where only some are wanted, those of a volume are one by themselves."""
+        parts = ([item for item in volume if item in self.items] for volume in volumes_of(self.measurement))
+        return [part for part in parts if part]
 
     @property
     def home(self) -> torch.device:
@@ -137,12 +148,13 @@ class Run:
     def batches(self, remaining: Collection[int], had: Collection[Chain] = ()) -> Iterator[list[Chain]]:
         """Batches of the items that remain, without the chains that were had already."""
         if self.couples_items:
-            yield from batches_of_volumes(volumes_of(self.measurement), self.options.samples, set(remaining), had)
+            yield from batches_of_volumes(self.volumes, self.options.samples, set(remaining), had)
             return
         chains = [(item, s) for item in remaining for s in range(self.options.samples) if (item, s) not in had]
         # Items that each have an operator of their own, or another noise in every entry, do not share a batch.
-        apart = self.measurement.operators is not None or self._noise().differs_within(self.measurement.y[:1].ndim)
-        for run in [[c for c in chains if c[0] == item] for item in remaining] if apart else [chains]:
+        apart = self.measurement.items_differ or self._noise().differs_within(self.measurement.y[:1].ndim)
+        runs = groupby(chains, lambda chain: chain[0]) if apart else [(None, chains)]
+        for run in (list(group) for _, group in runs):
             yield from batches(run, lambda: self.chains_per_batch, self._together(run))
 
     def _together(self, chains: Sequence[Chain]) -> int:
@@ -257,7 +269,7 @@ class Run:
         # Where all rows are one item's, what belongs to it is one row.
         noise = self._noise().rows(distinct if len(distinct) == 1 else items, y.ndim)
         coupled = self.options.samples if self.strategy.couples_samples else 1
-        operator, prior = placed(self.measurement.operator_for(items[0]), self.device), self.prior
+        operator, prior = self._operator_for(items[0]), self.prior
         if self.couples_items:
             operator = in_chunks(operator, self.batch_size, self.device, home)
             prior = None if prior is None else RowsOfAVolume(prior, self.batch_size, self.device, self.options.planes)
@@ -272,6 +284,13 @@ class Run:
     def _noise(self) -> Noise:
         assert self.measurement.noise is not None
         return self.measurement.noise
+
+    def _operator_for(self, item: int) -> Operator:
+        """The operator of an item on the device; kept until another is asked for, with what it remembers."""
+        key = item if self.measurement.items_differ else None
+        if self._operator is None or self._operator[0] != key:
+            self._operator = key, placed(self.measurement.operator_for(item), self.device)
+        return self._operator[1]
 
     def _read(self, start: int, stop: int) -> Tensor:
         return read_rows(self.measurement, start, stop)

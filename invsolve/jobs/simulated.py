@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from invsolve import api
+from invsolve.api.fit import check_items
 from invsolve.contracts.measurement import Rows
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
@@ -33,6 +34,7 @@ class SimulatedScan:
     """Measurements of images (N, C, *spatial), made when sliced; refuses images that are not finite."""
 
     def __init__(self, images: Rows, forward: Operator, noise: Noise, seed: int, source: str) -> None:
+        check_items(forward, len(images), source)
         self.truth = OneSlab(images)
         self.forward, self.noise, self.seed, self.source = forward, noise, seed, source
 

@@ -6,16 +6,18 @@ import inspect
 import typing
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import docstring_parser
 import numpy as np
 import pydantic
-import torch
 from torch import Tensor
 
+from invsolve.contracts.arguments import from_array
+from invsolve.contracts.operator import Operator
+from invsolve.contracts.per_item import made_for_items
 from invsolve.errors import UserError, suggestion
 
 
@@ -38,13 +40,21 @@ def _to_tensor(value: Any) -> Any:
             raise ValueError("expected numbers or the path of a .npy file")
         if not path.exists():
             raise ValueError(f"no such file {value!r}")
-        value = np.load(path, allow_pickle=False)
+        # Of a pipe np.load would wait for ever.
+        if not path.is_file():
+            raise ValueError(f"{value!r} is no file")
+        try:
+            value = np.load(path, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # NumPy raises many kinds on damaged headers
+            raise ValueError(f"{value!r} cannot be read ({' '.join(str(error).split())})") from None
+        if value.dtype.kind not in "biufc":
+            raise ValueError(f"the file holds {value.dtype}")
+        value = np.array(value)
     if isinstance(value, np.ndarray):
-        # Torch knows the machine's own byte order alone.
-        value = torch.from_numpy(np.ascontiguousarray(value, value.dtype.newbyteorder("=")))
+        value = from_array(value, "the array")
     if isinstance(value, list | tuple):
         # Double precision: angles are compared with one another to find symmetries.
-        value = torch.from_numpy(np.asarray(value))
+        value = from_array(np.asarray(value), "the list")
     if not isinstance(value, Tensor):
         raise ValueError("expected an array")
     return value
@@ -123,10 +133,40 @@ def build(plugin: type, kind: str, name: str, given: dict[str, Any]) -> Any:
     check(plugin, kind, name, given)
     model = _model(plugin)(**given)
     values = {p.name: getattr(model, p.name) for p in parameters(plugin)}
-    made = plugin(**values)
+    made = _made(plugin, name, values)
     if hasattr(plugin, "parameters_given"):
         made.parameters_given = {key: values[key] for key in given}
     return made
+
+
+def _made(plugin: type, name: str, values: dict[str, Any]) -> Any:
+    """The plugin; an operator for each item where values carry an item axis.
+
+    Raises:
+        UserError: values for different numbers of items, or what the plugin says to those of one item.
+    """
+    if not issubclass(plugin, Operator):
+        return plugin(**values)
+    carried = {k: v for k, v in values.items() if isinstance(v, Tensor) and plugin.carries_items(k, v)}
+    # What has one entry serves all items, as everywhere else.
+    counts = {key: len(value) for key, value in carried.items() if len(value) != 1}
+    if len(set(counts.values())) > 1 or 0 in counts.values():
+        told = ", ".join(f"{key} of {count}" for key, count in counts.items())
+        raise UserError(f"operator {name!r}: parameters are for different numbers of items ({told}); give one for each")
+    make = partial(_of_item, plugin, values, carried)
+    if not counts:
+        return make(0)
+    items = next(iter(counts.values()))
+    for item in range(items):
+        try:
+            make(item)
+        except UserError as error:
+            raise UserError(f"{error} (item {item} of {items})") from None
+    return made_for_items(items, make)
+
+
+def _of_item(plugin: type, values: dict[str, Any], carried: dict[str, Tensor], item: int) -> Any:
+    return plugin(**values | {key: value[item if len(value) > 1 else 0] for key, value in carried.items()})
 
 
 def check(plugin: type, kind: str, name: str, given: dict[str, Any], later: Collection[str] = ()) -> None:

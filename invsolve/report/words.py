@@ -10,20 +10,27 @@ from typing import Any
 
 import numpy as np
 
+from invsolve.api import closing
 from invsolve.api.choice import strategies
 from invsolve.api.provenance import scatters_like_posterior
+from invsolve.errors import printable
 from invsolve.report.collect import Scores
 from invsolve.report.frames import Frames
-from invsolve.report.record import judged
+from invsolve.report.record import judged, strategy_of
 from invsolve.report.residual import Measured
 
 _HEADINGS = {"psnr": "PSNR dB", "ssim": "SSIM", "nrmse": "NRMSE"}
 _HEADINGS |= {"coverage_50": "truth in 50 % interval", "coverage_90": "truth in 90 % interval"}
 
 
+def escaped(text: str) -> str:
+    """Text as it may stand in a page: names from files could close an element, turn the line around or fill the screen."""
+    return html.escape(printable(text))
+
+
 def paragraphs(lines: Sequence[str]) -> str:
     """Lines as HTML paragraphs, the empty ones left out."""
-    return "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
+    return "".join(f"<p>{escaped(line)}</p>" for line in lines if line)
 
 
 def subtitle(frames: Frames) -> str:
@@ -47,10 +54,9 @@ def warnings(result: Any) -> list[str]:
         sentences.append(
             f"This result is not finished: {len(result.items)} items are done. The same command goes on with the others."
         )
-    ratio, numbers = (result.diagnostics.get(n) for n in ("discrepancy", "discrepancy_dof"))
-    if ratio is not None and numbers is not None:
-        text = judged(ratio, numbers, result.config).warning
-        sentences += [f"{text[0].upper()}{text[1:]}."] if text else []
+    judgement = judged(result.diagnostics, result.config)
+    if judgement is not None and judgement.warning:
+        sentences.append(_sentence(judgement.warning))
     return sentences
 
 
@@ -73,14 +79,16 @@ def uncertainty(frames: Frames) -> list[str]:
 
 def discrepancy(result: Any, measured: Measured) -> list[str]:
     """Whether the samples fit the data, and why there is no residual picture."""
-    ratio, numbers = (result.diagnostics.get(n) for n in ("discrepancy", "discrepancy_dof"))
-    lines = []
-    if ratio is not None and numbers is not None:
-        # Its advice stands at the top of the page.
-        report = dataclasses.replace(judged(ratio, numbers, result.config), warning="")
-        line = str(report).replace("+-", "±")
-        lines.append(f"{line[0].upper()}{line[1:]}.")
-    return [*lines, measured.why]
+    judgement = judged(result.diagnostics, result.config)
+    # Its advice stands at the top of the page.
+    lines = [] if judgement is None else [_sentence(str(dataclasses.replace(judgement, warning="")))]
+    strategy = strategy_of(result.config)
+    remarks = [] if strategy is None else closing.remarks(result.diagnostics, strategy)
+    return [*lines, *map(_sentence, remarks), measured.why]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def table(scores: Scores, what: str) -> str:
@@ -96,9 +104,9 @@ def table(scores: Scores, what: str) -> str:
     if scores.linear:
         known = [n for n in names if n in scores.linear[0]]
         lines.append(("linear baseline, average", {n: float(np.mean([r[n] for r in scores.linear])) for n in known}))
-    head = "".join(f"<th>{html.escape(_HEADINGS.get(n, n))}</th>" for n in names)
+    head = "".join(f"<th>{escaped(_HEADINGS.get(n, n))}</th>" for n in names)
     body = "".join(_line(label, [_figure(n, values.get(n)) for n in names]) for label, values in lines)
-    now = "".join(f'<td id="now-{html.escape(n)}"></td>' for n in names)
+    now = "".join(f'<td id="now-{escaped(n)}"></td>' for n in names)
     return (
         f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}"
         f'<tr class="now"><th>{what}, this slice</th>{now}</tr></tbody></table>'
@@ -106,7 +114,7 @@ def table(scores: Scores, what: str) -> str:
 
 
 def _line(label: str, cells: Sequence[str]) -> str:
-    return f"<tr><th>{html.escape(label)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    return f"<tr><th>{escaped(label)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
 def _figure(name: str, value: float | None) -> str:

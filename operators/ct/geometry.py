@@ -27,6 +27,8 @@ SYMMETRIES = [
 #: Subgroups to fold by: all eight, those that serve a rotation centre off the detector's middle, the half turn alone, and
 #: none. Which pays depends on which rays exist.
 SUBGROUPS = ([0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3], [0, 1, 4, 5], [0, 1], [0, 2], [0, 4], [0])
+#: Those that also leave a rectangle as it is: without transposes.
+OF_RECTANGLES = ([0, 1, 4, 5], [0, 1], [0, 4], [0])
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,33 @@ class ParallelBeam:
     """Rays x cos(angle) + y sin(angle) = s, with x to the right, y up, and the image centred on the rotation axis.
 
     Attributes:
-        image_size: N, for N x N pixels.
+        rows, columns: of the image.
         angles: degrees.
         detectors: detector pixels an angle.
         detector_spacing, pixel_size: in one length unit.
         centre: detector index (0-based, may be fractional) onto which the rotation axis projects.
     """
 
-    image_size: int
+    rows: int
+    columns: int
     angles: tuple[float, ...]
     detectors: int
     detector_spacing: float
     pixel_size: float
     centre: float
+
+    @property
+    def is_square(self) -> bool:
+        return self.rows == self.columns
+
+    @property
+    def pixels(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def width(self) -> float:
+        """The longer side of the image, length units."""
+        return max(self.rows, self.columns) * self.pixel_size
 
     def positions(self) -> np.ndarray:
         """Detector coordinate s of each detector pixel, length units."""
@@ -65,10 +81,10 @@ class ParallelBeam:
 
 @dataclass(frozen=True)
 class Folded:
-    """Rays that the square's symmetries map onto one another share one matrix row.
+    """Rays that the image's symmetries map onto one another share one matrix row.
 
     Attributes:
-        matrix: (distinct rays, N * N), line weights of the representatives, in length units.
+        matrix: (distinct rays, rows * columns), line weights of the representatives, in length units.
         row, copy: (angles * detectors,): ray r of the image is row `row[r]` applied to its copy `copy[r]`.
         symmetries: the copies, entries of SYMMETRIES.
     """
@@ -85,7 +101,7 @@ def fold(geometry: ParallelBeam) -> Folded:
     position = np.round(geometry.positions() / geometry.pixel_size * 1e8).astype(np.int64)
     angle, position = (a.ravel() for a in np.broadcast_arrays(angle[:, None], position[None]))
     best: tuple[int, list[int], np.ndarray, np.ndarray, np.ndarray] | None = None
-    for members in SUBGROUPS:
+    for members in SUBGROUPS if geometry.is_square else OF_RECTANGLES:
         keys = np.stack([np.stack(_line(angle, position, SYMMETRIES[g]), -1) for g in members])
         chosen = np.lexsort((keys[..., 1], np.abs(keys[..., 1]), keys[..., 0]), axis=0)[0]
         canonical = np.take_along_axis(keys, chosen[None, :, None], 0)[0]
@@ -96,7 +112,9 @@ def fold(geometry: ParallelBeam) -> Folded:
             best = (cost, members, distinct, row.ravel(), chosen)
     assert best is not None
     _, members, distinct, row, chosen = best
-    matrix = joseph(geometry.image_size, distinct[:, 0] * 1e-8, distinct[:, 1] * 1e-8) * geometry.pixel_size
+    matrix = (
+        joseph((geometry.rows, geometry.columns), distinct[:, 0] * 1e-8, distinct[:, 1] * 1e-8) * geometry.pixel_size
+    )
     return Folded(matrix.tocsr(), row, chosen, [SYMMETRIES[g] for g in members])
 
 
@@ -116,39 +134,42 @@ def _line(angle: np.ndarray, position: np.ndarray, symmetry: tuple[bool, int, in
     return turned % _HALF, np.where(turned >= _HALF, -position, position)
 
 
-def joseph(size: int, degrees: np.ndarray, position: np.ndarray) -> sparse.csr_matrix:
+def joseph(size: tuple[int, int], degrees: np.ndarray, position: np.ndarray) -> sparse.csr_matrix:
     """Joseph's method (1982): along the axis the ray runs closer to, linear interpolation across it; pixel units.
 
     Args:
-        size: N, for N x N pixels.
+        size: rows and columns.
         degrees, position: one line each, (rays,).
 
     Returns:
-        (rays, N * N), row-major pixels.
+        (rays, rows * columns), row-major pixels.
     """
-    middle = (size - 1) / 2
-    along = np.arange(size)
+    rows, columns = size
+    middle_row, middle_column = (rows - 1) / 2, (columns - 1) / 2
     parts = []
     for start in range(0, len(degrees), 4096):
-        theta = np.deg2rad(degrees[start : start + 4096])[:, None]
-        s = position[start : start + 4096][:, None]
-        cos, sin = np.cos(theta), np.sin(theta)
-        steep = np.abs(cos) >= np.abs(sin)
-        # Rows (y = middle - row) where the ray is steep, columns (x = column - middle) where it is shallow.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            column = (s - (middle - along) * sin) / cos + middle
-            row = middle - (s - (along - middle) * cos) / sin
-        crossing = np.where(steep, column, row)
-        length = 1 / np.maximum(np.abs(cos), np.abs(sin))
-        low = np.floor(crossing).astype(np.int64)
-        upper = crossing - low
-        rays = np.broadcast_to(np.arange(len(theta))[:, None] + start, low.shape)
-        for tap, weight in ((low, 1 - upper), (low + 1, upper)):
-            pixel = np.where(steep, along * size + tap, tap * size + along)
-            kept = (tap >= 0) & (tap < size) & (weight > 1e-7)
-            parts.append((rays[kept], pixel[kept], np.broadcast_to(length, low.shape)[kept] * weight[kept]))
-    rays, pixels, weights = (np.concatenate(p) for p in zip(*parts, strict=True))
-    return sparse.csr_matrix((weights, (rays, pixels)), shape=(len(degrees), size * size))
+        theta = np.deg2rad(degrees[start : start + 4096])
+        s = position[start : start + 4096]
+        steep = np.abs(np.cos(theta)) >= np.abs(np.sin(theta))
+        for chosen, along, across in ((steep, rows, columns), (~steep, columns, rows)):
+            ray = np.flatnonzero(chosen)
+            cos, sin, at = np.cos(theta[ray])[:, None], np.sin(theta[ray])[:, None], s[ray][:, None]
+            step = np.arange(along)
+            # In which column a steep ray crosses each row (y = middle - row), in which row a flat one each column.
+            if chosen is steep:
+                crossing = (at - (middle_row - step) * sin) / cos + middle_column
+            else:
+                crossing = middle_row - (at - (step - middle_column) * cos) / sin
+            low = np.floor(crossing).astype(np.int64)
+            upper = crossing - low
+            length = np.broadcast_to(1 / np.maximum(np.abs(cos), np.abs(sin)), low.shape)
+            of = np.broadcast_to(ray[:, None] + start, low.shape)
+            for tap, weight in ((low, 1 - upper), (low + 1, upper)):
+                pixel = step * columns + tap if chosen is steep else tap * columns + step
+                kept = (tap >= 0) & (tap < across) & (weight > 1e-7)
+                parts.append((of[kept], pixel[kept], length[kept] * weight[kept]))
+    ray, pixels, weights = (np.concatenate(p) for p in zip(*parts, strict=True))
+    return sparse.csr_matrix((weights, (ray, pixels)), shape=(len(degrees), rows * columns))
 
 
 def ramp_filter(detectors: int, spacing: float, window: str) -> np.ndarray:

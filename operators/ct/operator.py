@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from invsolve.contracts.arguments import as_array, by_parts, rows_and_columns
 from invsolve.contracts.maskable import MaskableOperator
 from invsolve.contracts.operator import matching
 from invsolve.errors import UserError
@@ -24,13 +25,13 @@ _CACHE_BYTES = 32 * 2**20
 class CT(MaskableOperator):
     """Parallel-beam line integrals, any angles, detector and rotation centre; matched adjoint.
 
-    y = line integrals of x along parallel rays; x (B, 1, N, N), y (B, angles, detectors).
+    y = line integrals of x along parallel rays; x (B, 1, rows, columns), y (B, angles, detectors).
 
     Rays are x cos(angle) + y sin(angle) = s with x to the right, y up, the image centred on the rotation axis. Line
     weights are Joseph's (1982). y is in units of x times a length. Groups for active acquisition are the angles.
 
     Args:
-        image_size: N, for N x N pixels.
+        image_size: N for N x N pixels, or [rows, columns].
         angles: a count, equally spaced on [0, 180) degrees, or a list in degrees.
         detectors: detector pixels an angle; default covers the image's diagonal.
         detector_spacing: in the unit of pixel_size; default pixel_size.
@@ -50,11 +51,12 @@ class CT(MaskableOperator):
         {"image_size": 12, "angles": 8},
         {"image_size": 11, "angles": [0.0, 17.0, 45.0, 90.0, 133.3], "detectors": 14, "centre": 5.8, "pixel_size": 0.5},
         {"image_size": 10, "angles": 6, "detector_spacing": 1.5, "detectors": 9},
+        {"image_size": [8, 13], "angles": [0.0, 21.0, 45.0, 90.0, 135.0, 159.0], "centre": 7.3},
     )
 
     def __init__(
         self,
-        image_size: int,
+        image_size: int | list[int],
         angles: int | Tensor = 180,
         detectors: int | None = None,
         detector_spacing: float | None = None,
@@ -62,24 +64,29 @@ class CT(MaskableOperator):
         pixel_size: float = 1.0,
     ) -> None:
         super().__init__()
-        count = angles if isinstance(angles, int) else 0
-        degrees = (
-            angles.double().flatten().tolist()
-            if isinstance(angles, Tensor)
-            else [180 * k / count for k in range(count)]
-        )
+        size = rows_and_columns(image_size, "operator 'ct'")
+        assert size is not None
+        if isinstance(angles, int | np.integer):
+            degrees = [180 * k / int(angles) for k in range(int(angles))]
+        else:
+            listed = as_array(angles, "operator 'ct': angles")
+            if listed.ndim > 1:
+                raise UserError(
+                    f"operator 'ct': angles must be a count or a list of degrees, got shape {tuple(listed.shape)}"
+                )
+            degrees = listed.double().flatten().tolist()
         spacing = pixel_size if detector_spacing is None else detector_spacing
-        for name, value in (("image_size", image_size), ("pixel_size", pixel_size), ("detector_spacing", spacing)):
+        for name, value in (("pixel_size", pixel_size), ("detector_spacing", spacing)):
             if not value > 0:
                 raise UserError(f"operator 'ct': {name} must be > 0, got {value}")
         if not degrees or not all(math.isfinite(d) for d in degrees):
             raise UserError("operator 'ct': angles must be a count >= 1 or a list of finite degrees")
-        bins = math.ceil(image_size * pixel_size / spacing * math.sqrt(2)) if detectors is None else detectors
+        bins = math.ceil(math.hypot(*size) * pixel_size / spacing) if detectors is None else detectors
         if bins < 1:
             raise UserError(f"operator 'ct': detectors must be >= 1, got {bins}")
         middle = (bins - 1) / 2 if centre is None else centre
-        self.geometry = ParallelBeam(image_size, tuple(degrees), bins, spacing, pixel_size, middle)
-        self.image_shape = (1, image_size, image_size)
+        self.geometry = ParallelBeam(*size, tuple(degrees), bins, spacing, pixel_size, middle)
+        self.image_shape = (1, *size)
         self.group_index = torch.arange(len(degrees))[:, None]
         self._store(self.geometry)
 
@@ -102,41 +109,41 @@ class CT(MaskableOperator):
         return F.embedding_bag(index, dense, start, mode="sum", per_sample_weights=weight, include_last_offset=True)  # type: ignore[arg-type]
 
     def _group(self, x: Tensor) -> int:
-        per_image = self.geometry.image_size**2 * len(self.symmetries) * x.element_size()
+        per_image = self.geometry.pixels * len(self.symmetries) * x.element_size()
         return max(1, _CACHE_BYTES // per_image) if x.device.type == "cpu" else len(x)
 
     def _project(self, x: Tensor) -> Tensor:
-        size = self.geometry.image_size
+        g = self.geometry
         out = []
-        for images in x.detach().view(len(x), size, size).split(self._group(x)):
+        for images in x.detach().view(len(x), g.rows, g.columns).split(self._group(x)):
             # The batch runs fastest, as the product wants it: moved once, before the copies are made.
             plane = images.permute(1, 2, 0).contiguous()
-            columns = torch.stack([_transform(plane, g) for g in self.symmetries], 2).view(size * size, -1)
+            columns = torch.stack([_transform(plane, g) for g in self.symmetries], 2).view(g.pixels, -1)
             values = self._product("rows", columns).view(self.slots, len(images))
             out.append(values[self.slot].T)
-        return torch.cat(out).view(len(x), len(self.geometry.angles), self.geometry.detectors)
+        return torch.cat(out).view(len(x), len(g.angles), g.detectors)
 
     def _backproject(self, y: Tensor) -> Tensor:
-        size = self.geometry.image_size
+        g = self.geometry
         out = []
         for rays in y.detach().reshape(len(y), -1).split(self._group(y)):
             values = rays.new_zeros(self.slots, len(rays)).index_add_(0, self.slot, rays.T)
             copies = self._product("columns", values.view(-1, len(self.symmetries) * len(rays)))
-            copies = copies.view(size, size, len(self.symmetries), len(rays))
-            plane = copies.new_zeros(size, size, len(rays))
+            copies = copies.view(g.rows, g.columns, len(self.symmetries), len(rays))
+            plane = copies.new_zeros(g.rows, g.columns, len(rays))
             for k, symmetry in enumerate(self.symmetries):
                 plane += _transform_back(copies[:, :, k], symmetry)
             out.append(plane.permute(2, 0, 1))
-        return torch.cat(out).reshape(len(y), 1, size, size)
+        return torch.cat(out).reshape(len(y), 1, g.rows, g.columns)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear_map(x, self._project, self._backproject)
+        return by_parts(lambda part: linear_map(part, self._project, self._backproject), x)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return linear_map(y, self._backproject, self._project)
+        return by_parts(lambda part: linear_map(part, self._backproject, self._project), y)
 
     def fbp(self, y: Tensor, window: Literal["ramp", "hann"] = "hann", extend: bool = True) -> Tensor:
-        """Filtered back-projection (Kak & Slaney, chapter 3); y (B, angles, detectors) -> (B, 1, N, N).
+        """Filtered back-projection (Kak & Slaney, chapter 3); y (B, angles, detectors) -> (B, 1, rows, columns).
 
         On a full turn with the axis off the detector's middle (half acquisition) rays that are measured once count as much
         as those measured twice. Projections that the detector cuts off go on beyond it, see `extended`.
@@ -151,8 +158,8 @@ class CT(MaskableOperator):
         if rays is not None:
             y = y * torch.from_numpy(rays).to(y)
         # What lies between the short side of the detector and the picture's edge is seen from the other side only.
-        diagonal = math.ceil(g.image_size * g.pixel_size / g.detector_spacing)
-        wide = diagonal if rays is not None and g.image_size * g.pixel_size > 2 * overlap(g) else 0
+        side = math.ceil(g.width / g.detector_spacing)
+        wide = side if rays is not None and g.width > 2 * overlap(g) else 0
         pad = max(2 * g.detectors if extend and bool(cut_off(y).any()) else 0, wide)
         response = torch.from_numpy(ramp_filter(g.detectors + 2 * pad, g.detector_spacing, window)).to(y)
         points = 2 * (len(response) - 1)

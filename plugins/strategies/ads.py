@@ -15,6 +15,7 @@ from invsolve.contracts.strategy import State, Strategy
 from invsolve.errors import UserError
 from invsolve.numerics import schedules
 from invsolve.numerics.random import ChainRandom
+from invsolve.plugins.strategies._stride import longest
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,9 @@ class ADS(Strategy):
     items do not, so that more particles follow the data less closely, each by its share. The data given is what could be
     measured; only the acquired groups are used, by the linear reconstruction that is stored beside the images too. The
     budget is met exactly, the operator is divided by its norm, and the schedule goes on to the prior's smallest noise level
-    (the published one ends at 0.33). The diagnostic `acquired_at` (samples, groups), int32, is the order of acquisition:
-    the step after which a group was measured, 0 before the start, -1 never; `acquired_at >= 0` is the mask.
+    (the published one ends at 0.33). The diagnostic `acquired_at`, int32, is the order of acquisition: the step after
+    which a group was measured, 0 before the start, -1 never; `acquired_at >= 0` is the mask. It is (samples, size of
+    `group_index`): the groups first, and -1 for what cannot be acquired.
 
     Known bias, against the exact posterior of what was acquired: that of DPS with steps of constant length. The data are
     fitted to a fraction of the noise or not closely enough, whatever the noise is: with few particles the mean is off by
@@ -61,7 +63,7 @@ class ADS(Strategy):
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "maskable", "gaussian", "low-noise")
     couples_samples: ClassVar[bool] = True
-    data_strength: ClassVar[Mapping[str, int]] = {"omega": 1}
+    data_strength: ClassVar[Mapping[str, int]] = {"omega": 0, "steps": 1}
     mean_error: ClassVar[float] = 0.25
     std_ratio: ClassVar[tuple[float, float]] = (0.8, 1.05)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.15, 1.05)
@@ -110,11 +112,17 @@ class ADS(Strategy):
         x, estimate, misfit = x.detach(), estimate.detach(), problem.misfit(residual.detach())
         x = estimate + (sigma_next / sigma) * (x - estimate)
         kappa = math.sqrt((1 + sigma**2) * (1 + sigma_next**2))
-        x = x - self.omega * kappa / problem.operator_norm() * gradient
+        push = self.omega * kappa / problem.operator_norm() * gradient
+        x = x - push
         order = self.acquire(problem, predicted.detach(), order, rng.step)
         used = mask.expand(problem.y.shape).flatten(1).sum(1).clamp_min(1)
         total = problem.dof() / (2 if problem.y.is_complex() else 1)
-        return {"x": x, "order": order, "residual": misfit * (total / used).sqrt()}
+        return {
+            "x": x,
+            "order": order,
+            "residual": misfit * (total / used).sqrt(),
+            "stride": longest(state, push, gradient, together.detach(), problem.samples_per_item),
+        }
 
     def acquire(self, problem: Problem, predicted: Tensor, order: Tensor, step: int) -> Tensor:
         """Add the most uncertain unseen groups until this step's share of the budget is met."""
@@ -156,4 +164,7 @@ class ADS(Strategy):
         return problem.maskable.group_mask(state["order"] >= 0)
 
     def diagnostics(self, problem: Problem, state: State) -> dict[str, Tensor]:
-        return {"acquired_at": state["order"]}
+        # Of as many groups as there are entries: items with masks of their own have different numbers of groups, and the records
+        # of a result are of one size. What is not there is never acquired.
+        missing = problem.maskable.group_index.numel() - state["order"].shape[1]
+        return {"acquired_at": torch.nn.functional.pad(state["order"], (0, max(missing, 0)), value=-1)}

@@ -15,9 +15,10 @@ from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
 from invsolve.numerics.random import ChainRandom
+from invsolve.plugins.strategies._stride import longest
 
-#: The paper's zeta for Gaussian noise (FFHQ, all linear operators) and for Poisson noise, table 3.
-ZETA_GAUSSIAN, ZETA_COUNTS = 1.0, 0.3
+#: The paper's zeta for Poisson noise over that for Gaussian noise (FFHQ, all linear operators).
+COUNTS = 0.3
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class DPS(Strategy):
 
     Args:
         steps: network calls, forward and backward.
-        zeta: guidance strength, 0.1 to 1 in the paper; default the paper's, 1 for Gaussian noise and 0.3 for others.
+        zeta: guidance strength, 0.1 to 1 in the paper; for noise that is not Gaussian 0.3 of it is taken, as in the paper.
         clip: clamp D to the prior's range, -1 to 1, inside the gradient, as the reference does; a prior of no known range is
             left alone.
     """
@@ -45,11 +46,11 @@ class DPS(Strategy):
     cost: ClassVar[str] = "forward + backward"
 
     steps: int = 1000
-    zeta: float | None = None
+    zeta: float = 1.0
     clip: bool = True
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "operator-gradient", "low-noise")
-    data_strength: ClassVar[Mapping[str, int]] = {"zeta": 1}
+    data_strength: ClassVar[Mapping[str, int]] = {"zeta": 0, "steps": 1}
     mean_error: ClassVar[float] = 0.85
     std_ratio: ClassVar[tuple[float, float]] = (0.05, 1.35)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.05, 2.75)
@@ -67,17 +68,18 @@ class DPS(Strategy):
             if self.clip and problem.prior.data_range is not None:
                 estimate = estimate.clamp(-1, 1)
             residual = problem.residual(estimate)
-            (gradient,) = torch.autograd.grad(problem.misfit(residual * problem.precision()).sum(), x)
+            weighted = problem.misfit(residual * problem.precision())
+            (gradient,) = torch.autograd.grad(weighted.sum(), x)
         x, estimate = x.detach(), estimate.detach()
         ratio = (sigma_next / sigma) ** 2
         new = estimate + ratio * (x - estimate) + sigma_next * math.sqrt(1 - ratio) * rng.normal(x)
         # The paper's step is taken in variance-preserving coordinates; kappa carries it over.
         kappa = math.sqrt((1 + sigma**2) * (1 + sigma_next**2))
-        new = new - self.strength(problem) * kappa / problem.linear_norm() * gradient
-        return {"x": new, "residual": problem.misfit(residual.detach())}
+        step = self.strength(problem) * kappa / problem.linear_norm() * gradient
+        # Along its own gradient |r| falls by the gradient's norm times the length.
+        stride = longest(state, step, gradient, weighted.detach())
+        return {"x": new - step, "residual": problem.misfit(residual.detach()), "stride": stride}
 
     def strength(self, problem: Problem) -> float:
-        """zeta: as given, or the paper's for this noise."""
-        if self.zeta is not None:
-            return self.zeta
-        return ZETA_GAUSSIAN if isinstance(problem.noise, Gaussian) else ZETA_COUNTS
+        """zeta, for this noise."""
+        return self.zeta if isinstance(problem.noise, Gaussian) else COUNTS * self.zeta

@@ -97,7 +97,7 @@ to = "scan.h5"
     ("given", "text"),
     [
         (0.05, r"got 0.05, which does not say of what kind.*invsolve.Gaussian\(0.05\)"),
-        (invsolve.Gaussian, "got Gaussian"),
+        (invsolve.Gaussian, "noise is the class Gaussian, expected one made of it"),
         ("gaussian", "needs sigma"),
         ("gaussian:", "write gaussian:SIGMA"),
         ("gaussian:1,2", "write gaussian:SIGMA"),

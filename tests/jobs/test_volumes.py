@@ -5,8 +5,9 @@ import multiprocessing
 import os
 import random
 import signal
-import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -15,11 +16,15 @@ import torch
 
 import invsolve
 from invsolve import engine, jobs
+from invsolve.api.provenance import provenance
 from invsolve.contracts.problem import Problem
 from invsolve.datasets import hdf5
+from invsolve.datasets.hdf5 import LazyRows
 from invsolve.jobs import dryrun, shards
+from invsolve.jobs.preparation import prepare
+from tests.support.stops import kill_before_call, stop_at
 from tests.support.types import Cli, CliProcess
-from tests.support.volumes import ITEMS, plugin, request, samples_of, scan, wait_for_items, whole
+from tests.support.volumes import ITEMS, plugin, request, samples_of, scan, whole
 
 __all__ = ["plugin", "scan", "whole"]
 
@@ -57,12 +62,49 @@ def test_wrong_slices_are_one_line(text: str, scan: Path, tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("part", [{"slices": "0:4"}, {"workers": 2}, {"scheduler": "tcp://nowhere:1"}], ids=str)
-def test_a_coupled_volume_is_not_cut(part: dict, scan: Path, tmp_path: Path) -> None:
-    with pytest.raises(invsolve.UserError, match=f"--{next(iter(part))} cuts .* 'dds-3d' couples all slices") as caught:
-        jobs.reconstruct_file(request(scan, tmp_path / "r.h5", strategy="dds-3d", **part))
-    assert "\n" not in str(caught.value)
-    assert not list(tmp_path.glob("r.h5*"))
+def test_some_slices_of_a_coupled_volume_are_one_by_themselves(scan: Path, tmp_path: Path) -> None:
+    """The same samples as of a file of these slices alone; not those of the whole, and never joined with others."""
+    coupled: dict[str, Any] = {"prior": None, "strategy": "tv-3d", "parameters": {"steps": 5}, "samples": 1}
+    coupled["scale"] = (-1.0, 1.0)
+    said: list[str] = []
+    jobs.reconstruct_file(request(scan, tmp_path / "some.h5", slices="4:10", **coupled), said.append)
+    assert "items 4:10 are coupled with one another only, as a volume of their own" in said
+    alone = tmp_path / "alone.h5"
+    with h5py.File(scan) as file, h5py.File(alone, "w") as other:
+        for name in ("operator", "noise"):
+            file.copy(name, other)
+        other["y"] = file["y"][4:10]
+    jobs.reconstruct_file(request(alone, tmp_path / "alone_r.h5", **coupled))
+    some = samples_of(tmp_path / "some.h5")
+    np.testing.assert_allclose(some, samples_of(tmp_path / "alone_r.h5"), atol=1e-5)
+    jobs.reconstruct_file(request(scan, tmp_path / "all.h5", slices=f"0:{ITEMS}", **coupled))
+    jobs.reconstruct_file(request(scan, tmp_path / "whole.h5", **coupled))
+    whole = samples_of(tmp_path / "whole.h5")
+    assert np.array_equal(samples_of(tmp_path / "all.h5"), whole)
+    assert not np.array_equal(some[0], whole[4])
+    jobs.reconstruct_file(request(scan, tmp_path / "rest.h5", slices="10:16", **coupled))
+    with pytest.raises(invsolve.UserError, match=r"another configuration.*slices"):
+        hdf5.join_results(tmp_path / "joined.h5", [tmp_path / "some.h5", tmp_path / "rest.h5"])
+
+
+def test_coupled_volumes_are_shards(scan: Path, tmp_path: Path) -> None:
+    """What workers are told, run here as they run it."""
+    coupled: dict[str, Any] = {"prior": None, "strategy": "tv-3d", "parameters": {"steps": 3}, "samples": 1}
+    with h5py.File(scan, "r+") as file:
+        file["volume"] = np.repeat([0, 1, 2], ITEMS // 3)
+    job = request(scan, tmp_path / "r.h5", slices="4:20", **coupled)
+    run = prepare(job)
+    assert shards._shards(job.out, [], run, 1) == [range(4, 8), range(8, 16), range(16, 20)]
+    record = provenance(run)
+    assert record["slices"] == [4, 20]
+    jobs.reconstruct_file(request(scan, tmp_path / "whole.h5", slices="4:20", **coupled))
+    shards.folder(job.out).mkdir()
+    for shard in (range(8, 16), range(4, 8)):
+        shards.run_shard(
+            replace(job, options=replace(job.options, scale=run.scale)), shard, record["config_sha256"], "", 0
+        )
+    jobs.reconstruct_file(job)
+    assert np.array_equal(samples_of(job.out), samples_of(tmp_path / "whole.h5"))
 
 
 def test_dry_run_of_coupled_volumes_counts_them(scan: Path, tmp_path: Path) -> None:
@@ -170,7 +212,7 @@ def test_a_run_without_workers_goes_on_with_shards_and_with_its_own_partial(
 # Killed.
 
 
-def _reconstruct_and_log(job: jobs.Request, log: Path) -> None:
+def _reconstruct_and_log(job: jobs.Request, log: Path, moment: int) -> None:
     real = hdf5.ResultFile.write
 
     def write(self: hdf5.ResultFile, item: int, *rest: object) -> None:
@@ -179,6 +221,9 @@ def _reconstruct_and_log(job: jobs.Request, log: Path) -> None:
             stream.write(f"{item}\n")
 
     hdf5.ResultFile.write = write  # type: ignore[method-assign, assignment]  # in a forked child
+    kill_before_call(
+        moment, (h5py.Dataset, "__setitem__"), (h5py.File, "flush"), (LazyRows, "__getitem__"), (os, "replace")
+    )
     jobs.reconstruct_file(job)
 
 
@@ -190,19 +235,12 @@ def test_killed_ten_times_at_random_and_resumed(scan: Path, tmp_path: Path, whol
     log.touch()
     job = request(scan, out, parameters={"steps": 8})
     kills = 0
-    for _ in range(200):
-        before = len(log.read_text().split())
-        process = context.Process(target=_reconstruct_and_log, args=(job, log))
+    for _ in range(11):
+        # Between any two writes to the file: some before it has done anything, most after one or two more items.
+        moment = chance.randrange(1, 60) if kills < 10 else 0
+        process = context.Process(target=_reconstruct_and_log, args=(job, log, moment))
         process.start()
-        if kills < 10:
-            # Some before it has done anything, most after one or two more items; then a random moment.
-            deadline = time.monotonic() + 300
-            target = before + chance.choice([0, 1, 1, 2])
-            while len(log.read_text().split()) < target and process.is_alive() and time.monotonic() < deadline:
-                time.sleep(0.001)
-            time.sleep(chance.uniform(0, 0.03))
-            process.kill()
-        process.join(300)
+        process.join()
         if process.exitcode == 0:
             break
         assert process.exitcode == -signal.SIGKILL
@@ -226,16 +264,16 @@ def test_ctrl_c_leaves_everything_resumable(scan: Path, tmp_path: Path, plugin: 
         "--plugin",
         plugin,
         "--set",
-        "steps=400",
+        "steps=20",
         "--samples",
         2,
         "--batch-size",
         2,
     ]
-    process = cli_process("reconstruct", scan, "-o", out, *options)
-    wait_for_items("recon.h5.partial.h5", tmp_path, process, 2)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
+    process = cli_process(
+        *("reconstruct", scan, "-o", out, *options), environment=stop_at("item written", signal.SIGINT, count=2)
+    )
+    _, err = process.communicate()
     assert process.returncode == 130, err
     assert "run the same command" in err
     assert "Traceback" not in err

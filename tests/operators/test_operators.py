@@ -78,7 +78,7 @@ def test_ct_folded_matrix_is_the_plain_one() -> None:
         )
         g = operator.geometry
         degrees, positions = np.broadcast_arrays(np.array(g.angles)[:, None], g.positions()[None])
-        wanted = joseph(15, degrees.ravel(), positions.ravel()).toarray()
+        wanted = joseph((15, 15), degrees.ravel(), positions.ravel()).toarray()
         got, _ = dense(operator.double(), (1, 15, 15))
         np.testing.assert_allclose(got, wanted, atol=1e-5)
 

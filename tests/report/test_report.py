@@ -186,7 +186,8 @@ def test_a_file_alone_is_judged_as_the_run_was(images: Path, tmp_path: Path, cli
         text.removeprefix("invsolve: warning: ") for text in err.splitlines() if ": warning: the samples" in text
     ]
     result = hdf5.read_result(recon)
-    judgement = judged(result.diagnostics["discrepancy"], result.diagnostics["discrepancy_dof"], result.config)
+    judgement = judged(result.diagnostics, result.config)
+    assert judgement is not None
     assert judgement.warning == line
     assert "--noise gaussian:" in line
     code, _, err = cli("report", recon, "-o", tmp_path / "page.html")
@@ -229,3 +230,17 @@ def test_the_command_shows_what_is_asked_for(tmp_path: Path, cli: Callable) -> N
         assert code == 2
         assert text in err
         assert len(err.strip().splitlines()) == 1
+
+
+def test_a_point_estimate_has_no_coverage_even_where_its_strategy_is_not_installed(tmp_path: Path) -> None:
+    unknown = {**CONFIG, "strategy": {"name": "somebody-elses", "parameters": {}}}
+    point = write_result(tmp_path / "point.h5", config={**unknown, "draws": False})
+    drawn = write_result(tmp_path / "drawn.h5", config={**unknown, "draws": True})
+    assert "coverage_90" not in evaluate_file(point, None, None)["mean"]
+    # Truth and samples are draws from one distribution there: 9 in 10, give or take the number of pixels.
+    assert evaluate_file(drawn, None, None)["mean"]["coverage_90"] == pytest.approx(0.9, abs=0.05)
+    write_report(point, tmp_path / "point.html")
+    page = (tmp_path / "point.html").read_text()
+    assert "interval</th>" not in page
+    assert '"all":[]' in page.split('"coverage":')[1]
+    assert "somebody-elses finds one image" in page

@@ -87,7 +87,8 @@ def test_the_update_and_the_choice_are_the_papers_in_vp_coordinates(problem: Pro
         ours = run_batch(problem, strategy, ChainRandom(3, CHAINS))
         torch.testing.assert_close(ours.images[mine], x, atol=1e-7, rtol=0)
         order = ours.diagnostics["acquired_at"][mine]
-        assert torch.equal((order >= 0).double(), acquired.expand(PARTICLES, -1))
+        assert torch.equal((order[:, : len(where)] >= 0).double(), acquired.expand(PARTICLES, -1))
+        assert bool((order[:, len(where) :] == -1).all())
 
 
 def test_more_of_the_same_particles_are_each_pulled_less() -> None:
