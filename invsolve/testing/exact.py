@@ -88,7 +88,7 @@ class Exact:
             used: boolean, one measurement's shape (*measurement): the entries that count.
         """
         kept = used.expand(self.problem.y.shape[1:]).flatten().cpu()
-        kept = torch.cat([kept, kept]) if self.problem.y.is_complex() else kept
+        kept = kept.repeat_interleave(2) if self.problem.y.is_complex() else kept
         noise = self.noise[kept] if isinstance(self.noise, Tensor) else self.noise
         mean, covariance = _condition(self.prior, self.matrix[kept], self.data[kept], noise)
         return replace(
@@ -138,12 +138,11 @@ def exact_posterior(
     mask = operator.measured()
     y = y if mask is None else y * mask
     covariance = prior.covariance()
-    matrix = torch.cat([matrix.real, matrix.imag]) if matrix.is_complex() else matrix
-    data = torch.cat([y.flatten().real, y.flatten().imag]) if y.is_complex() else y.flatten()
+    data = (torch.view_as_real(y) if y.is_complex() else y).flatten()
     noise: float | Tensor = sigma
     if isinstance(sigma, Tensor):
         entries = sigma.double().expand(y.shape[1:]).flatten()
-        noise = torch.cat([entries, entries]) if y.is_complex() else entries
+        noise = entries.repeat_interleave(2) if y.is_complex() else entries
     mean, posterior = _condition(covariance, matrix, data, noise)
     operator = operator.to(device=device, dtype=dtype)
     rows = y.to(device, dtype.to_complex() if y.is_complex() else dtype).expand(samples, *y.shape[1:])

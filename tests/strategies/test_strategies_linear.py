@@ -45,10 +45,8 @@ def make(
 def matrices(problem: Problem) -> tuple[Tensor, Tensor]:
     """A (numbers, pixels) and y (rows, numbers), real."""
     matrix, _ = dense(problem.linear, problem.image_shape)
-    y = problem.y.flatten(1)
-    if matrix.is_complex():
-        return torch.cat([matrix.real, matrix.imag]), torch.cat([y.real, y.imag], 1)
-    return matrix, y
+    y = problem.y
+    return matrix, (torch.view_as_real(y) if y.is_complex() else y).flatten(1)
 
 
 def one_step(name: str, problem: Problem, sigma: float, sigma_next: float, **given: object) -> tuple[Tensor, ...]:

@@ -132,9 +132,8 @@ def data_of(name: str) -> tuple[invsolve.Operator, Tensor, tuple[int, ...]]:
 
 
 def numbers(y: Tensor) -> Tensor:
-    """The real numbers of measurements, (B, numbers): first all real parts, then all imaginary ones."""
-    flat = y.flatten(1)
-    return torch.cat([flat.real, flat.imag], 1) if y.is_complex() else flat
+    """The real numbers of measurements, (B, numbers), real and imaginary part after one another."""
+    return (torch.view_as_real(y) if y.is_complex() else y).flatten(1)
 
 
 def weighted_solution(matrix: Tensor, precision: Tensor, data: Tensor, variance: float) -> Tensor:
@@ -152,9 +151,8 @@ def test_the_data_step_is_the_weighted_least_squares_of_dense_algebra(name: str)
     )
     assert isinstance(problem.sigma, float), "white in every row"
     matrix, _ = dense(plain.linear, shape)
-    matrix = torch.cat([matrix.real, matrix.imag]) if matrix.is_complex() else matrix
     precision = (factor / sigma.flatten()) ** 2
-    precision = precision.repeat(2) if y.is_complex() else precision
+    precision = precision.repeat_interleave(2) if y.is_complex() else precision
     wanted = weighted_solution(matrix, precision, numbers(plain.y), 0.2)
     step = problem.tikhonov(problem.residual(problem.blank()), 0.2, CG(1e-13, 500)).flatten(1)
     torch.testing.assert_close(step, wanted, atol=1e-8, rtol=0)
@@ -204,8 +202,7 @@ def test_the_linear_reconstruction_of_coils_weighs_each_by_its_noise() -> None:
     problem = make_problem(None, operator, invsolve.Gaussian(sigma), y, shape, Scale())
     plain = make_problem(None, operator, invsolve.Gaussian(1.0), y, shape, Scale())
     matrix, _ = dense(plain.linear, shape)
-    precision = sigma.expand(y.shape[1:]).flatten().repeat(2) ** -2
-    matrix = torch.cat([matrix.real, matrix.imag])
+    precision = sigma.expand(y.shape[1:]).flatten().repeat_interleave(2) ** -2
     image, data = problem.baseline().flatten(1), matrix.T @ (precision * numbers(y)).T
     # Lightly regularised, as SENSE is: by a thousandth of the largest eigenvalue.
     normal = matrix.T @ (precision[:, None] * matrix)
