@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -65,9 +66,9 @@ def noise_over_spread(problem: Problem) -> float:
         if isinstance(problem.operator, LinearOperator):
             gain = problem.operator_norm()
         else:
-            image = prior.denoise(
-                problem.zeros()[:1], torch.tensor(prior.sigma_max, dtype=y.real.dtype, device=y.device)
-            )
+            # A problem of its own, so that this call is not counted as the run's.
+            one = replace(problem, y=y[:1])
+            image = one.denoise(one.zeros(), prior.sigma_max)
             image = image + spread * ChainRandom(0, [(0, 0)]).normal(image)
             gain = problem.operator.linearise(image).norm()
     seen = gain * spread

@@ -43,7 +43,7 @@ class FittedDPS(Strategy):
     zeta: float = 1.0
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linearisation")
-    data_strength: ClassVar[Mapping[str, int]] = {"zeta": 1}
+    data_strength: ClassVar[Mapping[str, int]] = {"zeta": 1, "steps": 1}
     mean_error: ClassVar[float] = 0.4
     std_ratio: ClassVar[tuple[float, float]] = (0.95, 1.1)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.95, 1.75)
