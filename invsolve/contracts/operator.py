@@ -208,6 +208,14 @@ class LinearOperator(Operator):
         """The same for an operator with complex images, restricted to images of one real channel."""
         return None
 
+    @property
+    def baseline_floor(self) -> float | None:
+        """Least ridge of the least-squares solve that `baseline` is, over the squared norm; None where it is a formula instead.
+
+        A solve weighs entries by their noise; formulas such as filtered back-projection take y as it is.
+        """
+        return 1e-6 if type(self).baseline is LinearOperator.baseline else None
+
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """Return the linear reconstruction that users of this instrument know (FBP, zero-filled, Wiener).
 
@@ -217,7 +225,7 @@ class LinearOperator(Operator):
                 deviation taken as 0.5, half of a [-1, 1] range.
         """
         rho = (torch.as_tensor(sigma, dtype=torch.float64) / 0.5) ** 2
-        floor = 1e-6 * self.norm(y) ** 2
+        floor = (self.baseline_floor or 0.0) * self.norm(y) ** 2
         rho = rho.clamp_min(floor).to(y.device, y.real.dtype)
         start = self.adjoint(y)
         rho = rho.reshape(-1, *[1] * (start.ndim - 1)) if rho.ndim else rho
