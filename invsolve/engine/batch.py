@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from invsolve.contracts.problem import Problem
+from invsolve.contracts.returned import called, check_schedule, check_state, check_tensor
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.engine.metering import metered
 from invsolve.engine.processes import SingleProcess
@@ -100,11 +101,12 @@ def run_batch(
     """
     began = time.perf_counter()
     with torch.no_grad(), _counting(problem):
-        levels = strategy.schedule(problem).tolist()
+        who = called("strategy", strategy)
+        levels = check_schedule(strategy.schedule(problem), who).tolist()
         expected = problem.expected_misfit()
         expected = torch.where(expected > 0, expected, torch.ones_like(expected))
         if resume is None:
-            state = strategy.init(problem, rng.at(0))
+            state = check_state(strategy.init(problem, rng.at(0)), problem.batch, who, "init")
             residuals = torch.full((problem.batch, max(len(levels) - 1, 1)), torch.nan, device=problem.y.device)
         else:
             state, residuals = dict(resume.state), resume.residuals
@@ -114,7 +116,7 @@ def run_batch(
         done = 0 if resume is None else resume.step
         watch = _Watch(problem, levels)
         for k, (sigma, sigma_next) in enumerate(pairwise(levels[done:]), start=done + 1):
-            state = strategy.step(problem, state, sigma, sigma_next, rng.at(k))
+            state = check_state(strategy.step(problem, state, sigma, sigma_next, rng.at(k)), problem.batch, who, "step")
             residual = state.get("residual")
             if residual is not None:
                 residuals[:, k - 1] = residual / expected
@@ -134,6 +136,7 @@ def run_batch(
             if watch.all_converged(state, k):
                 break
         images = strategy.result(problem, state)
+        check_tensor(images, (problem.batch, *problem.image_shape), who, "result")
         watch.finish(images)
         reach, span = problem.reach(images)
         diagnostics = strategy.diagnostics(problem, state) | {"reach": reach, "span": span}

@@ -55,15 +55,19 @@ def _reconstruct(
     from invsolve.jobs import shards
 
     # A kill after the result got its name, and the same command again: whether it is the same, the run must tell.
-    finished = team is None and not request.overwrite and _is_complete(request.out)
+    finished = not request.overwrite and (team is None or team.leads) and _is_complete(request.out)
     if team is None or team.leads:
         refuse_existing(request.out, request.overwrite or finished, request.scan)
+    if team is not None:
+        finished = bool(team.largest(float(finished))[0])
     run = prepare(request, say, team)
     run.should_stop = should_stop
     record = provenance(run) | {"command": command}
     every = request.snapshot_every
     told = {"output": str(request.out), "items": len(run.items)}
     began = time.perf_counter()
+    if finished and not run.processes.leads:
+        return told | {"seconds": 0.0}
     if not run.processes.leads:
         run.keeper = keeper_of(run, request.out, record, every)
         run.execute(slabs.NullSink())

@@ -141,9 +141,8 @@ def test_kill_and_resume_gives_the_unkilled_samples(
     assert process.returncode == -signal.SIGKILL, err
     assert not broken.exists()
     # Resumed with another batch size: the samples must not notice.
-    process = cli_process(*arguments(scan, broken, plugin, batch=7))
-    _, err = process.communicate()
-    assert process.returncode == 0, err
+    code, _, err = cli(*arguments(scan, broken, plugin, batch=7))
+    assert code == 0, err
     assert "continuing" in err
     assert not Path(f"{broken}.partial.h5").exists()
     with h5py.File(whole) as a, h5py.File(broken) as b:
