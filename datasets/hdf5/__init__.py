@@ -23,7 +23,7 @@ from invsolve.datasets.hdf5.result import ResultFile, partial_path
 from invsolve.datasets.hdf5.result_view import Picked, ResultView, read_result
 from invsolve.datasets.hdf5.resume import changed, continue_partial, differences, stored_config
 from invsolve.datasets.hdf5.rows import LazyRows, OneByOne, WithChannel
-from invsolve.datasets.hdf5.scan import read_noise, read_parameters, write_scan
+from invsolve.datasets.hdf5.scan import names_no_files, read_noise, read_parameters, write_scan
 from invsolve.datasets.hdf5.sources import shown, source_files
 from invsolve.datasets.hdf5.square_pixels import is_square, squared
 from invsolve.datasets.hdf5.tiff import tiff_folder
@@ -58,6 +58,7 @@ __all__ = [
     "is_square",
     "is_tiff",
     "join_results",
+    "names_no_files",
     "open_array",
     "open_readonly",
     "opens_array",

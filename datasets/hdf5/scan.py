@@ -45,6 +45,21 @@ def read_parameters(group: h5py.Group) -> dict[str, Any]:
     return parameters
 
 
+def names_no_files(parameters: Mapping[str, Any], where: str) -> None:
+    """Refuse parameters that are paths: a file from elsewhere must not make us open another one.
+
+    Args:
+        parameters: as read.
+        where: whose they are, for the message.
+
+    Raises:
+        UserError: one is the path of an array or of a JSON file.
+    """
+    for key, value in parameters.items():
+        if isinstance(value, str) and value.endswith((".npy", ".json")):
+            raise UserError(f"{where}: {key} names the file {value!r}; store the numbers themselves")
+
+
 def read_noise(file: h5py.File, path: Path, make: Make) -> Noise | None:
     """The noise of a scan file, from its group `noise`: an attribute `name`, and the parameters.
 
@@ -63,10 +78,7 @@ def read_noise(file: h5py.File, path: Path, make: Make) -> Noise | None:
     if not isinstance(group, h5py.Group):
         return None
     name, parameters = text(group.attrs.get("name", "")), read_parameters(group)
-    for key, value in parameters.items():
-        # A file from elsewhere must not make us open another one.
-        if isinstance(value, str) and value.endswith(".npy"):
-            raise UserError(f"{path}: group 'noise': {key} names the file {value!r}; store the numbers themselves")
+    names_no_files(parameters, f"{path}: group 'noise'")
     return make_for(f"{path}: group 'noise'", make).noise(name, **parameters)
 
 

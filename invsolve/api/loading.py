@@ -130,5 +130,5 @@ def _with_error_curve(prior: Prior, path: Path) -> Prior:
 def fill_image_size(name: str, given: Mapping[str, Any], size: int) -> dict[str, Any]:
     """Add `image_size` to an operator's parameters where it takes one and none is given."""
     takes = {p.name for p in parameters(registry.find("operator", name))}
-    missing = "image_size" in takes and "image_size" not in given and "mask" not in given
+    missing = "image_size" in takes and not {"image_size", "mask", "geometry"} & given.keys()
     return {**given, "image_size": size} if missing else dict(given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import typing
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -127,8 +128,15 @@ def build(plugin: type, kind: str, name: str, given: dict[str, Any]) -> Any:
     values = {p.name: getattr(model, p.name) for p in parameters(plugin)}
     made = _made(plugin, name, values)
     if hasattr(plugin, "parameters_given"):
-        made.parameters_given = {key: values[key] for key in given}
+        made.parameters_given = {key: _recorded(values[key]) for key in given}
     return made
+
+
+def _recorded(value: Any) -> Any:
+    """A parameter as records and files hold it: what states its text by that text, tables as JSON."""
+    if hasattr(value, "to_text"):
+        return value.to_text()
+    return json.dumps(value) if isinstance(value, dict) else value
 
 
 def _made(plugin: type, name: str, values: dict[str, Any]) -> Any:
