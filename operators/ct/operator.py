@@ -18,8 +18,12 @@ from invsolve.operators.ct.filters import Window, ramp_filter
 from invsolve.operators.ct.geometry import Geometry
 from invsolve.operators.ct.projectors.base import Projector
 from invsolve.operators.ct.projectors.folded import FoldedProjector
+from invsolve.operators.ct.projectors.joseph import JosephProjector
+from invsolve.operators.ct.projectors.joseph3d import Joseph3DProjector
 
-PROJECTORS: dict[str, type[Projector]] = {cls.name: cls for cls in (FoldedProjector,)}
+PROJECTORS: dict[str, type[Projector]] = {
+    cls.name: cls for cls in (FoldedProjector, JosephProjector, Joseph3DProjector)
+}
 
 
 class CT(MaskableOperator):
@@ -40,7 +44,8 @@ class CT(MaskableOperator):
             (detectors - 1) / 2.
         pixel_size: side of an image pixel, in a length unit of your choice.
         geometry: instead of all of these, an `invsolve.Geometry`, its arguments as a table, its text, or a .json file.
-        projector: how the integrals are computed: "folded" (a sparse matrix, 2-D). "auto" takes what is fastest.
+        projector: how the integrals are computed: "folded" (a sparse matrix, 2-D), "joseph" (2-D, without a matrix) or
+            "joseph-3d" (volumes). "auto" takes what is fastest in the memory that there is.
 
     Raises:
         UserError: a size, count or spacing that is not positive, fewer than one angle, or a projector that is not for the
@@ -57,6 +62,20 @@ class CT(MaskableOperator):
         {"image_size": 10, "angles": 6, "detector_spacing": 1.5, "detectors": 9},
         {"image_size": [8, 13], "angles": [0.0, 21.0, 45.0, 90.0, 135.0, 159.0], "centre": 7.3},
         {"geometry": {"beam": "fan", "image_size": [9, 12], "angles": 7, "source_distance": 20.0, "centre": 6.2}},
+        {
+            "geometry": {"beam": "fan", "image_size": 10, "angles": 5, "source_distance": 20.0, "curved": True},
+            "projector": "joseph",
+        },
+        {
+            "geometry": {
+                "beam": "cone",
+                "image_size": [4, 6, 5],
+                "angles": 5,
+                "source_distance": 12.0,
+                "row_centre": 3.1,
+                "roll": 5.0,
+            }
+        },
     )
 
     def __init__(
@@ -68,7 +87,7 @@ class CT(MaskableOperator):
         centre: float | None = None,
         pixel_size: float | None = None,
         geometry: Geometry | dict[str, Any] | str | None = None,
-        projector: Literal["auto", "folded"] = "auto",
+        projector: Literal["auto", "folded", "joseph", "joseph-3d"] = "auto",
     ) -> None:
         super().__init__()
         simple: dict[str, Any] = {"image_size": image_size, "angles": angles, "detectors": detectors}
@@ -130,8 +149,10 @@ class CT(MaskableOperator):
         return self.adjoint(filtered[..., pad : pad + g.detectors]) * (g.detector_spacing / g.pixel_size**2)
 
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
-        """Filtered back-projection with a Hann window."""
-        return self.fbp(y)
+        """Filtered back-projection with a Hann window; Tikhonov, where the geometry has none."""
+        g = self.geometry
+        plain = g.beam == "parallel" and g.dimensions == 2 and not g.vectors
+        return self.fbp(y) if plain else super().baseline(y, sigma)
 
 
 def make_projector(geometry: Geometry, name: str) -> Projector:
@@ -141,7 +162,9 @@ def make_projector(geometry: Geometry, name: str) -> Projector:
         UserError: it is not for this geometry.
     """
     if name == "auto":
-        return FoldedProjector(geometry)
+        if geometry.dimensions == 3:
+            return Joseph3DProjector(geometry)
+        return FoldedProjector(geometry) if FoldedProjector.is_small(geometry) else JosephProjector(geometry)
     unsupported = PROJECTORS[name].unsupported(geometry)
     if unsupported:
         raise UserError(
