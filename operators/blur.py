@@ -51,6 +51,7 @@ class Blur(LinearOperator):
         {"sigma": 0.8, "boundary": "reflect"},
         {"kernel": [[0.2, 0.0, 0.3], [0.1, 0.3, 0.1]], "boundary": "zero"},
     )
+    channelwise = True
     item_axes: ClassVar[Mapping[str, int]] = {"kernel": 2}
 
     def __init__(

@@ -48,6 +48,7 @@ class Inpainting(MaskableOperator):
         {"fraction": 0.4, "image_size": [9, 13], "channels": 3},
         {"mask": [[[1, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 1]], [[0, 1, 1, 0], [1, 1, 0, 1], [1, 0, 0, 1]]]},
     )
+    channelwise = True
     item_axes: ClassVar[Mapping[str, int]] = {"mask": 3}
 
     def __init__(

@@ -16,7 +16,7 @@ from invsolve.contracts.measurement import Images, Measurement
 from invsolve.datasets.hdf5.arrays import Source, files_of, open_array, opens_array
 from invsolve.datasets.hdf5.reading import fingerprint
 from invsolve.datasets.hdf5.rows import OneByOne
-from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
+from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout, where_not_zero
 from invsolve.datasets.tomography.centre import find_centre
 from invsolve.datasets.tomography.counts import kept
 from invsolve.datasets.tomography.projections import option_hash
@@ -44,8 +44,9 @@ class Array(Layout):
     """Whatever its axes say: images (item, channel, row, column), sinograms (row, angle, detector), or k-space (coil ...).
 
     Axes that are not there count one. Sinograms are one per detector row; k-space is centred, and points that are zero in
-    every coil are not measured. PNG, JPEG and TIFF name the axes of images themselves; arrays (rows, columns), (items, rows,
-    columns) and (items, channels, rows, columns) are taken as such where images are asked for and their shape leaves no doubt.
+    every coil of an item are not measured. PNG, JPEG and TIFF name the axes of images themselves; arrays (rows, columns), (items,
+    rows, columns) and (items, channels, rows, columns) are taken as such where images are asked for and their shape leaves no
+    doubt.
 
     Args:
         axes: names of the array's axes in their order, such as "z,y,x", "theta,y,x" or "coil,row,column"; default what the
@@ -320,6 +321,7 @@ class _ArrayKSpace(KSpaceLayout):
     """K-space in a plain array."""
 
     name: ClassVar[str] = "array"
+    picked_by: ClassVar[str] = "items"
 
     def __init__(self, stack: _Stack, coil_maps: Tensor | None, real: bool) -> None:
         super().__init__(coil_maps=coil_maps, real=real)
@@ -329,17 +331,14 @@ class _ArrayKSpace(KSpaceLayout):
         stack, order = self.stack, (_COIL, _ROW, _COLUMN)
         if stack.source.dtype.kind != "c":
             raise UserError(f"{path}: holds {stack.source.dtype}, expected complex numbers for k-space; write it again")
-        # All items share one mask: what is not zero in the first.
-        measured = (np.abs(stack.item(0, order)) > 0).any(0)
-        columns = measured.any(0)
-        by_columns = bool((measured[:, columns].mean() if columns.any() else 0.0) > 0.99)
+        zero = int((stack.item(0, order) == 0).all(0).sum())
         return Acquired(
             read=lambda item: stack.item(item, order).astype(np.complex64),
             items=stack.count,
             coils=stack.length(_COIL),
             matrix=(stack.length(_ROW), stack.length(_COLUMN)),
-            mask=np.asarray(columns if by_columns else measured),
-            notes=[f"points that are zero in every coil count as not measured ({int((~measured).sum())})"],
+            mask=lambda item: where_not_zero(stack.item(item, order)),
+            notes=[f"points that are zero in every coil count as not measured, item by item ({zero} in the first)"],
             missing=[],
         )
 

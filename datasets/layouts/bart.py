@@ -13,7 +13,7 @@ from invsolve.contracts.measurement import Images, Measurement
 from invsolve.datasets.hdf5.reading import fingerprint
 from invsolve.datasets.hdf5.rows import OneByOne
 from invsolve.datasets.mri.cfl import DIMENSIONS, is_cfl, read_cfl
-from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
+from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout, where_not_zero
 from invsolve.datasets.tomography.projections import option_hash
 from invsolve.errors import UserError
 
@@ -79,22 +79,14 @@ class BART(KSpaceLayout):
             plane = _plane(array, others, item)[:, :, 0]
             return np.ascontiguousarray(plane.transpose(2, 0, 1))
 
-        mask = np.abs(read(0)).max(0) > 0
-        for item in range(1, items):
-            if not np.array_equal(np.abs(read(item)).max(0) > 0, mask):
-                raise UserError(
-                    f"{path}: item {item} is measured at other points than item 0; take items of one mask with bart "
-                    "extract, or the slices one by one"
-                )
-        columns = mask.any(0)
-        by_columns = bool((mask[:, columns].mean() if columns.any() else 0.0) > 0.99)
-        notes = [f"points that are zero in every coil count as not measured ({int((~mask).sum())})"]
+        zero = int((read(0) == 0).all(0).sum())
+        notes = [f"points that are zero in every coil count as not measured, item by item ({zero} in the first)"]
         return Acquired(
             read=read,
             items=items,
             coils=array.shape[_COIL],
             matrix=(array.shape[_READ], array.shape[_PHS1]),
-            mask=np.asarray(columns if by_columns else mask),
+            mask=lambda item: where_not_zero(read(item)),
             maps=self._maps(path, array, others, notes),
             notes=notes,
         )

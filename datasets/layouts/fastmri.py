@@ -8,22 +8,23 @@ from typing import Any
 import h5py
 import numpy as np
 
+from invsolve.contracts.arguments import as_mask
 from invsolve.contracts.measurement import Images
-from invsolve.datasets.hdf5 import LazyRows, WithChannel, dataset, fingerprint, open_readonly, read
+from invsolve.datasets.hdf5 import LazyRows, WithChannel, dataset, fingerprint, open_readonly, read, to_tensor
 from invsolve.datasets.mri.header import Header, parse_header
 from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
 from invsolve.errors import UserError
 
 _TRUTHS = ("reconstruction_rss", "reconstruction_esc")
 _MAPS = ("coil_maps", "sensitivity_maps", "sens_maps")
-_LOOKED_AT = 3
 
 
 class FastMRI(KSpaceLayout):
     """Cartesian k-space (slice, coil, readout, phase) or (slice, readout, phase), centred; items are slices.
 
-    Columns outside the mask, and those that pad k-space beyond the header's encoding limits, are not measurements. The
-    image is the orthonormal inverse transform, cut to the header's reconSpace. As images: the stored reconstructions.
+    Columns outside the mask, and those that pad k-space beyond the header's encoding limits, are not measurements. Without a
+    mask, columns of zeros are not, slice by slice; a mask (slices, columns) is one for each slice. The image is the orthonormal
+    inverse transform, cut to the header's reconSpace. As images: the stored reconstructions.
     """
 
     name = "fastmri"
@@ -47,7 +48,7 @@ class FastMRI(KSpaceLayout):
             items, *coils, readout, phase = kspace.shape
             header = _header(file, path, missing)
             recon = None if header is None else header.recon[:2]
-            mask = _mask(file, path, kspace, header, notes)
+            stated, within = _stated(file, path, kspace), _within(header, phase)
             # Cut as the result will be; a target of another size cannot be compared with it.
             size = (
                 (readout, phase) if recon is None or not self.crop else (min(readout, recon[0]), min(phase, recon[1]))
@@ -64,12 +65,21 @@ class FastMRI(KSpaceLayout):
         def one(rows: LazyRows, item: int) -> np.ndarray:
             return rows[item : item + 1][0].numpy().reshape(-1, readout, phase)
 
+        def recorded(item: int) -> np.ndarray:
+            """The columns that hold something, padding included."""
+            if stated is not None:
+                return stated[item if len(stated) > 1 else 0]
+            return (one(stored, item) != 0).any((0, 1))
+
+        padded = int((recorded(0) & ~within).sum())
+        if padded:
+            notes.append(f"{padded} padded columns outside the encoding limits are not measurements")
         return Acquired(
             read=lambda item: one(stored, item),
             items=items,
             coils=coils[0] if coils else 1,
             matrix=(readout, phase),
-            mask=mask,
+            mask=lambda item: recorded(item) & within,
             recon=recon,
             maps=None if lazy is None else lambda item: one(lazy, item),
             truth=WithChannel(LazyRows(path, truth)) if truth is not None else None,
@@ -99,26 +109,27 @@ def _header(file: h5py.File, path: Path, missing: list[str]) -> Header | None:
     return parse_header(xml.encode() if isinstance(xml, str) else xml, f"{path}: ismrmrd_header")
 
 
-def _mask(file: h5py.File, path: Path, kspace: h5py.Dataset, header: Header | None, notes: list[str]) -> np.ndarray:
-    columns = kspace.shape[-1]
-    if "mask" in file:
-        mask = read(dataset(file, "mask")).ravel() != 0
-        if len(mask) != columns:
-            raise UserError(
-                f"{path}: mask has {len(mask)} entries, kspace {kspace.shape} has {columns} columns; write it again"
-            )
-    else:
-        picked = np.unique(np.linspace(0, len(kspace) - 1, min(len(kspace), _LOOKED_AT)).round().astype(int))
-        mask = np.zeros(columns, bool)
-        for item in picked.tolist():
-            mask |= (read(kspace, item) != 0).reshape(-1, columns).any(0)
+def _stated(file: h5py.File, path: Path, kspace: h5py.Dataset) -> np.ndarray | None:
+    """The file's mask, (1, columns) or (slices, columns); None where it has none.
+
+    Raises:
+        UserError: its shape is another, or it has more values than two.
+    """
+    if "mask" not in file:
+        return None
+    slices, columns = len(kspace), kspace.shape[-1]
+    stored = read(dataset(file, "mask"))
+    if stored.size not in (columns, slices * columns) or columns not in stored.shape:
+        raise UserError(
+            f"{path}: mask {stored.shape} has {stored.size} entries, kspace {kspace.shape} has {columns} columns; write it again"
+        )
+    return as_mask(to_tensor(stored), str(path)).numpy().reshape(-1, columns)
+
+
+def _within(header: Header | None, columns: int) -> np.ndarray:
+    """The columns (columns,) within the header's encoding limits; the others are padding."""
     limits = None if header is None or header.encoded[1] != columns else header.columns(columns)
+    within = np.ones(columns, bool) if limits is None else np.zeros(columns, bool)
     if limits is not None:
-        outside = mask.copy()
-        outside[limits[0] : limits[1]] = False
-        if outside.any():
-            notes.append(f"{int(outside.sum())} padded columns outside the encoding limits are not measurements")
-        mask &= ~outside
-    if not mask.any():
-        raise UserError(f"{path}: no column of k-space is measured; the mask or kspace is all zero")
-    return mask
+        within[limits[0] : limits[1]] = True
+    return within

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from invsolve.datasets.hdf5 import check_stored, dataset, open_readonly
 from invsolve.datasets.mri.header import Header, parse_header
-from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
+from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout, in_columns
 from invsolve.errors import UserError
 
 # Bits of head.flags (ismrmrd.h counts them from 1).
@@ -87,14 +87,17 @@ class ISMRMRD(KSpaceLayout):
         if len(lines.keys) > 1:
             varied = [n for k, n in enumerate(_COUNTERS) if len({key[k] for key in lines.keys}) > 1]
             notes.append(f"{len(lines.keys)} images, told apart by {', '.join(varied)}")
-        mask = lines.mask()
-        whole = mask.any(1).sum() * mask.any(0).sum() == mask.sum() and bool(mask.any(1).all())
+        masks = lines.masks()
+        # Readout lines that are measured whole can be cut; where one image has others, none is.
+        whole = in_columns(masks)
+        if any(not np.array_equal(mask, masks[0]) for mask in masks):
+            notes.append("images differ in what is measured of k-space; each has a mask of its own")
         return Acquired(
             read=lines.read,
             items=len(lines.keys),
             coils=lines.coils,
             matrix=(header.encoded[0], header.encoded[1]),
-            mask=np.asarray(mask.any(0)) if whole else mask,
+            mask=lambda item: np.asarray(masks[item][0]) if whole else masks[item],
             recon=header.recon[:2],
             sigma=sigma,
             calibration=lines.calibration if lines.for_calibration.any() else None,
@@ -232,23 +235,9 @@ class _Lines:
     def _chosen(self, item: int, among: np.ndarray) -> np.ndarray:
         return np.flatnonzero(among & (self.counters == self.keys[item]).all(1))
 
-    def mask(self) -> np.ndarray:
-        """Which points are measured, (readout, phase); the same for all images.
-
-        Raises:
-            UserError: images differ in what is measured.
-        """
-        first: np.ndarray | None = None
-        for item in range(len(self.keys)):
-            mask = self._covered(self._chosen(item, self.image))
-            if first is not None and not np.array_equal(mask, first):
-                raise UserError(
-                    f"{self.path}: image {item} of {len(self.keys)} measures other lines of k-space than image 0; give one "
-                    "of them with slices= to a file of its own"
-                )
-            first = mask
-        assert first is not None
-        return first
+    def masks(self) -> list[np.ndarray]:
+        """Which points are measured, (readout, phase), of each image."""
+        return [self._covered(self._chosen(item, self.image)) for item in range(len(self.keys))]
 
     def _covered(self, lines: np.ndarray) -> np.ndarray:
         mask = np.zeros(self.header.encoded[:2], bool)

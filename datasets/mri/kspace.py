@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ _LOOKED_AT = 3
 # Median of the modulus of a complex normal number whose parts have standard deviation 1.
 _RAYLEIGH_MEDIAN = 1.1774
 _MAPS_KEPT = 2
+_MASKS_KEPT = 64
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Acquired:
         read: k-space of one item, complex (coils, readout, phase), centred, zero where nothing was measured.
         items, coils: how many.
         matrix: readout and phase points.
-        mask: (phase,) or (readout, phase) boolean, what was measured.
+        mask: what was measured of one item, boolean: (phase,) where that is whole columns, else (readout, phase).
         recon: rows and columns of the image that the scanner makes, if the file says.
         maps: coil maps of one item, if the file has them.
         truth: (items, 1, rows, columns), if the file has it.
@@ -48,7 +50,7 @@ class Acquired:
     items: int
     coils: int
     matrix: tuple[int, int]
-    mask: np.ndarray
+    mask: Callable[[int], np.ndarray]
     recon: tuple[int, int] | None = None
     maps: Callable[[int], np.ndarray] | None = None
     truth: Rows | None = None
@@ -59,7 +61,13 @@ class Acquired:
 
 
 class KSpaceLayout(Layout):
-    """Cartesian k-space; items are slices, y (slices, coils, rows, columns) complex, rows along the readout."""
+    """Cartesian k-space; items are slices, y (slices, coils, rows, columns) complex, rows along the readout.
+
+    Class attributes:
+        picked_by: the option that chooses among the slices.
+    """
+
+    picked_by: ClassVar[str] = "slices"
 
     def __init__(
         self,
@@ -111,12 +119,13 @@ class KSpaceLayout(Layout):
         if not 0 <= start < stop <= acquisition.items:
             raise UserError(f"{path}: slices={self.slices} must be [start, stop) within the {acquisition.items} slices")
         rows = acquisition.matrix[0]
-        if self.crop and acquisition.recon is not None and acquisition.recon[0] < rows and acquisition.mask.ndim == 1:
+        by_columns = acquisition.mask(start).ndim == 1
+        if self.crop and acquisition.recon is not None and acquisition.recon[0] < rows and by_columns:
             rows = acquisition.recon[0]
             notes.append(f"readout of {acquisition.matrix[0]} points cut to {rows}, the reconstructed field of view")
-        mask = self._mask(acquisition, notes)
-        y = _Slices(acquisition, mask, rows, start, stop)
-        sigma = acquisition.sigma or _edge_sigma(y, mask, path)
+        y = _Slices(acquisition, lru_cache(_MASKS_KEPT)(self._masks(acquisition, path)), rows, start, stop)
+        self._tell(y, notes)
+        sigma = acquisition.sigma or _edge_sigma(y, path)
         how = (
             "from the noise scans"
             if acquisition.sigma
@@ -127,7 +136,7 @@ class KSpaceLayout(Layout):
             acquisition.missing.append(
                 f"noise level: taken from the corners of k-space, {sigma:.4g}; --noise gaussian:SIGMA fixes it"
             )
-        operators = _Operators(self, path, make_for(path, make), y, mask, sigma, notes, acquisition.missing)
+        operators = _Operators(self, path, make_for(path, make), y, sigma, notes, acquisition.missing)
         return Measurement(
             y=y,
             operator=operators(0),
@@ -143,15 +152,29 @@ class KSpaceLayout(Layout):
             region=_region((rows, acquisition.matrix[1]), acquisition.recon) if self.crop else None,
         )
 
-    def _mask(self, acquisition: Acquired, notes: list[str]) -> np.ndarray:
-        mask = acquisition.mask.astype(bool)
-        columns: np.ndarray = np.asarray(np.atleast_2d(mask).any(0))
-        notes.append(f"{int(columns.sum())} of {len(columns)} k-space columns measured, {acquisition.coils} coils")
-        if self.acceleration is not None:
-            keep = _sparser(columns, self.acceleration, self.centre_fraction, self.seed)
-            notes.append(f"{int(keep.sum())} of these columns kept, for acceleration={self.acceleration:g}")
-            mask = mask & keep
+    def _masks(self, acquisition: Acquired, path: Path) -> Callable[[int], np.ndarray]:
+        """What is taken for measured of an item of the file: what the file says, and of that what `acceleration` keeps."""
+
+        def mask(item: int) -> np.ndarray:
+            measured = acquisition.mask(item).astype(bool)
+            if not measured.any():
+                raise UserError(
+                    f"{path}: no column of k-space is measured in slice {item}: the mask or k-space is all zero there; leave it "
+                    f"out with {self.picked_by}="
+                )
+            if self.acceleration is None:
+                return measured
+            return measured & _sparser(_columns(measured), self.acceleration, self.centre_fraction, self.seed)
+
         return mask
+
+    def _tell(self, y: _Slices, notes: list[str]) -> None:
+        """Note how many columns are measured, by the first slice: of the others the data may not have been read yet."""
+        columns = _columns(y.acquisition.mask(y.start))
+        notes.append(f"{int(columns.sum())} of {len(columns)} k-space columns measured, {y.acquisition.coils} coils")
+        if self.acceleration is not None:
+            kept = _columns(y.mask(0))
+            notes.append(f"{int(kept.sum())} of these columns kept, for acceleration={self.acceleration:g}")
 
     def _fingerprint(self, path: Path) -> str:
         options = {k: v.numpy().tobytes() if isinstance(v, Tensor) else v for k, v in vars(self).items()}
@@ -164,7 +187,7 @@ class _Slices:
     """k-space of the items (slices, coils, rows, columns), read when sliced; masked, and cut along the readout."""
 
     acquisition: Acquired
-    mask: np.ndarray
+    masks: Callable[[int], np.ndarray]
     rows: int
     start: int
     stop: int
@@ -176,7 +199,12 @@ class _Slices:
         picked = range(*rows.indices(len(self)))
         if not picked:
             return torch.empty(0, self.acquisition.coils, self.rows, self.acquisition.matrix[1], dtype=torch.complex64)
-        return to_tensor(np.stack([self.cut(self.acquisition.read(self.start + item)) * self.mask for item in picked]))
+        read = self.acquisition.read
+        return to_tensor(np.stack([self.cut(read(self.start + item)) * self.mask(item) for item in picked]))
+
+    def mask(self, item: int) -> np.ndarray:
+        """What is measured of one of these items, (columns,) or (rows, columns)."""
+        return self.masks(self.start + item)
 
     def cut(self, kspace: np.ndarray) -> np.ndarray:
         """Keep the middle of the field of view along the readout: exact, as readout lines are measured whole."""
@@ -214,13 +242,12 @@ class _Operators:
         path: Path,
         make: Make,
         y: _Slices,
-        mask: np.ndarray,
         sigma: float,
         notes: list[str],
         missing: list[str],
     ) -> None:
         self.layout, self.path, self.make = layout, path, make
-        self.y, self.mask, self.sigma = y, mask, sigma
+        self.y, self.sigma = y, sigma
         coils = y.acquisition.coils
         self.size = (y.rows, y.acquisition.matrix[1])
         self.kept: OrderedDict[int, Operator] = OrderedDict()
@@ -241,10 +268,11 @@ class _Operators:
 
     def __call__(self, item: int) -> Operator:
         if item not in self.kept:
-            parameters: dict[str, Any] = {"mask": torch.from_numpy(self.mask)}
+            mask = self.y.mask(item)
+            parameters: dict[str, Any] = {"mask": torch.from_numpy(mask)}
             maps = self._maps(item)
             if maps is None:
-                parameters["mask"] = torch.from_numpy(np.broadcast_to(self.mask, self.size).copy())
+                parameters["mask"] = torch.from_numpy(np.broadcast_to(mask, self.size).copy())
             else:
                 parameters["coil_maps"] = torch.from_numpy(np.ascontiguousarray(maps, np.complex64))
             self.kept[item] = self.make("mri", **parameters)
@@ -265,7 +293,7 @@ class _Operators:
             maps = np.ones((1, *self.size), np.complex64)
         if maps is not None and not self.layout.real:
             return maps
-        kspace, mask = self.y[item : item + 1][0].numpy(), np.broadcast_to(self.mask, self.size)
+        kspace, mask = self.y[item : item + 1][0].numpy(), np.broadcast_to(self.y.mask(item), self.size)
         if acquisition.calibration is not None:
             kspace, mask = acquisition.calibration(self.y.start + item)
             if self.y.rows != len(mask):
@@ -277,7 +305,7 @@ class _Operators:
         return absorb_phase(maps, centre) if self.layout.real else maps
 
 
-def _edge_sigma(y: _Slices, mask: np.ndarray, path: Path) -> float:
+def _edge_sigma(y: _Slices, path: Path) -> float:
     """Standard deviation of each part of the noise, where k-space holds least signal: its corners."""
     picked = np.unique(np.linspace(0, len(y) - 1, min(len(y), _LOOKED_AT)).round().astype(int))
     levels = []
@@ -288,7 +316,7 @@ def _edge_sigma(y: _Slices, mask: np.ndarray, path: Path) -> float:
             raise UserError(
                 f"{path}: k-space has {count} NaN or infinite values in slice {y.start + item}; leave it out with slices="
             )
-        measured = np.broadcast_to(mask, kspace.shape[1:]) & (np.abs(kspace).sum(0) > 0)
+        measured = np.broadcast_to(y.mask(item), kspace.shape[1:]) & (np.abs(kspace).sum(0) > 0)
         corner = measured & _outer(measured.any(1), 0.9)[:, None] & _outer(measured.any(0), 0.5)
         values = np.abs(kspace[:, corner if corner.any() else measured])
         if values.size:
@@ -299,6 +327,32 @@ def _edge_sigma(y: _Slices, mask: np.ndarray, path: Path) -> float:
             f"{path}: the measured k-space is zero in slices {picked.tolist()}; leave them out with slices="
         )
     return level
+
+
+def where_not_zero(kspace: np.ndarray) -> np.ndarray:
+    """What was measured, where a file says nothing else than that the rest is zero in every coil.
+
+    Args:
+        kspace: of one item, (coils, readout, phase).
+
+    Returns:
+        (phase,) where all but 1 % of the points of columns that hold anything do, as a number may happen to be zero; else
+        (readout, phase).
+    """
+    measured: np.ndarray = (kspace != 0).any(0)
+    columns = measured.any(0)
+    by_columns = bool(columns.any()) and float(measured[:, columns].mean()) > 0.99
+    return np.asarray(columns) if by_columns else measured
+
+
+def in_columns(masks: Sequence[np.ndarray]) -> bool:
+    """Whether each of these (readout, phase) masks is whole columns."""
+    return all(bool((mask == mask[:1]).all()) for mask in masks)
+
+
+def _columns(mask: np.ndarray) -> np.ndarray:
+    """The columns of which anything is measured, (phase,)."""
+    return np.asarray(np.atleast_2d(mask).any(0))
 
 
 def _outer(measured: np.ndarray, part: float) -> np.ndarray:

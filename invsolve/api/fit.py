@@ -29,12 +29,32 @@ def image_shape(measurement: Measurement, prior: Prior | None) -> tuple[int, ...
             shape = (channels or 2, *shape[1:])
     if shape is None:
         raise UserError(
-            f"the image size cannot be told from measurements of shape {measured}; set image_shape in the operator, such as "
-            "self.image_shape = (1, 128, 128)"
+            f"the image size cannot be told from measurements of shape {measured}{_complaint(forward, measured)}; set "
+            "image_shape in the operator, such as self.image_shape = (1, 128, 128)"
         )
     if prior is not None:
         prior.check_shape(shape)
     return shape
+
+
+def _complaint(forward: Operator, shape: tuple[int, ...]) -> str:
+    """What an operator has against images of this shape, in brackets; nothing where it does not say."""
+    try:
+        forward.measurement_shape(shape)
+    except UserError as error:
+        return f" ({error})"
+    except (RuntimeError, ValueError, IndexError):
+        pass
+    return ""
+
+
+def own_shape(measurement: Measurement) -> tuple[int, ...] | None:
+    """The shape (C, *spatial) of the operator's images by it and the data alone, complex ones with one channel; None where
+    they do not tell."""
+    forward = measurement.operator_for(0)
+    if forward.image_shape is not None or forward.complex_image:
+        return forward.image_shape
+    return forward.image_shape_for(measurement.y[:1].shape[1:])
 
 
 def check_measurement(measurement: Measurement, shape: tuple[int, ...]) -> None:

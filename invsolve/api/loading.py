@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from invsolve import registry
+from invsolve.api import hub
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.contracts.prior import Prior, is_error_curve
@@ -73,19 +74,33 @@ def strategy(name: str, /, **parameters_: Any) -> Strategy:
     return build(registry.find("strategy", name), "strategy", name, parameters_)
 
 
-def load_prior(name: str | Path, *, self_test: bool = True, **parameters_: Any) -> Prior:
-    """Load a prior by registered name, or from a checkpoint file. Never runs code from the file.
+def load_prior(
+    name: str | Path, *, revision: str | None = None, download: bool = False, self_test: bool = True, **parameters_: Any
+) -> Prior:
+    """Load a prior by registered name, from a checkpoint file, or from the Hugging Face hub. Never runs code from the file.
 
     Args:
-        name: a registered name, with its parameters, or a file or folder that a registered format opens.
+        name: a registered name, with its parameters; a file or folder that a registered format opens; or "hf:owner/name" or
+            "hf:owner/name@revision", read from the hub's cache, as `invsolve prior fetch` leaves it.
+        revision: with a name of the hub: branch, tag or commit; default the branch "main". A commit pins the weights.
+        download: with a name of the hub: fetch it first; without, the network is never used. Commit, size and hashes go to
+            the logger "invsolve".
         self_test: let a network of a foreign format denoise reference images first (a second or more), and warn where it
             seems to be read otherwise than it was trained; `invsolve.self_test` tells more.
         parameters_: of the registered prior; with a file, of its format, such as `num_head_channels=32`.
 
     Raises:
-        UserError: neither a known name nor a file that a registered format opens.
+        UserError: neither a known name nor a file that a registered format opens; or a model that is not in the hub's cache.
     """
-    prior = _load_prior(name, parameters_)
+    if hub.is_hub_name(str(name)):
+        where = hub.place(str(name), revision)
+        where = hub.fetch(where) if download else where
+        prior = _load_prior(hub.cached(where), parameters_)
+        prior.source = str(hub.pinned(where))
+    elif download or revision is not None:
+        raise UserError(f"prior {str(name)!r}: revision= and download= are for names of the hub, hf:OWNER/NAME")
+    else:
+        prior = _load_prior(name, parameters_)
     if self_test and isinstance(prior, NetworkPrior):
         report = selftest.self_test(prior)
         if not report:
@@ -127,8 +142,21 @@ def _with_error_curve(prior: Prior, path: Path) -> Prior:
     return prior
 
 
-def fill_image_size(name: str, given: Mapping[str, Any], size: int) -> dict[str, Any]:
-    """Add `image_size` to an operator's parameters where it takes one and none is given."""
+def fill_image_size(name: str, given: Mapping[str, Any], image_shape: Sequence[int]) -> dict[str, Any]:
+    """Add to an operator's parameters what images tell: `image_size`, and `channels` of colour, where it takes them.
+
+    Args:
+        name: of the operator.
+        given: its parameters; what is given stays.
+        image_shape: (C, *spatial) of the images.
+    """
     takes = {p.name for p in parameters(registry.find("operator", name))}
-    missing = "image_size" in takes and not {"image_size", "mask", "geometry"} & given.keys()
-    return {**given, "image_size": size} if missing else dict(given)
+    channels, *size = image_shape
+    square = len(set(size)) == 1
+    told: dict[str, Any] = {}
+    # A mask tells the size itself, but for one of columns, of which there are as many as rows if nothing else is said.
+    if "image_size" in takes and "geometry" not in given and not (square and "mask" in given):
+        told["image_size"] = size[0] if square else size
+    if "channels" in takes and channels > 1:
+        told["channels"] = channels
+    return {**told, **given}

@@ -70,7 +70,7 @@ def _plan(
     forward = placed(measurement.operator_for(0), place)
     if knowledge is not None:
         knowledge = placed(knowledge, place, frozen=True)
-        knowledge = volume.for_images(knowledge, forward, options.rows, place, options.planes)
+        knowledge = volume.for_images(knowledge, fit.own_shape(measurement), options.rows, place, options.planes)
     shape = fit.image_shape(measurement, knowledge)
     fit.check_measurement(measurement, shape)
     run = engine.Run(measurement, knowledge, chosen, shape, options)

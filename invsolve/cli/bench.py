@@ -112,11 +112,12 @@ def calibrate(
     from invsolve.bench import calibrate as sbc
 
     knowledge = api.load_prior(prior, **key_values(set_prior))
-    size = image_size or knowledge.event_shape[-1]
-    parameters = key_values(set_)
-    forward = api.operator(operator, **(api.fill_image_size(operator, parameters, size) if size else parameters))
+    channels, *own = knowledge.event_shape
+    channels, size, parameters = channels or 1, [image_size or n or 0 for n in own], key_values(set_)
+    if all(size):
+        parameters = api.fill_image_size(operator, parameters, (channels, *size))
+    forward = api.operator(operator, **parameters)
     method = api.strategy(strategy, **key_values(set_strategy))
-    channels = knowledge.event_shape[0] or 1
     calibration = sbc.calibrate(
         knowledge,
         forward,
@@ -125,7 +126,7 @@ def calibrate(
         trials,
         samples,
         seed,
-        (channels, *[image_size] * (len(knowledge.event_shape) - 1)) if image_size else None,
+        (channels, *size) if image_size else None,
         batch_size,
         device,
         note,

@@ -1,4 +1,4 @@
-"""The commands about priors: show, measure."""
+"""The commands about priors: show, fetch, measure."""
 
 from __future__ import annotations
 
@@ -55,6 +55,19 @@ def show(
     else:
         text += "\nerror curve  not measured: invsolve prior measure"
     emit(facts | {"header": header}, json_, text)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="hf:OWNER/NAME, or hf:OWNER/NAME@REVISION.")],
+    json_: AsJson = False,
+) -> None:
+    """Download a prior from the Hugging Face hub into its cache, safetensors only, and print the name that pins it."""
+    start(None)
+    from invsolve.api import hub
+
+    place = hub.fetch(hub.place(name), note)
+    emit({"prior": str(place), "path": str(hub.cached(place))}, json_, f"use it as --prior {place}")
 
 
 @app.command()

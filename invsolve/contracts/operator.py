@@ -41,6 +41,7 @@ class Operator(Module):
         examples: keyword arguments of small instances, from which the conformance tests make theirs.
         parameters_given: the keyword arguments it was made from, as written to scan files.
         items: how many items it has parameters of their own for; None where one operator measures all items.
+        channelwise: True when it takes images of any number of channels, and measures each of them alike.
         item_axes: parameters that may differ from item to item, with the most axes that the value for one item has. Made by
             name with a value of one axis more, the operator is a `PerItem`: an instance of this class for each item.
     """
@@ -51,6 +52,7 @@ class Operator(Module):
     name: str = ""
     parameters_given: dict[str, Any] | None = None
     items: int | None = None
+    channelwise: ClassVar[bool] = False
     item_axes: ClassVar[Mapping[str, int]] = {}
     closed_forms: ClassVar[str] = ""
     advice: ClassVar[str] = ""

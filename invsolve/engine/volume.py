@@ -221,11 +221,37 @@ class RowsOfAVolume(SliceWise):
         return super().denoise(x.movedim(0, 1)[None], sigma[:1] if sigma.ndim else sigma)[0].movedim(1, 0)
 
 
-def for_images(prior: Prior, operator: Operator, rows: int, device: torch.device, planes: int = 1) -> Prior:
-    """The prior, or `SliceWise` of it where the operator's images have one spatial axis more."""
-    shape = operator.image_shape
-    if shape is not None and len(shape) == len(prior.event_shape) + 1 == 4:
+class ChannelWise(PriorInChunks):
+    """A prior of grey images as one of images with several channels, which it takes to be independent of one another.
+
+    Args:
+        inner, rows, device: as for `PriorInChunks`; rows are channels.
+        channels: how many an image has.
+    """
+
+    def __init__(self, inner: Prior, rows: int, device: torch.device, channels: int) -> None:
+        super().__init__(inner, rows, device)
+        self.event_shape = (channels, *inner.event_shape[1:])
+        self.passes = channels * inner.passes
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        level = sigma.repeat_interleave(x.shape[1]) if sigma.ndim else sigma
+        return super().denoise(x.flatten(0, 1)[:, None], level).view(x.shape)
+
+
+def for_images(
+    prior: Prior, image_shape: Sequence[int] | None, rows: int, device: torch.device, planes: int = 1
+) -> Prior:
+    """The prior, or a view of it as one of the operator's images: of volumes slice by slice, of colour channel by channel.
+
+    Args:
+        image_shape: (C, *spatial) of the operator's images; None where it is not known, or has to be the prior's.
+    """
+    known, own = tuple(image_shape or ()), tuple(prior.event_shape)
+    if len(known) == len(own) + 1 == 4:
         return SliceWise(prior, rows, device, planes)
+    if len(known) == len(own) and own[0] == 1 < known[0] and prior.state_shape((1, *known[1:])) == (1, *known[1:]):
+        return ChannelWise(prior, rows, device, known[0])
     return prior
 
 

@@ -33,6 +33,8 @@ _LARGE = 256
 #: What strategies say in `Strategy.advice` that they are for.
 _QUICK, _WITH, _WITHOUT = "a quick look", "with a prior", "without a prior"
 _LISTED = 12
+#: Whole numbers that are shown themselves, such as an image's size or a box.
+_FEW = 4
 
 
 def inspect_file(path: Path, layout: str | None = None, read: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -216,8 +218,8 @@ def _images(path: Path, images: Images, reading: list[str]) -> dict[str, Any]:
     shape = list(first.shape[1:])
     name = shlex.quote(str(path))
     span = float((first.real if first.is_complex() else first).std()) or 1.0
-    square = len(shape) == 3 and shape[0] == 1 and shape[1] == shape[2]
-    how, summed = _advised_operator(square and (images.spacing is None or is_square(images.spacing)))
+    grey = len(shape) == 3 and shape[0] == 1
+    how, summed = _advised_operator(grey and (images.spacing is None or is_square(images.spacing)))
     # A ray crosses the whole image; a pixel is measured alone.
     sigma = 0.01 * span * (shape[-1] if summed else 1)
     begin = f"invsolve simulate {name} -o {_beside(path, '_scan.h5')}"
@@ -341,12 +343,12 @@ def _advised_prior(operator: str) -> Prior | None:
     return None
 
 
-def _advised_operator(square: bool) -> tuple[str, bool]:
-    """An operator for images, as options, of square grey ones first one that is made for their size; and whether it is."""
+def _advised_operator(grey: bool) -> tuple[str, bool]:
+    """An operator for images, as options, of grey ones first one that is made for their size; and whether it is."""
     advised = {n: cls for n, cls in registry.available("operator").items() if cls.advice}  # type: ignore[attr-defined]
     sized = {n: "image_size" in {p.name for p in parameters(cls)} for n, cls in advised.items()}
     for name in sorted(advised, key=lambda n: not sized[n]):
-        if square or not sized[name]:
+        if grey or not sized[name]:
             return f"--operator {name} {advised[name].advice}", sized[name]  # type: ignore[attr-defined]
     return "", False
 
@@ -406,6 +408,8 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
             facts[key] = value
         elif array.size == 1:
             facts[key] = array.ravel()[0].item()
+        elif array.ndim == 1 and array.size <= _FEW and array.dtype.kind in "iu":
+            facts[key] = array.tolist()
         elif array.dtype.kind == "b":
             facts[key] = f"{' x '.join(map(str, array.shape))}, {array.mean():.1%} measured"
         elif array.dtype.kind in "fiu":

@@ -39,7 +39,7 @@ def simulate_file(
     check_square(opened, operator, truth)
     for note in opened.notes:
         say(note)
-    forward = api.operator(operator, **api.fill_image_size(operator, parameters, opened.x[0:1].shape[-1]))
+    forward = api.operator(operator, **api.fill_image_size(operator, parameters, opened.x[0:1].shape[1:]))
     scan = SimulatedScan(opened.x, forward, make_noise(noise), seed, str(truth))
     hdf5.write_scan(out, scan, forward, scan.noise, truth=scan.truth, unit=opened.unit, volumes=opened.volumes)
     shape = list(scan[0:1].shape[1:])

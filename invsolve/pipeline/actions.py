@@ -121,7 +121,11 @@ def _preprocess(step: steps.Preprocess, context: Context) -> dict[str, Any]:
     for note in data.notes:
         context.say(note)
     if data.operators is not None or data.region is not None:
-        what = "coil maps of their own for each slice" if data.operators is not None else "a margin around the image"
+        what = (
+            "masks and coil maps of their own for each slice"
+            if data.operators is not None
+            else "a margin around the image"
+        )
         raise UserError(
             f"these measurements have {what}, which a scan file cannot hold: leave the step out, and give its read = ... to "
             "the step that loads the file, which is then read so each time"

@@ -87,8 +87,9 @@ def operator_cases(
     def add(where: str, probe: Probe, properties: Mapping[str, Callable[[Probe], Finding]], absent: str = "") -> None:
         cases.extend(Case(f"{name}, {where}", partial(check, probe), absent) for name, check in properties.items())
 
-    for shape in [tuple(fixed)] if fixed else [(1, 12, 13), (1, 11, 11)]:
-        size = "x".join(map(str, shape[1:]))
+    colour = [(3, 10, 12)] if operator.channelwise else []
+    for shape in [tuple(fixed)] if fixed else [(1, 12, 13), (1, 11, 11), *colour]:
+        size = "x".join(map(str, shape if shape[0] > 1 else shape[1:]))
         for dtype in (torch.float32, torch.float64):
             probe, where = Probe(operator, shape, dtype, probes, device), f"{size} {str(dtype).removeprefix('torch.')}"
             add(where, probe, _FORWARD)
@@ -118,7 +119,8 @@ def check_operator(
 
     Args:
         operator: the operator; it is left as it was, the checks run on copies.
-        image_shape: (C, *spatial) to test with, for operators of free size; default (1, 12, 13) and odd sizes.
+        image_shape: (C, *spatial) to test with, for operators of free size; default (1, 12, 13), odd sizes, and three channels
+            where it is `channelwise`.
         probes: random pairs for the dot test. One alone would call an adjoint that is 12 % wrong 3e-4.
         device: where to run, such as "cuda".
         expected: properties known not to hold, with the reason.

@@ -77,7 +77,9 @@ def _refuse_others(root: Path, folder: Path) -> None:
     where = repr(str(root))
     if not (folder / "config.json").is_file():
         raise UserError(f"{where} is no diffusers folder: neither unet/config.json nor config.json is in it")
-    latent = [name for name in ("vae", "vqvae", "text_encoder", "transformer") if (root / name).is_dir()]
+    others = ("vae", "vqvae", "text_encoder", "transformer")
+    listed = read_json(root / "model_index.json") if (root / "model_index.json").is_file() else {}
+    latent = [name for name in others if (root / name).is_dir() or listed.get(name)]
     if latent:
         raise UserError(f"{where} is a latent or text-conditional pipeline (it has {latent[0]}/); only images are read")
     kind = read_json(folder / "config.json").get("_class_name", "UNet2DModel")

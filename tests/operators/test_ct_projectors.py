@@ -109,7 +109,7 @@ def test_vectors_of_a_scan_measure_the_same() -> None:
         vectors = g.to_astra()[0]["Vectors"].copy()
         if g.dimensions == 3:
             vectors[:, 1::3] *= -1
-        kept: dict[str, Any] = {"beam": g.beam, "image_size": g.image_size, "detectors": g.detectors, "image_offset": g.image_offset}
+        kept: dict[str, Any] = {name: getattr(g, name) for name in ("beam", "image_size", "detectors", "image_offset")}
         kept |= {"detector_rows": g.detector_rows} if g.dimensions == 3 else {}
         other = linear_operator("ct", geometry=Geometry(**kept, vectors=vectors)).double()
         wanted = linear_operator("ct", geometry=g).double()(images(g))
