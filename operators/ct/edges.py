@@ -49,7 +49,7 @@ def parts_of_circle(degrees: np.ndarray, turn: float) -> np.ndarray:
     return np.deg2rad(weights)
 
 
-def ray_weights(geometry: Geometry) -> np.ndarray | None:
+def half_acquisition(geometry: Geometry) -> np.ndarray | None:
     """What a ray counts on a full turn, (detectors,); None where all count one.
 
     A ray at s is measured again from the other side, at -s, if the detector reaches that far. Both weights add up to two:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,8 +12,8 @@ from invsolve.contracts.arguments import by_parts, rows_and_columns
 from invsolve.contracts.maskable import MaskableOperator
 from invsolve.errors import UserError
 from invsolve.numerics.autograd import linear_map
-from invsolve.operators.ct.edges import angle_weights, backproject, cut_off, extended, overlap, ray_weights
-from invsolve.operators.ct.filters import Window, ramp_filter
+from invsolve.operators.ct.fbp import filtered_backprojection, missing_formula
+from invsolve.operators.ct.filters import Window
 from invsolve.operators.ct.geometry import Geometry
 from invsolve.operators.ct.projectors.base import Projector
 from invsolve.operators.ct.projectors.folded import FoldedProjector
@@ -53,7 +52,7 @@ class CT(MaskableOperator):
     """
 
     name = "ct"
-    closed_forms = "filtered back-projection"
+    closed_forms = "filtered back-projection, FDK"
     advice = "--set angles=60"
 
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -120,39 +119,27 @@ class CT(MaskableOperator):
         return by_parts(lambda part: linear_map(part, self._backproject, self._project), y)
 
     def fbp(self, y: Tensor, window: Window = "hann", extend: bool = True) -> Tensor:
-        """Filtered back-projection (Kak & Slaney, chapter 3); y (B, angles, detectors) -> (B, 1, rows, columns).
+        """Filtered back-projection: Kak & Slaney, chapter 3; of cones after Feldkamp, Davis and Kress (1984).
 
         On a full turn with the axis off the detector's middle (half acquisition) rays that are measured once count as much
-        as those measured twice. Projections that the detector cuts off go on beyond it, see `extended`.
+        as those measured twice; half a turn and the fan is weighted after Parker. Projections that the detector cuts off go on
+        beyond it, see `extended`.
 
         Args:
-            y: line integrals.
+            y: line integrals, as `forward` gives them.
             window: of the ramp filter: "ramp", "shepp-logan", "cosine", "hamming" or "hann".
             extend: whether projections that are cut off go on.
+
+        Raises:
+            UserError: views on a helix, tilted, or given by vectors, for which there is no such formula.
         """
-        g = self.geometry
-        rays = ray_weights(g)
-        if rays is not None:
-            y = y * torch.from_numpy(rays).to(y)
-        # What lies between the short side of the detector and the picture's edge is seen from the other side only.
-        side = math.ceil(g.width / g.detector_spacing)
-        wide = side if rays is not None and g.width > 2 * overlap(g) else 0
-        pad = max(2 * g.detectors if extend and bool(cut_off(y).any()) else 0, wide)
-        response = torch.from_numpy(ramp_filter(g.detectors + 2 * pad, g.detector_spacing, window)).to(y)
-        points = 2 * (len(response) - 1)
-        long = extended(y, g, pad) if pad else y
-        weights = torch.from_numpy(angle_weights(g)).to(y)[:, None]
-        filtered = torch.fft.irfft(torch.fft.rfft(long, points) * response, points) * weights
-        if wide:
-            return backproject(filtered[..., : g.detectors + 2 * pad], g, -pad)
-        # The transpose sums pixel_size^2 / detector_spacing of a constant over each angle's detector.
-        return self.adjoint(filtered[..., pad : pad + g.detectors]) * (g.detector_spacing / g.pixel_size**2)
+        return by_parts(
+            lambda part: filtered_backprojection(part, self.geometry, self.adjoint, window, extend)[:, None], y
+        )
 
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """Filtered back-projection with a Hann window; Tikhonov, where the geometry has none."""
-        g = self.geometry
-        plain = g.beam == "parallel" and g.dimensions == 2 and not g.vectors
-        return self.fbp(y) if plain else super().baseline(y, sigma)
+        return super().baseline(y, sigma) if missing_formula(self.geometry) else self.fbp(y)
 
 
 def make_projector(geometry: Geometry, name: str) -> Projector:
