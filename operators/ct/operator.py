@@ -17,11 +17,12 @@ from invsolve.operators.ct.filters import Window
 from invsolve.operators.ct.geometry import Geometry
 from invsolve.operators.ct.projectors.base import Projector
 from invsolve.operators.ct.projectors.folded import FoldedProjector
+from invsolve.operators.ct.projectors.fourier import FourierProjector
 from invsolve.operators.ct.projectors.joseph import JosephProjector
 from invsolve.operators.ct.projectors.joseph3d import Joseph3DProjector
 
 PROJECTORS: dict[str, type[Projector]] = {
-    cls.name: cls for cls in (FoldedProjector, JosephProjector, Joseph3DProjector)
+    cls.name: cls for cls in (FoldedProjector, JosephProjector, Joseph3DProjector, FourierProjector)
 }
 
 
@@ -43,8 +44,9 @@ class CT(MaskableOperator):
             (detectors - 1) / 2.
         pixel_size: side of an image pixel, in a length unit of your choice.
         geometry: instead of all of these, an `invsolve.Geometry`, its arguments as a table, its text, or a .json file.
-        projector: how the integrals are computed: "folded" (a sparse matrix, 2-D), "joseph" (2-D, without a matrix) or
-            "joseph-3d" (volumes). "auto" takes what is fastest in the memory that there is.
+        projector: how the integrals are computed: "folded" (a sparse matrix, 2-D), "joseph" (2-D, without a matrix),
+            "joseph-3d" (volumes), or "fourier" (parallel beams in 2-D: exact for smooth images, rings at edges). "auto" takes
+            what is fastest of Joseph's in the memory that there is.
 
     Raises:
         UserError: a size, count or spacing that is not positive, fewer than one angle, or a projector that is not for the
@@ -59,6 +61,7 @@ class CT(MaskableOperator):
         {"image_size": 12, "angles": 8},
         {"image_size": 11, "angles": [0.0, 17.0, 45.0, 90.0, 133.3], "detectors": 14, "centre": 5.8, "pixel_size": 0.5},
         {"image_size": 10, "angles": 6, "detector_spacing": 1.5, "detectors": 9},
+        {"image_size": [7, 10], "angles": 5, "projector": "fourier", "centre": 5.3},
         {"image_size": [8, 13], "angles": [0.0, 21.0, 45.0, 90.0, 135.0, 159.0], "centre": 7.3},
         {"geometry": {"beam": "fan", "image_size": [9, 12], "angles": 7, "source_distance": 20.0, "centre": 6.2}},
         {
@@ -86,7 +89,7 @@ class CT(MaskableOperator):
         centre: float | None = None,
         pixel_size: float | None = None,
         geometry: Geometry | dict[str, Any] | str | None = None,
-        projector: Literal["auto", "folded", "joseph", "joseph-3d"] = "auto",
+        projector: Literal["auto", "folded", "joseph", "joseph-3d", "fourier"] = "auto",
     ) -> None:
         super().__init__()
         simple: dict[str, Any] = {"image_size": image_size, "angles": angles, "detectors": detectors}
