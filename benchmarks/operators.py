@@ -133,7 +133,7 @@ def milliseconds(methods: list[Method], images: Tensor, rounds: int) -> dict[str
             ended = time.process_time()
             if turn:
                 times[method.name].append((1e3 * (middle - began), 1e3 * (ended - middle)))
-    return {name: tuple(map(statistics.median, zip(*t, strict=True))) for name, t in times.items()}  # type: ignore[misc]
+    return {n: (statistics.median(p[0] for p in t), statistics.median(p[1] for p in t)) for n, t in times.items()}
 
 
 def table(heads: list[str], rows: list[list[str]]) -> None:

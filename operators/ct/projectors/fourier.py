@@ -131,4 +131,5 @@ def _taps(frequency: np.ndarray, grid: tuple[int, ...]) -> tuple[sparse.csr_matr
     where = (line[kept], cell[kept])
     shape = (len(at), rows * (columns // 2 + 1))
     signed = np.where(opposite, -both, both)
-    return tuple(sparse.coo_matrix((v[kept], where), shape=shape).tocsr() for v in (both, signed))  # type: ignore[return-value]
+    real, imaginary = (sparse.coo_matrix((v[kept], where), shape=shape).tocsr() for v in (both, signed))
+    return real, imaginary
