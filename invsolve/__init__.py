@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from invsolve import testing as testing
+    from invsolve.api.adapting import adapt as adapt
     from invsolve.api.likelihood import Likelihood as Likelihood
     from invsolve.api.likelihood import log_likelihood as log_likelihood
     from invsolve.api.loading import load_prior as load_prior
@@ -63,6 +64,7 @@ HOME = {
     "prior_from": "invsolve.networks.network_prior",
     "self_test": "invsolve.networks.selftest",
     "SelfTest": "invsolve.networks.selftest",
+    "adapt": "invsolve.api.adapting",
     "operator": "invsolve.api.loading",
     "noise": "invsolve.api.loading",
     "make": "invsolve.api.loading",

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invsolve.contracts.arguments import by_parts, is_image
+from invsolve.contracts.arguments import as_array, by_parts, is_image
 from invsolve.contracts.operator import LinearOperator, matching
 from invsolve.errors import UserError
 from invsolve.numerics.krylov import CG
@@ -65,6 +65,7 @@ class Blur(LinearOperator):
             raise UserError("operator 'blur' needs exactly one of kernel= and sigma=")
         if sigma is not None and not sigma > 0:
             raise UserError(f"operator 'blur': sigma must be > 0 pixels, got {sigma}")
+        kernel = None if kernel is None else as_array(kernel, "operator 'blur': kernel")
         if kernel is not None and (kernel.ndim != 2 or 0 in kernel.shape):
             raise UserError(
                 "operator 'blur': kernel must be (rows, columns), or with items in front by invsolve.operator, got shape "

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invsolve.contracts.arguments import as_mask, is_image, rows_and_columns
+from invsolve.contracts.arguments import as_array, as_mask, is_image, rows_and_columns
 from invsolve.contracts.maskable import MaskableOperator, numbered
 from invsolve.contracts.operator import matching
 from invsolve.errors import UserError
@@ -72,6 +72,7 @@ class Inpainting(MaskableOperator):
         self.fraction, self.box, self.seed = fraction, box, seed
         size = rows_and_columns(image_size, _NAME)
         if mask is not None:
+            mask = as_array(mask, f"{_NAME}: mask")
             self._fix(_fitting(mask, size, channels), max(channels, len(mask) if mask.ndim == 3 else 1))
         elif size is not None:
             self._fix(self._draw(size), channels)

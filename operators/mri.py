@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invsolve.contracts.arguments import as_mask, rows_and_columns
+from invsolve.contracts.arguments import as_array, as_mask, rows_and_columns
 from invsolve.contracts.maskable import MaskableOperator, numbered
 from invsolve.contracts.operator import matching
 from invsolve.errors import UserError
@@ -87,7 +87,10 @@ class MRI(MaskableOperator):
     ) -> None:
         super().__init__()
         size: tuple[int, ...] | None = rows_and_columns(image_size, "operator 'mri'")
+        if mask is not None:
+            mask = as_array(mask, "operator 'mri': mask")
         if coil_maps is not None:
+            coil_maps = as_array(coil_maps, "operator 'mri': coil_maps")
             if not coil_maps.is_complex() and coil_maps.ndim == 4 and coil_maps.shape[-1] == 2:
                 coil_maps = torch.view_as_complex(coil_maps.float().contiguous())
             if not coil_maps.is_complex() or coil_maps.ndim != 3:

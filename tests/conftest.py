@@ -1,8 +1,9 @@
 """Shared fixtures: the reference data, small image files, and the command line as a function."""
 
+import os
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
 import h5py
@@ -111,11 +112,18 @@ def cli_process() -> Iterator[CliProcess]:
     """Start the command line as a process of its own; what still runs when the test ends is killed."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: object, start_new_session: bool = False) -> "subprocess.Popen[str]":
+    def start(
+        *arguments: object, start_new_session: bool = False, environment: Mapping[str, str] | None = None
+    ) -> "subprocess.Popen[str]":
         command = [sys.executable, "-P", "-m", "invsolve", *(str(a) for a in arguments)]
         started.append(
             subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=start_new_session
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=start_new_session,
+                env={**os.environ, **(environment or {})},
             )
         )
         return started[-1]

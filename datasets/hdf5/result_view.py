@@ -53,18 +53,36 @@ class ResultView:
     def matching(self, images: Rows) -> Rows:
         """Images (truth) row by row as in this result: of a file with as many, or with one for each item of the input.
 
-        Complex results, of two channels, may be compared with magnitudes, of one.
+        Complex images come as real and imaginary part, two channels. They may be compared with a result of one channel, a
+        real image, too; complex results, of two channels, with magnitudes, of one.
 
         Raises:
             UserError: another number of images, or of another shape.
         """
-        size, shape = tuple(images[0:1].shape[1:]), tuple(self.mean.shape[1:])
+        first = images[0:1]
+        size, shape = tuple(first.shape[1:]), tuple(self.mean.shape[1:])
+        if first.is_complex() and shape[0] in (1, 2):
+            images, size = RealAndImaginary(images), (shape[0] if size[0] == 1 else size[0], *size[1:])
         fits = size == shape or (shape[0] == 2 and size == (1, *shape[1:]))
         if not fits or len(images) not in (len(self.mean), self.input_items):
             raise UserError(
                 f"truth has {len(images)} images of {size}, the result {len(self.mean)} of {shape}; they must agree"
             )
         return images if len(images) == len(self.mean) else Picked(images, self.items)
+
+
+@dataclass(frozen=True)
+class RealAndImaginary:
+    """Complex rows (N, 1, *spatial) as (N, 2, *spatial)."""
+
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        values = self.rows[rows]
+        return torch.cat([values.real, values.imag], 1)
 
 
 @dataclass(frozen=True)

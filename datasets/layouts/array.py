@@ -16,7 +16,8 @@ from invsolve.contracts.measurement import Images, Measurement
 from invsolve.datasets.hdf5.arrays import Source, files_of, open_array, opens_array
 from invsolve.datasets.hdf5.reading import fingerprint
 from invsolve.datasets.hdf5.rows import OneByOne
-from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout, where_not_zero
+from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
+from invsolve.datasets.mri.masks import where_not_zero
 from invsolve.datasets.tomography.centre import find_centre
 from invsolve.datasets.tomography.counts import kept
 from invsolve.datasets.tomography.projections import option_hash

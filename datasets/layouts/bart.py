@@ -13,7 +13,8 @@ from invsolve.contracts.measurement import Images, Measurement
 from invsolve.datasets.hdf5.reading import fingerprint
 from invsolve.datasets.hdf5.rows import OneByOne
 from invsolve.datasets.mri.cfl import DIMENSIONS, is_cfl, read_cfl
-from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout, where_not_zero
+from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
+from invsolve.datasets.mri.masks import where_not_zero
 from invsolve.datasets.tomography.projections import option_hash
 from invsolve.errors import UserError
 
@@ -34,6 +35,7 @@ class BART(KSpaceLayout):
         calibration: points along each side of that centre that are used, if measured.
         real: put the image's phase into the coil maps, as priors of one channel want it.
         unit: of images.
+        whiten: bring coils of unequal or correlated noise to white noise of one level.
     """
 
     name = "bart"
@@ -47,8 +49,9 @@ class BART(KSpaceLayout):
         calibration: int = 24,
         real: bool = True,
         unit: str = "",
+        whiten: bool = True,
     ) -> None:
-        super().__init__(slices=slices, coil_maps=coil_maps, calibration=calibration, real=real)
+        super().__init__(slices=slices, coil_maps=coil_maps, calibration=calibration, real=real, whiten=whiten)
         self.kspace, self.sensitivities, self.unit = kspace, sensitivities, unit
 
     @classmethod

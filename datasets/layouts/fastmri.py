@@ -24,7 +24,7 @@ class FastMRI(KSpaceLayout):
 
     Columns outside the mask, and those that pad k-space beyond the header's encoding limits, are not measurements. Without a
     mask, columns of zeros are not, slice by slice; a mask (slices, columns) is one for each slice. The image is the orthonormal
-    inverse transform, cut to the header's reconSpace. As images: the stored reconstructions.
+    inverse transform, cut to the field of view of the header's reconSpace. As images: the stored reconstructions.
     """
 
     name = "fastmri"
@@ -47,13 +47,16 @@ class FastMRI(KSpaceLayout):
                 raise UserError(f"{path}: kspace holds {kspace.dtype}, expected complex numbers; write it again")
             items, *coils, readout, phase = kspace.shape
             header = _header(file, path, missing)
-            recon = None if header is None else header.recon[:2]
             stated, within = _stated(file, path, kspace), _within(header, phase)
+            truth = next((n for n in _TRUTHS if n in file), None)
+            recon = None if header is None else header.kept((readout, phase))
+            if header is not None and truth is not None and dataset(file, truth).shape[1:] == header.recon[:2]:
+                # The collection's targets are cut by the matrix, whatever the fields of view are.
+                recon = header.recon[:2]
             # Cut as the result will be; a target of another size cannot be compared with it.
             size = (
                 (readout, phase) if recon is None or not self.crop else (min(readout, recon[0]), min(phase, recon[1]))
             )
-            truth = next((n for n in _TRUTHS if n in file), None)
             if truth is not None and dataset(file, truth).shape != (items, *size):
                 notes.append(f"{truth} {file[truth].shape} is not used: the images here are {(items, *size)}")
                 truth = None

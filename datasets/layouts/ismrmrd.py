@@ -12,7 +12,9 @@ from torch import Tensor
 
 from invsolve.datasets.hdf5 import check_stored, dataset, open_readonly
 from invsolve.datasets.mri.header import Header, parse_header
-from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout, in_columns
+from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
+from invsolve.datasets.mri.masks import in_columns
+from invsolve.datasets.mri.noise import CoilNoise, sample_covariance
 from invsolve.errors import UserError
 
 # Bits of head.flags (ismrmrd.h counts them from 1).
@@ -27,7 +29,7 @@ _NOISE_LINES = 256
 class ISMRMRD(KSpaceLayout):
     """Cartesian lines of an ISMRMRD file; items are its images (slices, contrasts, phases, repetitions, sets).
 
-    Noise scans give the noise level and, like navigator and correction lines, are no part of k-space. Lines acquired
+    Noise scans give the noise of the coils and, like navigator and correction lines, are no part of k-space. Lines acquired
     backwards are turned, discarded samples left out, repeated lines averaged. Lines go to their encoding step relative to
     the centre in the header, samples to their place relative to center_sample.
     """
@@ -46,6 +48,7 @@ class ISMRMRD(KSpaceLayout):
         seed: int = 0,
         group: str | None = None,
         encoding: int = 0,
+        whiten: bool = True,
     ) -> None:
         """Reading options.
 
@@ -62,8 +65,9 @@ class ISMRMRD(KSpaceLayout):
             seed: of the random columns.
             group: of the file, where it holds several measurements; default "dataset", or the only one.
             encoding: number of the encoding in the header; lines of others are left out.
+            whiten: bring coils of unequal or correlated noise to white noise of one level.
         """
-        super().__init__(slices, coil_maps, calibration, real, crop, acceleration, centre_fraction, seed)
+        super().__init__(slices, coil_maps, calibration, real, crop, acceleration, centre_fraction, seed, whiten)
         self.group, self.encoding = group, encoding
 
     @classmethod
@@ -78,7 +82,7 @@ class ISMRMRD(KSpaceLayout):
             if header.trajectory not in ("cartesian", ""):
                 raise UserError(f"{path}: its trajectory is {header.trajectory!r}; this layout reads cartesian ones")
             lines = _Lines(path, f"{group.name}/data", header, _heads(group, path), self.encoding)
-            sigma = lines.noise_sigma(group["data"])
+            noise = lines.noise_of(group["data"])
         lines.check()
         if lines.skipped:
             notes.append(
@@ -98,8 +102,8 @@ class ISMRMRD(KSpaceLayout):
             coils=lines.coils,
             matrix=(header.encoded[0], header.encoded[1]),
             mask=lambda item: np.asarray(masks[item][0]) if whole else masks[item],
-            recon=header.recon[:2],
-            sigma=sigma,
+            recon=header.kept((header.encoded[0], header.encoded[1])),
+            noise=noise,
             calibration=lines.calibration if lines.for_calibration.any() else None,
             notes=notes,
         )
@@ -284,16 +288,19 @@ class _Lines:
         readout = values.view(np.complex64).reshape(coils, samples)
         return readout[:, ::-1] if self.turn[line] else readout
 
-    def noise_sigma(self, stored: h5py.Dataset) -> float | None:
-        """Standard deviation of each part of the noise, from noise scans; None without them.
+    def noise_of(self, stored: h5py.Dataset) -> CoilNoise | None:
+        """The noise of the coils, of the real and imaginary part each, from noise scans; None without them.
 
-        A noise scan sampled faster or slower than the image has another bandwidth: its variance goes as 1 / dwell time.
+        A noise scan sampled faster or slower than the image has another bandwidth: its variance goes as 1 / dwell time. It
+        covers all of the receiver's bandwidth, whose ends let less through: what the header says of that is made up for.
         """
-        lines = np.flatnonzero(self.noise)[:_NOISE_LINES].tolist()
+        lines = np.flatnonzero(self.noise & (self.head["active_channels"] == self.coils))[:_NOISE_LINES].tolist()
         if not lines or not self.image.any():
             return None
-        values = np.concatenate([self._samples(stored, line).ravel() for line in lines])
+        values = np.concatenate([self._samples(stored, line) for line in lines], 1).astype(np.complex128)
         own, image = (float(np.median(self.head["sample_time_us"][which])) for which in (self.noise, self.image))
-        bandwidth = np.sqrt(own / image) if own > 0 and image > 0 else 1.0
-        sigma = float(np.sqrt(np.mean(np.abs(values) ** 2) / 2) * bandwidth)
-        return sigma if np.isfinite(sigma) and sigma > 0 else None
+        dwell = own / image if own > 0 and image > 0 else 1.0
+        noise = sample_covariance(values)
+        covariance = noise.covariance * dwell / self.header.noise_bandwidth
+        usable = bool(np.isfinite(covariance).all()) and float(covariance.diagonal().real.max(initial=0.0)) > 0
+        return CoilNoise(covariance, noise.count) if usable else None

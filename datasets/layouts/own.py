@@ -61,4 +61,5 @@ class OwnLayout(Layout):
             source=str(path),
             fingerprint=fingerprint(path),
             volumes=volumes,
+            image_shape=None if truth is None else tuple(truth.shape[1:]),
         )

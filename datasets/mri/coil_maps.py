@@ -10,6 +10,8 @@ from invsolve.errors import UserError
 
 #: Pixels whose calibration eigenvalue is below this see no signal; their maps are zero.
 CROP = 0.9
+#: Pixels whose second eigenvalue reaches this see two places of the object: edges and noise stay below.
+TWICE = 0.99
 #: Singular values of the calibration matrix below this part of the largest are noise, whatever its level.
 RANK = 0.002
 _KERNEL = 6
@@ -25,10 +27,17 @@ class CoilMaps:
     Attributes:
         maps: (coils, rows, columns) complex64; sum of squares over the coils 1 where there is signal, else 0.
         eigenvalue: (rows, columns) in [0, 1]; 1 where the calibration data are explained entirely.
+        second: (rows, columns), the next eigenvalue: near 1 too where two places of the object lie in one pixel.
     """
 
     maps: np.ndarray
     eigenvalue: np.ndarray
+    second: np.ndarray
+
+    def folded(self) -> float:
+        """Part of the pixels with signal that need a second set of maps: the object is larger than the field of view."""
+        signal = self.eigenvalue >= CROP
+        return float((self.second[signal] >= TWICE).mean()) if signal.any() else 0.0
 
 
 def calibration_region(kspace: np.ndarray, mask: np.ndarray, size: int, where: str) -> np.ndarray:
@@ -106,18 +115,26 @@ def espirit(
     along_columns = np.einsum("cdab,yb->cday", correlation, waves[1], optimize=True)
     start = low_resolution(data, size)
     maps = np.empty((coils, *size), np.complex64)
-    eigenvalue = np.empty(size, np.float32)
+    eigenvalue, second = np.empty(size, np.float32), np.zeros(size, np.float32)
     step = max(1, _BLOCK // (size[1] * coils**2))
     for first in range(0, size[0], step):
         block = slice(first, min(first + step, size[0]))
         matrices = np.einsum("xa,cday->xycd", waves[0][block], along_columns, optimize=True)
         # einsum may return a transposed view, on which the products below are ten times slower.
-        vectors, values = _leading(np.ascontiguousarray(matrices), start[:, block].transpose(1, 2, 0))
+        matrices = np.ascontiguousarray(matrices)
+        vectors, values = _leading(matrices, start[:, block].transpose(1, 2, 0))
         maps[:, block], eigenvalue[block] = vectors.transpose(2, 0, 1), values
+        signal = values >= crop
+        if coils > 1 and signal.any():
+            first_set, others = vectors[signal], matrices[signal]
+            others = others - values[signal][:, None, None] * first_set[:, :, None] * first_set[:, None].conj()
+            # Any start will do that is not orthogonal to what is looked for.
+            across = np.roll(first_set, 1, 1) * np.exp(1j * np.arange(coils))
+            second[block][signal] = _leading(others, across)[1]
     reference = np.linalg.svd(data.reshape(coils, -1), full_matrices=False)[0][:, 0]
     phase = np.einsum("c,cxy->xy", reference.conj(), maps)
     maps *= np.exp(-1j * np.angle(phase)) * (eigenvalue >= crop)
-    return CoilMaps(maps, eigenvalue)
+    return CoilMaps(maps, eigenvalue, second)
 
 
 def _signal_space(data: np.ndarray, kernel: list[int], sigma: float, rank: float) -> np.ndarray:

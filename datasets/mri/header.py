@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from invsolve.errors import UserError
 
 _LIMIT = 2**24
+#: Fields of view are stated in rounded millimetres: sizes that differ by less than this part are one.
+_ROUNDING = 0.02
 
 
 @dataclass(frozen=True)
@@ -19,14 +22,35 @@ class Header:
         recon: matrix x, y, z of the image.
         step: kspace_encoding_step_1 minimum, maximum, centre; None when absent.
         trajectory: such as "cartesian".
-        field_of_view: of the image, mm.
+        noise_bandwidth: mean of the receiver's transmission of power over its bandwidth, 1 where the header does not say.
+        encoded_view, recon_view: fields of view of k-space and of the image, x, y, z in mm; None when absent.
     """
 
     encoded: tuple[int, int, int]
     recon: tuple[int, int, int]
     step: tuple[int, int, int] | None
     trajectory: str
-    field_of_view: tuple[float, float, float] | None
+    noise_bandwidth: float
+    encoded_view: tuple[float, float, float] | None
+    recon_view: tuple[float, float, float] | None
+
+    def kept(self, matrix: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the image's field of view, of a k-space of so many points along readout and phase.
+
+        They are points times the image's over the encoded field of view. The image's own matrix tells nothing where the
+        scanner interpolates; it counts where both give one pixel size to a rounding, and where no field of view is stated.
+        """
+        rows, columns = (self._kept(axis, points) for axis, points in enumerate(matrix))
+        return rows, columns
+
+    def _kept(self, axis: int, points: int) -> int:
+        stated, views = self.recon[axis], (self.encoded_view, self.recon_view)
+        encoded, recon = (0.0 if view is None else view[axis] for view in views)
+        if not (0 < encoded < math.inf and 0 < recon < math.inf):
+            return min(points, stated)
+        exact = points * recon / encoded
+        size = stated if abs(exact - stated) <= max(1.0, _ROUNDING * stated) else round(exact)
+        return min(max(size, 1), points)
 
     def columns(self, count: int) -> tuple[int, int] | None:
         """The [start, stop) of `count` phase columns that lie within the encoding limits."""
@@ -61,15 +85,29 @@ def parse_header(xml: bytes, where: str, encoding: int = 0) -> Header:
     step = None
     if limits is not None:
         step = tuple(_number(limits, name, where, int) for name in ("minimum", "maximum", "center"))
-    size = section.find("reconSpace/fieldOfView_mm")
-    field = None if size is None else tuple(_number(size, axis, where, float) for axis in "xyz")
+    system = root.find("acquisitionSystemInformation")
+    name = "relativeReceiverNoiseBandwidth"
+    stated = system is not None and system.find(name) is not None
+    bandwidth = _number(system, name, where, float) if system is not None and stated else 1.0
+    if not 0 < bandwidth <= 1:
+        raise UserError(f"{where}: {name} is {bandwidth:g}, expected a number from 0 to 1; write the header again")
     return Header(
         encoded=_matrix(section, "encodedSpace", where),
         recon=_matrix(section, "reconSpace", where),
         step=step,  # type: ignore[arg-type]
         trajectory=(section.findtext("trajectory") or "").strip().lower(),
-        field_of_view=field,  # type: ignore[arg-type]
+        noise_bandwidth=bandwidth,
+        encoded_view=_view(section, "encodedSpace", where),
+        recon_view=_view(section, "reconSpace", where),
     )
+
+
+def _view(encoding: ElementTree.Element, space: str, where: str) -> tuple[float, float, float] | None:
+    size = encoding.find(f"{space}/fieldOfView_mm")
+    if size is None:
+        return None
+    x, y, z = (float(_number(size, axis, where, float)) for axis in "xyz")
+    return x, y, z
 
 
 def _matrix(encoding: ElementTree.Element, space: str, where: str) -> tuple[int, int, int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,11 +20,15 @@ from invsolve.contracts.noise import Gaussian
 from invsolve.contracts.operator import Operator
 from invsolve.datasets.hdf5 import fingerprint, to_tensor
 from invsolve.datasets.mri.coil_maps import absorb_phase, calibration_region, espirit
+from invsolve.datasets.mri.masks import columns_of, sparser
+from invsolve.datasets.mri.noise import AS_THEY_ARE, CoilNoise, Whitening, estimate_noise, left_alone, whitening
 from invsolve.errors import UserError
 
 _LOOKED_AT = 3
-# Median of the modulus of a complex normal number whose parts have standard deviation 1.
-_RAYLEIGH_MEDIAN = 1.1774
+# Part of the object that may see two places of it, as near an edge.
+_FOLDED = 0.05
+# Echoes come a point or two early or late.
+_OFF_CENTRE = 2
 _MAPS_KEPT = 2
 _MASKS_KEPT = 64
 
@@ -41,7 +45,7 @@ class Acquired:
         recon: rows and columns of the image that the scanner makes, if the file says.
         maps: coil maps of one item, if the file has them.
         truth: (items, 1, rows, columns), if the file has it.
-        sigma: noise standard deviation of each part, if the file tells (noise scans).
+        noise: of the coils, if the file tells (noise scans).
         calibration: k-space of one item with lines that serve calibration alone, and its mask.
         notes, missing: one line each.
     """
@@ -54,7 +58,7 @@ class Acquired:
     recon: tuple[int, int] | None = None
     maps: Callable[[int], np.ndarray] | None = None
     truth: Rows | None = None
-    sigma: float | None = None
+    noise: CoilNoise | None = None
     calibration: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None
     notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -79,6 +83,7 @@ class KSpaceLayout(Layout):
         acceleration: float | None = None,
         centre_fraction: float = 0.08,
         seed: int = 0,
+        whiten: bool = True,
     ) -> None:
         """Reading options.
 
@@ -93,6 +98,7 @@ class KSpaceLayout(Layout):
             acceleration: keep 1 in so many of the measured columns, at random, to try sparser scans.
             centre_fraction: part of the columns around the centre that is kept then.
             seed: of the random columns.
+            whiten: bring coils of unequal or correlated noise to white noise of one level.
         """
         if calibration < 8:
             raise UserError(f"layout {self.name!r}: calibration must be 8 points or more, got {calibration}")
@@ -100,6 +106,7 @@ class KSpaceLayout(Layout):
             raise UserError(f"layout {self.name!r}: acceleration must be at least 1, got {acceleration}")
         self.slices, self.coil_maps, self.calibration, self.real = slices, coil_maps, calibration, real
         self.crop, self.acceleration, self.centre_fraction, self.seed = crop, acceleration, centre_fraction, seed
+        self.whiten = whiten
 
     def find(self, path: Path) -> Acquired:
         """Say where the file keeps what.
@@ -125,22 +132,26 @@ class KSpaceLayout(Layout):
             notes.append(f"readout of {acquisition.matrix[0]} points cut to {rows}, the reconstructed field of view")
         y = _Slices(acquisition, lru_cache(_MASKS_KEPT)(self._masks(acquisition, path)), rows, start, stop)
         self._tell(y, notes)
-        sigma = acquisition.sigma or _edge_sigma(y, path)
+        noise = acquisition.noise or _noise(y, path)
         how = (
             "from the noise scans"
-            if acquisition.sigma
-            else "from the corners of k-space; noise scans are not in the file"
+            if acquisition.noise
+            else "where there is least signal; noise scans are not in the file"
         )
-        notes.append(f"noise sigma {sigma:.4g}, {how}")
-        if not acquisition.sigma:
+        white = whitening(noise) if self.whiten else left_alone(noise)
+        y = replace(y, white=white)
+        notes += [f"noise sigma {white.sigma:.4g}, {how}", *white.notes]
+        if line := _peak(y):
+            notes.append(line)
+        if not acquisition.noise:
             acquisition.missing.append(
-                f"noise level: taken from the corners of k-space, {sigma:.4g}; --noise gaussian:SIGMA fixes it"
+                f"noise level: estimated where there is least signal, {white.sigma:.4g}; --noise gaussian:SIGMA fixes it"
             )
-        operators = _Operators(self, path, make_for(path, make), y, sigma, notes, acquisition.missing)
+        operators = _Operators(self, path, make_for(path, make), y, notes, acquisition.missing)
         return Measurement(
             y=y,
             operator=operators(0),
-            noise=Gaussian(sigma),
+            noise=Gaussian(white.sigma),
             truth=_Part(acquisition.truth, start, stop) if acquisition.truth is not None else None,
             unit="a.u.",
             source=str(path),
@@ -164,16 +175,16 @@ class KSpaceLayout(Layout):
                 )
             if self.acceleration is None:
                 return measured
-            return measured & _sparser(_columns(measured), self.acceleration, self.centre_fraction, self.seed)
+            return measured & sparser(columns_of(measured), self.acceleration, self.centre_fraction, self.seed)
 
         return mask
 
     def _tell(self, y: _Slices, notes: list[str]) -> None:
         """Note how many columns are measured, by the first slice: of the others the data may not have been read yet."""
-        columns = _columns(y.acquisition.mask(y.start))
+        columns = columns_of(y.acquisition.mask(y.start))
         notes.append(f"{int(columns.sum())} of {len(columns)} k-space columns measured, {y.acquisition.coils} coils")
         if self.acceleration is not None:
-            kept = _columns(y.mask(0))
+            kept = columns_of(y.mask(0))
             notes.append(f"{int(kept.sum())} of these columns kept, for acceleration={self.acceleration:g}")
 
     def _fingerprint(self, path: Path) -> str:
@@ -184,13 +195,14 @@ class KSpaceLayout(Layout):
 
 @dataclass(frozen=True)
 class _Slices:
-    """k-space of the items (slices, coils, rows, columns), read when sliced; masked, and cut along the readout."""
+    """k-space of the items (slices, coils, rows, columns), read when sliced; masked, cut along the readout, and white."""
 
     acquisition: Acquired
     masks: Callable[[int], np.ndarray]
     rows: int
     start: int
     stop: int
+    white: Whitening = AS_THEY_ARE
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -198,9 +210,17 @@ class _Slices:
     def __getitem__(self, rows: slice, /) -> Tensor:
         picked = range(*rows.indices(len(self)))
         if not picked:
-            return torch.empty(0, self.acquisition.coils, self.rows, self.acquisition.matrix[1], dtype=torch.complex64)
-        read = self.acquisition.read
-        return to_tensor(np.stack([self.cut(read(self.start + item)) * self.mask(item) for item in picked]))
+            return torch.empty(0, self.coils, self.rows, self.acquisition.matrix[1], dtype=torch.complex64)
+        return to_tensor(np.stack([self.white(self.raw(item)) for item in picked]))
+
+    @property
+    def coils(self) -> int:
+        """How many there are once they are white."""
+        return self.acquisition.coils if self.white.matrix is None else len(self.white.matrix)
+
+    def raw(self, item: int) -> np.ndarray:
+        """K-space of one of these items with its coils as they are."""
+        return self.cut(self.acquisition.read(self.start + item)) * self.mask(item)
 
     def mask(self, item: int) -> np.ndarray:
         """What is measured of one of these items, (columns,) or (rows, columns)."""
@@ -242,12 +262,11 @@ class _Operators:
         path: Path,
         make: Make,
         y: _Slices,
-        sigma: float,
         notes: list[str],
         missing: list[str],
     ) -> None:
         self.layout, self.path, self.make = layout, path, make
-        self.y, self.sigma = y, sigma
+        self.y, self.notes = y, notes
         coils = y.acquisition.coils
         self.size = (y.rows, y.acquisition.matrix[1])
         self.kept: OrderedDict[int, Operator] = OrderedDict()
@@ -281,12 +300,12 @@ class _Operators:
         return self.kept[item]
 
     def _maps(self, item: int) -> np.ndarray | None:
-        coil_maps, acquisition = self.layout.coil_maps, self.y.acquisition
+        coil_maps, acquisition, white = self.layout.coil_maps, self.y.acquisition, self.y.white
         maps: np.ndarray | None = None
         if coil_maps is not None:
-            maps = (coil_maps if coil_maps.ndim == 3 else coil_maps[self.y.start + item]).numpy()
+            maps = white((coil_maps if coil_maps.ndim == 3 else coil_maps[self.y.start + item]).numpy())
         elif acquisition.maps is not None:
-            maps = self.y.middle(acquisition.maps(self.y.start + item))
+            maps = white(self.y.middle(acquisition.maps(self.y.start + item)))
         elif acquisition.coils == 1:
             if not self.layout.real:
                 return None
@@ -298,79 +317,60 @@ class _Operators:
             kspace, mask = acquisition.calibration(self.y.start + item)
             if self.y.rows != len(mask):
                 kspace, mask = self.y.cut(kspace), np.asarray(mask.all(0))
-            mask = np.broadcast_to(mask, self.size)
+            kspace, mask = white(kspace), np.broadcast_to(mask, self.size)
         centre = calibration_region(kspace, mask, self.layout.calibration, str(self.path))
         if maps is None:
-            maps = espirit(centre, self.size, self.sigma).maps
+            calibrated = espirit(centre, self.size, white.sigma)
+            self._tell_folded(calibrated.folded(), item)
+            maps = calibrated.maps
+            # The image is that of the coils as they are, whose root sum of squares it then has.
+            maps = maps / np.maximum(white.lengths(maps), np.finfo(np.float32).tiny)
         return absorb_phase(maps, centre) if self.layout.real else maps
 
+    def _tell_folded(self, part: float, item: int) -> None:
+        # Only what is found when the file is opened gets into the record.
+        if part > _FOLDED and item == 0:
+            self.notes.append(
+                f"the object is larger than the field of view: {part:.0%} of its pixels see two places of it (they need two sets "
+                "of coil maps, here is one), so the image is wrong where it folds over; encode a larger field of view"
+            )
 
-def _edge_sigma(y: _Slices, path: Path) -> float:
-    """Standard deviation of each part of the noise, where k-space holds least signal: its corners."""
-    picked = np.unique(np.linspace(0, len(y) - 1, min(len(y), _LOOKED_AT)).round().astype(int))
-    levels = []
-    for item in picked.tolist():
-        kspace = y.acquisition.read(y.start + item)
+
+def _noise(y: _Slices, path: Path) -> CoilNoise:
+    """The noise of the coils, by the data of a few slices.
+
+    Raises:
+        UserError: they hold NaN, or nothing.
+    """
+    picked = np.unique(np.linspace(0, len(y) - 1, min(len(y), _LOOKED_AT)).round().astype(int)).tolist()
+    parts = []
+    for item in picked:
+        kspace = y.raw(item)
         if not np.isfinite(kspace).all():
             count = int((~np.isfinite(kspace)).sum())
             raise UserError(
                 f"{path}: k-space has {count} NaN or infinite values in slice {y.start + item}; leave it out with slices="
             )
-        measured = np.broadcast_to(y.mask(item), kspace.shape[1:]) & (np.abs(kspace).sum(0) > 0)
-        corner = measured & _outer(measured.any(1), 0.9)[:, None] & _outer(measured.any(0), 0.5)
-        values = np.abs(kspace[:, corner if corner.any() else measured])
-        if values.size:
-            levels.append(np.median(values, axis=1) / _RAYLEIGH_MEDIAN)
-    level = float(np.sqrt(np.mean(np.square(levels)))) if levels else 0.0
-    if not level > 0:
-        raise UserError(
-            f"{path}: the measured k-space is zero in slices {picked.tolist()}; leave them out with slices="
-        )
-    return level
+        parts.append(estimate_noise(kspace, np.broadcast_to(y.mask(item), kspace.shape[1:])))
+    count = sum(part.count for part in parts)
+    if not count:
+        raise UserError(f"{path}: the measured k-space is zero in slices {picked}; leave them out with slices=")
+    weighted = [part.count / count * part.covariance for part in parts]
+    return CoilNoise(np.sum(weighted, axis=0), count)
 
 
-def where_not_zero(kspace: np.ndarray) -> np.ndarray:
-    """What was measured, where a file says nothing else than that the rest is zero in every coil.
-
-    Args:
-        kspace: of one item, (coils, readout, phase).
-
-    Returns:
-        (phase,) where all but 1 % of the points of columns that hold anything do, as a number may happen to be zero; else
-        (readout, phase).
-    """
-    measured: np.ndarray = (kspace != 0).any(0)
-    columns = measured.any(0)
-    by_columns = bool(columns.any()) and float(measured[:, columns].mean()) > 0.99
-    return np.asarray(columns) if by_columns else measured
-
-
-def in_columns(masks: Sequence[np.ndarray]) -> bool:
-    """Whether each of these (readout, phase) masks is whole columns."""
-    return all(bool((mask == mask[:1]).all()) for mask in masks)
-
-
-def _columns(mask: np.ndarray) -> np.ndarray:
-    """The columns of which anything is measured, (phase,)."""
-    return np.asarray(np.atleast_2d(mask).any(0))
-
-
-def _outer(measured: np.ndarray, part: float) -> np.ndarray:
-    """The lines farthest from the centre of k-space, beyond this part of the farthest."""
-    distance = np.abs(np.arange(len(measured)) - len(measured) // 2)
-    return measured & (distance >= part * distance[measured].max(initial=0))
-
-
-def _sparser(columns: np.ndarray, acceleration: float, centre_fraction: float, seed: int) -> np.ndarray:
-    count = len(columns)
-    half = max(round(count * centre_fraction) // 2, 2)
-    keep = np.zeros(count, bool)
-    keep[count // 2 - half : count // 2 + half] = True
-    keep &= columns
-    others = np.flatnonzero(columns & ~keep)
-    number = max(round(columns.sum() / acceleration) - int(keep.sum()), 0)
-    keep[np.random.default_rng(seed).permutation(others)[:number]] = True
-    return keep
+def _peak(y: _Slices) -> str:
+    """A line where the energy of k-space, of the first slice, is not at its centre; else empty."""
+    kspace = y.acquisition.read(y.start) * y.acquisition.mask(y.start)
+    energy = (np.abs(kspace) ** 2).sum(0)
+    peak = [int(v) for v in np.unravel_index(int(energy.argmax()), energy.shape)]
+    centre = [n // 2 for n in energy.shape]
+    if max(abs(a - b) for a, b in zip(peak, centre, strict=True)) <= _OFF_CENTRE:
+        return ""
+    return (
+        f"the energy of k-space peaks at {peak}, not at its centre {centre}: the image has a phase that turns along it, and "
+        "coil maps are calibrated beside the peak; shift k-space, or mend the centre in the header"
+    )
 
 
 def _region(size: tuple[int, int], recon: tuple[int, int] | None) -> tuple[tuple[int, int], ...] | None:

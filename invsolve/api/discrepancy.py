@@ -1,26 +1,29 @@
-"""Whether the samples' residual fits the noise, and what to change when it does not."""
+"""Whether the samples fit the noise and lie where the prior's images lie, and what to change when they do not."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from invsolve.contracts.noise import Gaussian, Noise
-from invsolve.contracts.scale import Scale
-from invsolve.contracts.strategy import Strategy
+from invsolve.api import advice
+from invsolve.api.advice import Conditions
 from invsolve.engine.run import Run
 
 #: Ratios between these are never complained about.
 LOW, HIGH = 0.8, 1.2
+#: Images further from the middle of the prior's range than so many halves of it are none of its images.
+FAR = 5.0
+#: Images that fill a smaller part of the prior's range are a constant to it.
+NARROW = 0.02
 
 
 class DiscrepancyWarning(UserWarning):
-    """The samples' residual is larger or smaller than the noise explains."""
+    """The samples' residual is larger or smaller than the noise explains, or the samples lie where no image does."""
 
 
 @dataclass(frozen=True)
@@ -28,133 +31,94 @@ class Discrepancy:
     """Residual norm of the samples over its expected value.
 
     Attributes:
-        ratio: root mean square over items and samples; NaN for noise-free data.
+        ratio: root mean square over items and samples; NaN for noise-free data, infinite where a residual is.
         spread: standard deviation of `ratio` for exact posterior draws, from the noise alone.
+        accepted: between which ratios nothing is complained about.
         warning: what disagrees and how to mend it; empty when nothing does.
+        remark: what to know about a ratio that is not judged.
     """
 
     ratio: float
     spread: float
+    accepted: tuple[float, float] = (LOW, HIGH)
     warning: str = ""
+    remark: str = ""
 
     def __str__(self) -> str:
+        if self.warning:
+            return f"warning: {self.warning}"
         if math.isnan(self.ratio):
             return "residual: not judged, the noise is said to be zero"
-        line = f"residual of the samples {self.ratio:.2f} of what the noise explains (expected 1 +- {self.spread:.2g})"
-        return f"warning: {self.warning}" if self.warning else line
+        low, high = self.accepted
+        aside = self.remark or f"accepted: {low:.2f} to {high:.2f}"
+        return f"residual of the samples {self.ratio:.2f} of what the noise explains ({aside})"
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """What a judgement of residuals depends on besides them.
-
-    Attributes:
-        strategy: made the samples.
-        noise: as it was stated; None where it is not known.
-        scale: between network and physical units; None where it is not known.
-    """
-
-    strategy: Strategy
-    noise: Noise | None
-    scale: Scale | None
+def examine(diagnostics: Mapping[str, Any], run: Run) -> Discrepancy:
+    """Judge a run by the diagnostics of its samples; see `judge`."""
+    return judge(diagnostics, Conditions(run.strategy, run.measurement.noise, run.scale, run.doubt))
 
 
-def examine(ratios: Tensor | ArrayLike, numbers: Tensor | ArrayLike, run: Run) -> Discrepancy:
-    """Judge a run by `Problem.discrepancy` of its samples; see `judge`."""
-    return judge(ratios, numbers, Conditions(run.strategy, run.measurement.noise, run.scale))
-
-
-def judge(ratios: Tensor | ArrayLike, numbers: Tensor | ArrayLike, conditions: Conditions) -> Discrepancy:
-    """Judge samples by their `Problem.discrepancy`.
+def judge(diagnostics: Mapping[str, Any], conditions: Conditions) -> Discrepancy:
+    """Judge samples by their `Problem.discrepancy` and `Problem.reach`.
 
     A draw from the posterior is distributed as the truth, so its residual is distributed as the noise: the squared ratio of
     an item has mean 1 and standard deviation sqrt(2 / numbers). Samples of one item share y and count once. Complained
     about is what lies outside 0.8 .. 1.2 and more than three such deviations off (4.5 for a single item among many). Point
-    estimates may fit better than the noise, methods without a prior as they please. Noise stated too large is found only where
-    the prior leaves few of the measured numbers free: elsewhere draws scatter by what is stated, and so does their residual.
+    estimates may fit better than the noise. Noise stated too large is found only where the prior leaves few of the measured
+    numbers free: elsewhere draws scatter by what is stated, and so does their residual. Samples far outside of the prior's
+    range, or constant to it, are wrong whatever their residual, and so is a residual that is infinite.
 
     Args:
-        ratios, numbers: (N, S), as the engine gives them.
+        diagnostics: `discrepancy` and `discrepancy_dof`, (N, S), as the engine gives them; `reach`, `span` and `stride`, where
+            they are known.
         conditions: under which the samples were drawn, for the advice.
     """
-    squared, count = torch.as_tensor(ratios).double() ** 2, torch.as_tensor(numbers).double()
-    items = squared.mean(1).sqrt()
-    known = items.isfinite()
-    if not bool(known.any()):
-        return Discrepancy(math.nan, math.nan)
-    items, spreads = items[known], (1 / (2 * count[known].mean(1))).sqrt()
-    ratio = float(items.square().mean().sqrt())
-    spread = float(spreads.square().mean().sqrt() / len(items) ** 0.5)
-    if "prior" not in conditions.strategy.needs:
-        return Discrepancy(ratio, spread)
-    single = 3.0 if len(items) == 1 else 4.5
-    too_far = (items > HIGH) & (items > 1 + single * spreads)
-    too_close = (items < LOW) & (items < 1 - single * spreads) & conditions.strategy.draws
-    text = ""
-    if ratio > max(HIGH, 1 + 3 * spread) or int(too_far.sum()) > int(too_close.sum()):
-        text = _loose(items, too_far, ratio, conditions)
-    elif conditions.strategy.draws and (ratio < min(LOW, 1 - 3 * spread) or bool(too_close.any())):
-        text = _tight(items, too_close, ratio, conditions)
-    return Discrepancy(ratio, spread, text)
-
-
-def _loose(items: Tensor, flagged: Tensor, ratio: float, conditions: Conditions) -> str:
-    ratio = ratio if ratio > HIGH else float(items[flagged].square().mean().sqrt())
-    causes = [
-        f"the strategy follows the data too weakly ({_advice(conditions.strategy, 1)})",
-        f"the noise is larger than stated ({_noise(conditions, ratio)})",
-        _scale(conditions),
-        "the operator does not describe the instrument",
-    ]
-    return (
-        f"the samples miss the data: residual {ratio:.2f} of what the noise explains{_which(flagged)}. {_list(causes)}"
+    ratios, numbers, reach, span, stride = (
+        _array(diagnostics, name) for name in ("discrepancy", "discrepancy_dof", "reach", "span", "stride")
     )
+    squared = ratios**2
+    # NaN is a residual that cannot be judged; an infinite one can.
+    known = ~squared.mean(1).isnan()
+    items, spreads = squared[known].mean(1).sqrt(), (1 / (2 * numbers[known].mean(1))).sqrt()
+    nothing = not bool(known.any())
+    ratio = math.nan if nothing else float(items.square().mean().sqrt())
+    spread = math.nan if nothing else float(spreads.square().mean().sqrt() / len(items) ** 0.5)
+    draws = conditions.strategy.draws
+    low = min(LOW, 1 - 3 * spread) if draws and not nothing else 0.0
+    high = HIGH if nothing else max(HIGH, 1 + 3 * spread)
+    accepted = (max(low, 0.0), high)
+
+    wild = (ratios.isinf() | (reach > FAR)).any(1)
+    if bool(wild.any()):
+        text = advice.wild(wild, ratios, reach, high, conditions)
+    elif bool((span < NARROW).all()):
+        text = advice.narrow(float(span.max()), conditions)
+    elif nothing:
+        text = ""
+    elif not conditions.strategy.explains:
+        return Discrepancy(ratio, spread, accepted, remark=advice.unfitted(conditions))
+    else:
+        single = 3.0 if len(items) == 1 else 4.5
+        too_far = (items > HIGH) & (items > 1 + single * spreads)
+        too_close = (items < LOW) & (items < 1 - single * spreads) & draws
+        text = ""
+        if ratio > high or int(too_far.sum()) > int(too_close.sum()):
+            told = ratio if ratio > HIGH else float(items[too_far].square().mean().sqrt())
+            text = advice.loose(told, too_far, _typical(stride[known], too_far), conditions)
+        elif draws and (ratio < low or bool(too_close.any())):
+            told = ratio if ratio < LOW else float(items[too_close].square().mean().sqrt())
+            text = advice.tight(told, too_close, _typical(stride[known], too_close), conditions)
+    return Discrepancy(ratio, spread, accepted, text)
 
 
-def _tight(items: Tensor, flagged: Tensor, ratio: float, conditions: Conditions) -> str:
-    ratio = ratio if ratio < LOW else float(items[flagged].square().mean().sqrt())
-    causes = [
-        f"the noise is smaller than stated ({_noise(conditions, ratio)})",
-        f"the strategy follows the data too closely, and its spread is too small ({_advice(conditions.strategy, -1)})",
-    ]
-    return f"the samples fit the noise: residual {ratio:.2f} of what it explains{_which(flagged)}. {_list(causes)}"
+def _array(diagnostics: Mapping[str, Any], name: str) -> Tensor:
+    """A diagnostic (N, S), float64; NaN where nobody noted it."""
+    like = torch.as_tensor(diagnostics["discrepancy"]).double()
+    value = diagnostics.get(name)
+    return torch.full_like(like, torch.nan) if value is None else torch.as_tensor(value).double().reshape(like.shape)
 
 
-def _list(causes: Iterable[str]) -> str:
-    return "Either " + ", or ".join(causes)
-
-
-def _which(flagged: Tensor) -> str:
-    count = int(flagged.sum())
-    return f" in {count} of {len(flagged)} items" if 0 < count < len(flagged) else ""
-
-
-def _noise(conditions: Conditions, ratio: float) -> str:
-    noise = conditions.noise
-    if isinstance(noise, Gaussian) and torch.as_tensor(noise.sigma).numel() == 1:
-        sigma = float(noise.sigma)
-        return (
-            f"sigma {sigma:.3g} is stated, {sigma * ratio:.3g} would fit: --noise {Gaussian.name}:{sigma * ratio:.3g}"
-        )
-    return f"by a factor {max(ratio, 1 / ratio):.2g} in standard deviation"
-
-
-def _scale(conditions: Conditions) -> str:
-    if conditions.scale is None:
-        return "the images reach beyond the prior's range"
-    low, high = conditions.scale.range
-    how = {"estimated": "estimated; --scale LOW:HIGH fixes it", "given": "given; --scale auto estimates it"}
-    origin = how.get(conditions.scale.origin, "the prior's own; --scale auto estimates it")
-    return f"the images reach beyond the prior's range {low:.3g} .. {high:.3g} ({origin})"
-
-
-def _advice(strategy: Strategy, direction: int) -> str:
-    """Parameters to change so that samples follow the data more closely (1) or less (-1), with their values."""
-    fields = strategy.__dataclass_fields__
-    parts = [
-        f"{'raise' if sign == direction else 'lower'} {name}, now {getattr(strategy, name):g}"
-        for name, sign in strategy.data_strength.items()
-    ]
-    if "steps" in fields:
-        parts.append(f"take more steps, now {strategy.steps}")  # type: ignore[attr-defined]
-    return ", or ".join(parts) or "choose another strategy"
+def _typical(values: Tensor, flagged: Tensor) -> float:
+    """The median over the samples of flagged items, of all where none is; NaN where it is not known."""
+    return float((values[flagged] if bool(flagged.any()) else values).nanmedian())

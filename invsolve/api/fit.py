@@ -15,12 +15,15 @@ from invsolve.errors import UserError
 
 
 def image_shape(measurement: Measurement, prior: Prior | None) -> tuple[int, ...]:
-    """The shape (C, *spatial) of the images: from the operator, else the prior, else the measurement's own shape."""
+    """The shape (C, *spatial) of the images: the operator's, the file's, the prior's, else what the measurement's suggests."""
     forward, measured = measurement.operator_for(0), tuple(measurement.y[:1].shape[1:])
     channels = prior.event_shape[0] if prior is not None else None
-    if forward.image_shape is None and prior is not None and None not in prior.event_shape:
+    if forward.image_shape is None and measurement.image_shape is not None:
+        own = (channels or 2) if forward.complex_image else measurement.image_shape[0]
+        shape: tuple[int, ...] | None = (own, *measurement.image_shape[1:])
+    elif forward.image_shape is None and prior is not None and None not in prior.event_shape:
         spatial = tuple(s for s in prior.event_shape[1:] if s is not None)
-        shape: tuple[int, ...] | None = (prior.event_shape[0] or 1, *spatial)
+        shape = (prior.event_shape[0] or 1, *spatial)
     elif forward.complex_image and forward.image_shape is not None:
         shape = (channels or 2, *forward.image_shape[1:])
     else:
@@ -30,7 +33,7 @@ def image_shape(measurement: Measurement, prior: Prior | None) -> tuple[int, ...
     if shape is None:
         raise UserError(
             f"the image size cannot be told from measurements of shape {measured}{_complaint(forward, measured)}; set "
-            "image_shape in the operator, such as self.image_shape = (1, 128, 128)"
+            "image_shape in the operator, such as self.image_shape = (1, 128, 128), or give Measurement(image_shape=...)"
         )
     if prior is not None:
         prior.check_shape(shape)
@@ -54,7 +57,7 @@ def own_shape(measurement: Measurement) -> tuple[int, ...] | None:
     forward = measurement.operator_for(0)
     if forward.image_shape is not None or forward.complex_image:
         return forward.image_shape
-    return forward.image_shape_for(measurement.y[:1].shape[1:])
+    return measurement.image_shape or forward.image_shape_for(measurement.y[:1].shape[1:])
 
 
 def check_measurement(measurement: Measurement, shape: tuple[int, ...]) -> None:
@@ -62,18 +65,33 @@ def check_measurement(measurement: Measurement, shape: tuple[int, ...]) -> None:
     check_items(measurement.operator, len(measurement.y), measurement.source or "y")
     forward = measurement.operator_for(0)
     got = tuple(measurement.y[:1].shape[1:])
-    wanted = forward.measurement_shape((1, *shape[1:]) if forward.complex_image else shape)
+    with torch.no_grad():
+        predicted = forward(forward.blank(1, (1, *shape[1:]) if forward.complex_image else shape))
+    wanted = tuple(predicted.shape[1:])
     where = f"{measurement.source}: " if measurement.source else ""
     if got != wanted:
         hint = "; the axes look permuted: y must be (items, *measurement)" if sorted(got) == sorted(wanted) else ""
+        hint = hint or masks_for_items(forward, len(measurement.y))
         raise UserError(
             f"{where}y has measurements of shape {got}, but operator {forward.name or type(forward).__name__!r} gives "
             f"{wanted} for images {shape}{hint}"
         )
-    if forward.complex_image and not measurement.y[:1].is_complex():
+    name = f"operator {forward.name or type(forward).__name__!r}"
+    if predicted.is_complex() and not measurement.y[:1].is_complex():
+        raise UserError(f"{where}y is real, but {name} measures complex numbers; give complex64 data")
+    if measurement.y[:1].is_complex() and not predicted.is_complex():
         raise UserError(
-            f"{where}y is real, but operator {forward.name!r} measures complex numbers; give complex64 data"
+            f"{where}y is complex, but {name} measures real numbers of real images; give real and imaginary part as items of "
+            "their own, torch.cat([y.real, y.imag])"
         )
+
+
+def masks_for_items(forward: Operator, items: int) -> str:
+    """A hint where channels were made of what may have been meant for items: as many of them, and more than one."""
+    channels = (forward.image_shape or (1,))[0]
+    if forward.item_axes.get("mask") == 3 and channels == items > 1:
+        return f"; if its {items} masks are those of the {items} items, give mask[:, None], (items, 1, rows, columns)"
+    return ""
 
 
 def check_items(operator: Operator, items: int, where: str) -> None:
@@ -111,25 +129,33 @@ def choose_scale(
         return Scale() if own is None else Scale.from_range(*own, origin="prior")
     if not isinstance(forward, LinearOperator):
         raise UserError("the scale of a nonlinear operator cannot be estimated: give scale=(low, high)")
-    # Without a prior too: what is iterated should not be a millionth of a unit. Physical images then start at zero, and
-    # -1000 HU is no attenuation: zero in every other unit of attenuation.
-    hounsfield = prior is not None and prior.unit == "HU"
-    from_zero = prior is None or (own is not None and (own[0] >= 0 or (hounsfield and own[0] == -1000)))
-    return estimate_scale(measurement, forward, shape, from_zero, device, dtype)
+    signed = forward.complex_image and shape[0] == 2
+    bottom, top = _extent(measurement, forward, device, dtype)
+    if prior is None:
+        # What is iterated should not be a millionth of a unit. Physical images then start at zero.
+        return Scale.from_range(-top if signed else 0.0, top, origin="estimated")
+    if own is None:
+        # Network units are physical units of another kind, of which only the range is known, and zero where it has a sign.
+        low, high = (-top, top) if signed else (0.0 if forward.complex_image else bottom, top)
+        return Scale.from_range(low, high, origin="estimated")
+    # Air is air in every unit: zero, and -1000 HU. The range of the prior is stretched about it, never moved.
+    air = -1000.0 if prior.unit == "HU" else 0.0
+    low, high = (v - air for v in own)
+    factor = (max(top, abs(bottom)) if low < 0 else top) / max(abs(low), abs(high))
+    if not factor > 0:
+        raise UserError("the scale cannot be estimated: the linear reconstruction is negative; give scale=(low, high)")
+    return Scale.from_range(factor * low, factor * high, origin="estimated")
 
 
-def estimate_scale(
-    measurement: Measurement,
-    forward: LinearOperator,
-    shape: tuple[int, ...],
-    from_zero: bool,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Scale:
-    """Take the range of the linear reconstruction (0.5 to 99.5 %), of up to 16 items spread over the data, for the prior's.
+def _extent(
+    measurement: Measurement, forward: LinearOperator, device: torch.device, dtype: torch.dtype
+) -> tuple[float, float]:
+    """The range (0.5 to 99.5 %) of the linear reconstruction, median of up to 16 items spread over the data.
 
-    Args:
-        from_zero: the prior's images start at zero (attenuation, magnitude): so does the range.
+    Of complex images it is that of the modulus.
+
+    Raises:
+        UserError: it is constant.
     """
     count = len(measurement.y)
     picked = sorted({int(i) for i in np.linspace(0, count - 1, min(count, 16))})
@@ -144,8 +170,7 @@ def estimate_scale(
         values = (image.abs() if image.is_complex() else image).flatten().double().cpu().numpy()
         low.append(np.quantile(values, 0.005))
         high.append(np.quantile(values, 0.995))
-    bottom = 0.0 if from_zero else float(np.median(low))
-    top = float(np.median(high))
+    bottom, top = float(np.median(low)), float(np.median(high))
     if not top > bottom:
         raise UserError("the scale cannot be estimated: the linear reconstruction is constant; give scale=(low, high)")
-    return Scale.from_range(bottom, top, origin="estimated")
+    return bottom, top

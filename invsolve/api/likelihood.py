@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from invsolve import api
+from invsolve.api.inputs import as_rows, prior_of, whole
 from invsolve.api.sampling import physical
 from invsolve.contracts.module import placed
 from invsolve.contracts.prior import Prior
@@ -47,7 +49,7 @@ class Likelihood:
 
 def log_likelihood(
     prior: Prior | str | Path,
-    x: Tensor,
+    x: Tensor | np.ndarray,
     steps: int = 40,
     exact: bool = False,
     probes: int = 1,
@@ -77,33 +79,34 @@ def log_likelihood(
     Raises:
         UserError: images the prior does not take, a prior without gradients, or parameters out of range.
     """
-    place = api.resolve_device(device)
-    loaded = prior if isinstance(prior, Prior) else api.load_prior(prior)
-    loaded = placed(loaded, place, frozen=True)
-    images = torch.as_tensor(x)
-    if images.is_complex() or images.ndim < 3:
-        raise UserError(
-            f"log_likelihood: x must be real, (items, channels, *size), got {images.dtype} {tuple(images.shape)}"
-        )
-    loaded.check_shape(images.shape[1:])
-    low = loaded.sigma_min if level is None else level
-    if not loaded.differentiable:
-        raise UserError(f"log_likelihood needs a prior that can be differentiated; {loaded.name!r} cannot")
-    if steps < 1 or probes < 1 or batch_size < 1 or not 0 < low < loaded.sigma_max:
-        raise UserError(
-            f"log_likelihood: steps, probes and batch_size must be at least 1 and level above 0 and below "
-            f"{loaded.sigma_max:g}, got {steps}, {probes}, {batch_size} and {low:g}"
-        )
-    scale = physical(loaded)
-    size = math.prod(images.shape[1:])
-    images = scale.to_network(images if images.dtype == torch.float64 else images.float())
-    parts = []
-    for first in range(0, len(images), batch_size):
-        part = images[first : first + batch_size].to(place)
-        rng = ChainRandom(seed, [(first + i, 0) for i in range(len(part))])
-        directions = _units(part) if exact else torch.stack([_rademacher(rng.at(k), part) for k in range(probes)])
-        parts.append(_integrate(loaded, part, directions, 1 if exact else probes, low, steps).cpu())
-    return Likelihood(torch.cat(parts) - size * math.log(scale.factor), size)
+    with torch.inference_mode(False):
+        place = api.resolve_device(device)
+        loaded = placed(prior_of(prior), place, frozen=True)
+        images = as_rows(x, "x")
+        seed = whole(seed, "log_likelihood: seed")
+        if images.is_complex() or images.ndim < 3:
+            raise UserError(
+                f"log_likelihood: x must be real, (items, channels, *size), got {images.dtype} {tuple(images.shape)}"
+            )
+        loaded.check_shape(images.shape[1:])
+        low = loaded.sigma_min if level is None else level
+        if not loaded.differentiable:
+            raise UserError(f"log_likelihood needs a prior that can be differentiated; {loaded.name!r} cannot")
+        if steps < 1 or probes < 1 or batch_size < 1 or not 0 < low < loaded.sigma_max:
+            raise UserError(
+                f"log_likelihood: steps, probes and batch_size must be at least 1 and level above 0 and below "
+                f"{loaded.sigma_max:g}, got {steps}, {probes}, {batch_size} and {low:g}"
+            )
+        scale = physical(loaded)
+        size = math.prod(images.shape[1:])
+        images = scale.to_network(images if images.dtype == torch.float64 else images.float())
+        parts = []
+        for first in range(0, len(images), batch_size):
+            part = images[first : first + batch_size].to(place)
+            rng = ChainRandom(seed, [(first + i, 0) for i in range(len(part))])
+            directions = _units(part) if exact else torch.stack([_rademacher(rng.at(k), part) for k in range(probes)])
+            parts.append(_integrate(loaded, part, directions, 1 if exact else probes, low, steps).cpu())
+        return Likelihood(torch.cat(parts) - size * math.log(scale.factor), size)
 
 
 def _integrate(prior: Prior, x: Tensor, directions: Tensor, share: int, low: float, steps: int) -> Tensor:

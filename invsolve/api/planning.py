@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from invsolve import engine
-from invsolve.api import choice, fit
-from invsolve.api.inputs import resolve_device
-from invsolve.api.loading import load_prior, strategy
+from invsolve.api import choice, fit, units
+from invsolve.api.inputs import resolve_device, resolve_prior, resolve_strategy
+from invsolve.api.loading import strategy
 from invsolve.contracts.measurement import Measurement
-from invsolve.contracts.module import placed
+from invsolve.contracts.module import placed, usable
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.sink import Sink
 from invsolve.contracts.strategy import Strategy
@@ -20,6 +20,7 @@ from invsolve.engine import volume
 from invsolve.engine.determinism import deterministic
 from invsolve.engine.needs import check_needs
 from invsolve.engine.options import Options
+from invsolve.engine.tiles import tiled
 from invsolve.errors import Unsuited, UserError
 
 
@@ -51,25 +52,25 @@ def _plan(
     options: Options,
     parameters_: Mapping[str, Any] | None,
 ) -> engine.Run:
+    if not len(measurement.y):
+        raise UserError(f"{measurement.source or 'y'}: has no items; give at least one")
     if measurement.noise is None:
         raise UserError(
             "the noise is not known: give noise=, such as Gaussian(0.01) (command line: --noise NAME:VALUE)"
         )
     place = resolve_device(options.device)
     given = dict(parameters_ or {})
-    automatic = strategy_ == choice.AUTO
-    if isinstance(strategy_, str):
-        # What "auto" stands for is known only once there is a problem.
-        chosen = strategy(choice.preferred()[0]) if automatic else strategy(strategy_, **given)
-    else:
-        chosen = strategy_
-    knowledge = load_prior(prior) if isinstance(prior, str | Path) else prior
+    automatic = isinstance(strategy_, str) and strategy_ == choice.AUTO
+    # What "auto" stands for is known only once there is a problem.
+    chosen = strategy(choice.preferred()[0]) if automatic else resolve_strategy(strategy_, given)
+    knowledge = resolve_prior(prior)
     # The caller's objects stay where and as they are; what has to move or be frozen is copied.
     measurement = replace(measurement, operator=placed(measurement.operator, place))
     # Of operators that differ the shapes are the same, so the first one tells what fits.
     forward = placed(measurement.operator_for(0), place)
     if knowledge is not None:
         knowledge = placed(knowledge, place, frozen=True)
+        knowledge = tiled(knowledge, options.tile, options.rows, place)
         knowledge = volume.for_images(knowledge, fit.own_shape(measurement), options.rows, place, options.planes)
     shape = fit.image_shape(measurement, knowledge)
     fit.check_measurement(measurement, shape)
@@ -89,7 +90,8 @@ def _plan(
                 chosen.takes_items_one_by_one,
             )
     check_needs(chosen, run.problem([(0, s) for s in range(options.samples if chosen.couples_samples else 1)]))
-    run.scale = fit.choose_scale(measurement, forward, knowledge, options.scale, shape, place, run.dtype)
+    run.scale = usable(fit.choose_scale(measurement, forward, knowledge, options.scale, shape, place, run.dtype))
+    units.check_range(run)
     return run
 
 

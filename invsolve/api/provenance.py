@@ -80,6 +80,7 @@ def provenance(run: Run) -> dict[str, Any]:
         # The name is not part of the configuration: a run goes on after its input was moved.
         "input": {"fingerprint": run.measurement.fingerprint, "file": run.measurement.source},
         "notes": run.measurement.notes,
+        "doubt": run.doubt,
         "versions": {
             "invsolve": invsolve.__version__,
             "torch": torch.__version__,

@@ -62,25 +62,30 @@ def reconstruct(
         DiscrepancyWarning: the samples' residual does not fit the noise; says what to change.
     """
     chosen = make_options(options, "reconstruct")
-    if isinstance(y, Measurement):
-        measurement = y if noise is None else replace(y, noise=resolve_noise(noise))
-    else:
-        measurement = Measurement(as_rows(y, "y"), resolve_operator(operator), resolve_noise(noise))
-    run = plan(measurement, prior, strategy, chosen)
-    run.callback = callback
-    sink = Memory(len(measurement.y))
-    execute(run, sink, progress)
-    diagnostics = sink.diagnostics()
-    report = discrepancy.examine(diagnostics["discrepancy"], diagnostics["discrepancy_dof"], run)
+    # Gradients are needed, also by a caller who needs none.
+    with torch.inference_mode(False):
+        if isinstance(y, Measurement):
+            measurement = y if noise is None else replace(y, noise=resolve_noise(noise))
+            if isinstance(measurement.y, np.ndarray | Tensor):
+                measurement = replace(measurement, y=as_rows(measurement.y, "y"))
+        else:
+            measurement = Measurement(as_rows(y, "y"), resolve_operator(operator), resolve_noise(noise))
+        run = plan(measurement, prior, strategy, chosen)
+        run.callback = callback
+        sink = Memory(len(measurement.y))
+        execute(run, sink, progress)
+        diagnostics = sink.diagnostics()
+        report = discrepancy.examine(diagnostics, run)
+        result = Reconstruction(
+            mean=sink.stack("mean"),
+            std=sink.stack("std"),
+            samples=sink.stack("samples"),
+            diagnostics=diagnostics | {"discrepancy_report": str(report)},
+            provenance=provenance(run),
+        )
     if report.warning:
         warnings.warn(report.warning, discrepancy.DiscrepancyWarning, stacklevel=2)
-    return Reconstruction(
-        mean=sink.stack("mean"),
-        std=sink.stack("std"),
-        samples=sink.stack("samples"),
-        diagnostics=diagnostics | {"discrepancy_report": str(report)},
-        provenance=provenance(run),
-    )
+    return result
 
 
 class Memory:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from invsolve import api
+from invsolve.api.inputs import prior_of, whole
 from invsolve.contracts.module import placed
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.scale import Scale
@@ -50,13 +51,10 @@ def sample(
         UserError: an unknown prior or solver, a shape that the prior does not take, or counts below 1.
     """
     for name, value in (("count", count), ("batch_size", batch_size)):
-        if value < 1:
-            raise UserError(f"sample: {name} must be at least 1, got {value}")
-    if seed < 0:
-        raise UserError(f"sample: seed must be at least 0, got {seed}")
+        whole(value, f"sample: {name}", 1)
+    seed, steps = whole(seed, "sample: seed"), whole(steps, "sample: steps")
     place = api.resolve_device(device)
-    loaded = prior if isinstance(prior, Prior) else api.load_prior(prior)
-    loaded = placed(loaded, place, frozen=True)
+    loaded = placed(prior_of(prior), place, frozen=True)
     parts = []
     for first in range(0, count, batch_size):
         items = min(batch_size, count - first)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve.api.fit import check_items
-from invsolve.api.inputs import as_rows, resolve_noise, resolve_operator
+from invsolve.api.fit import check_items, masks_for_items
+from invsolve.api.inputs import as_rows, resolve_noise, resolve_operator, whole
 from invsolve.contracts.arguments import by_parts
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import LinearOperator, Operator
@@ -39,10 +39,12 @@ def simulate(
     model = resolve_noise(noise)
     if model is None:
         raise UserError("noise must be given; none at all is invsolve.Gaussian(0.0)")
+    seed = whole(seed, "seed")
     if first is None:
         check_items(forward, len(images), "truth")
     rows = []
-    with torch.no_grad():
+    # An operator of free size keeps what it makes here.
+    with torch.inference_mode(False), torch.no_grad():
         for item, image in enumerate(images.split(1), start=first or 0):
             own = forward.for_item(item)
             clean = own(image) if forward.complex_image else by_parts(own, image)
@@ -83,6 +85,7 @@ def _images(truth: Tensor, forward: Operator) -> Tensor:
     if wanted is not None and got != tuple(wanted):
         raise UserError(
             f"truth has images (channels, *size) of {got}, but {name} measures {tuple(wanted)}; {_remedy(got, wanted, forward)}"
+            f"{masks_for_items(forward, len(images))}"
         )
     return images
 

@@ -163,13 +163,16 @@ def evaluate(
     data_range: Annotated[
         float | None, typer.Option(help="Span of values for PSNR and SSIM; default the truth's.")
     ] = None,
+    layout: Annotated[str | None, typer.Option(help="Layout of the truth, where it is not recognised.")] = None,
+    read: Read = None,
+    plugin: Plugins = None,
     json_: AsJson = False,
 ) -> None:
     """Compare a result with the truth: PSNR, SSIM, NRMSE, coverage of the uncertainty."""
-    start(None)
+    start(plugin)
     from invsolve.jobs.evaluation import evaluate_file
 
-    result = evaluate_file(recon, truth, data_range)
+    result = evaluate_file(recon, truth, data_range, layout, key_values(read))
     names = list(result["mean"])
     scored = zip(result["which"], result["items"], strict=True)
     rows = [[f"item {i}", *(_figure(n, row[n]) for n in names)] for i, row in scored]
@@ -195,6 +198,10 @@ def report(
     scan: Annotated[
         Path | None, typer.Option(help="The measurement, for its residual; default where it was for the run.")
     ] = None,
+    truth_layout: Annotated[str | None, typer.Option(help="Layout of the truth, where it is not recognised.")] = None,
+    truth_read: Annotated[
+        list[str] | None, typer.Option(help="key=value of the truth's layout.", metavar="KEY=VALUE")
+    ] = None,
     megabytes: Annotated[float, typer.Option(help="Largest size of a page; pictures are reduced to fit.")] = 20.0,
     layout: Annotated[str | None, typer.Option(help="Layout of the scan, as for the run.")] = None,
     read: Read = None,
@@ -205,5 +212,17 @@ def report(
     start(plugin)
     from invsolve.report import write_report
 
-    write_report(recon, out, item, truth, overwrite, scan, megabytes, layout, key_values(read))
+    write_report(
+        recon,
+        out,
+        item,
+        truth,
+        overwrite,
+        scan,
+        megabytes,
+        layout,
+        key_values(read),
+        truth_layout,
+        key_values(truth_read),
+    )
     print(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ def as_mask(mask: Tensor, where: str) -> Tensor:
     """What is measured, boolean and shaped like the mask: True where it is not zero.
 
     Args:
-        mask: zero where nothing is measured, one other value elsewhere (True, 1, 255).
+        mask: zero where nothing is measured, one other value elsewhere, from 1 on (True, 1, 255).
         where: whose mask, for the message, such as "operator 'mri'".
 
     Raises:
@@ -28,13 +29,50 @@ def as_mask(mask: Tensor, where: str) -> Tensor:
         count = int((~mask.isfinite()).sum())
         raise UserError(f"{where}: mask has {count} NaN or infinite entries; give 1 where measured and 0 elsewhere")
     measured = mask != 0
-    if bool(measured.any()) and bool((mask[measured] != mask[measured][0]).any()):
-        low, high = float(mask[measured].min()), float(mask[measured].max())
+    values = mask[measured]
+    # Pictures of masks have 255 for one.
+    if len(values) and (float(values.min()) != float(values.max()) or float(values[0]) < 1):
         raise UserError(
-            f"{where}: mask has values from {low:g} to {high:g} beside 0, but an entry is either measured or not; give "
-            "mask > 0, or a threshold of your choice"
+            f"{where}: mask has values from {float(values.min()):g} to {float(values.max()):g} beside 0, but an entry is either "
+            "measured or not; give mask > 0, or a threshold of your choice"
         )
     return measured
+
+
+def from_array(array: np.ndarray, name: str) -> Tensor:
+    """An array of numbers as a tensor: of any byte order, as wide as torch has it.
+
+    Args:
+        array: real, complex, whole numbers or booleans.
+        name: of the array, for the message.
+
+    Raises:
+        UserError: values that are masked, or no numbers.
+    """
+    if isinstance(array, np.ma.MaskedArray):
+        if count := int(np.ma.getmaskarray(array).sum()):
+            raise UserError(
+                f"{name} is a masked array with {count} masked values; fill them, {name}.filled(0), and say "
+                "in the operator's mask that they are not measured"
+            )
+        array = array.data
+    if array.dtype.kind not in "biufc":
+        raise UserError(f"{name} holds {array.dtype}, expected numbers; make it an array of one shape, dtype float32")
+    # Torch knows the machine's own byte order alone, and no extended precision.
+    widest = {"f": np.float64, "c": np.complex128}.get(array.dtype.kind)
+    plain = array.dtype.newbyteorder("=")
+    if widest is not None and plain.itemsize > np.dtype(widest).itemsize:
+        plain = np.dtype(widest)
+    return torch.from_numpy(np.ascontiguousarray(array, plain))
+
+
+def as_array(value: Tensor | np.ndarray | Sequence[object], name: str) -> Tensor:
+    """A tensor, an array or a (nested) list of numbers, as a tensor.
+
+    Raises:
+        UserError: no numbers, or masked ones.
+    """
+    return value if isinstance(value, Tensor) else from_array(np.asanyarray(value), name)
 
 
 def rows_and_columns(size: int | Sequence[int] | None, where: str) -> tuple[int, int] | None:

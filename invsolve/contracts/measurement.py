@@ -44,6 +44,8 @@ class Measurement:
             said by the operator itself (`Operator.items`).
         region: [start, stop) along each spatial axis of the part of the image that is the result; what lies outside is
             reconstructed too, because the data see it, and cut off. None keeps everything. `truth` covers the region.
+        image_shape: (C, *spatial) of the images that were measured, where the file says so; needed where neither the operator
+            nor the shape of y tells.
     """
 
     y: Rows
@@ -60,6 +62,7 @@ class Measurement:
     axes: str = ""
     operators: Callable[[int], Operator] | None = None
     region: tuple[tuple[int, int], ...] | None = None
+    image_shape: tuple[int, ...] | None = None
 
     @property
     def items_differ(self) -> bool:

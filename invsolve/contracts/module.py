@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable
+from dataclasses import fields, replace
 from typing import Any, Self, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from invsolve.errors import UserError
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
+D = TypeVar("D", bound=Any)
 
 
 class Module(nn.Module):
@@ -95,6 +97,8 @@ def _state(module: nn.Module) -> tuple[list[Tensor], list[int]]:
 def placed(module: M, device: torch.device, frozen: bool = False) -> M:
     """The module on a device: itself where nothing has to change, else a copy that shares every tensor which need not move.
 
+    Tensors that were made in inference mode, which no gradient may pass, are copied too.
+
     Args:
         module: left as it is.
         device: where its parameters and buffers are to be.
@@ -104,15 +108,15 @@ def placed(module: M, device: torch.device, frozen: bool = False) -> M:
         UserError: the module would have to be copied and cannot be.
     """
     parameters, buffers = list(module.parameters()), list(module.buffers())
-    moves = any(not _is_on(tensor, device) for tensor in (*parameters, *buffers))
+    moves = any(not _is_on(tensor, device) or tensor.is_inference() for tensor in (*parameters, *buffers))
     learns = any(p.requires_grad for p in parameters) or any(
         m.training for m in module.modules() if not isinstance(m, Module)
     )
     if not moves and not (frozen and learns):
         return module
-    memo: dict[int, Any] = {id(buffer): buffer.to(device) for buffer in buffers}
+    memo: dict[int, Any] = {id(buffer): _usable(buffer.to(device)) for buffer in buffers}
     for value in parameters:
-        memo[id(value)] = nn.Parameter(value.detach().to(device), value.requires_grad and not frozen)
+        memo[id(value)] = nn.Parameter(_usable(value.detach().to(device)), value.requires_grad and not frozen)
     try:
         copied = copy.deepcopy(module, memo)
     except (TypeError, RuntimeError) as error:
@@ -122,6 +126,17 @@ def placed(module: M, device: torch.device, frozen: bool = False) -> M:
             f"{wanted} on it yourself, or let it hold nothing that copy.deepcopy refuses"
         ) from None
     return copied.eval() if frozen else copied
+
+
+def usable(settings: D) -> D:
+    """A dataclass whose tensors gradients may pass: itself, or a copy where one was made in inference mode."""
+    held = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    copies = {name: v.clone() for name, v in held.items() if isinstance(v, Tensor) and v.is_inference()}
+    return replace(settings, **copies) if copies else settings
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _is_on(tensor: Tensor, device: torch.device) -> bool:

@@ -14,6 +14,7 @@ from invsolve.contracts.wrapped import WrappedLinear
 from invsolve.errors import UserError
 from invsolve.numerics.autograd import Tangent
 from invsolve.numerics.krylov import CG, spectral_norm
+from invsolve.numerics.scipy_view import ScipyView
 from invsolve.numerics.spectrum import SingularSystem
 
 #: Operators of items that are kept, with what they remember: the samples of an item run one batch after another.
@@ -59,10 +60,14 @@ class Operator(Module):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return A(x); refuses images whose size the operator was not made for."""
+        """Return A(x); refuses images whose size the operator was not made for, and numbers that it does not calculate with."""
+        known = isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
+        if not known or (x.device.type == "cpu" and x.real.element_size() < 4):
+            got = f"{x.dtype} on the {x.device.type}" if isinstance(x, Tensor) else type(x).__name__
+            raise UserError(f"operator {called(self)!r} takes tensors of float32 or float64, got {got}; give x.float()")
         if self.image_shape is not None and tuple(x.shape[1:]) != tuple(self.image_shape):
             raise UserError(
-                f"operator {self.name or type(self).__name__!r} takes images (channels, *size) of "
+                f"operator {called(self)!r} takes images (channels, *size) of "
                 f"{tuple(self.image_shape)}, got {tuple(x.shape[1:])}"
             )
         return super().__call__(x)
@@ -234,6 +239,20 @@ class LinearOperator(Operator):
         """Return the operator itself: it is its own tangent."""
         return self
 
+    def as_scipy(self, image_shape: Sequence[int] | None = None, dtype: torch.dtype = torch.float64) -> ScipyView:
+        """Return the operator as a `scipy.sparse.linalg.LinearOperator` between vectors, for solvers that take one.
+
+        Args:
+            image_shape: (C, *spatial), where the operator does not fix it.
+            dtype: real precision to compute in.
+
+        Raises:
+            UserError: the image shape is not known.
+        """
+        image = self.blank(1, image_shape, dtype)
+        with torch.no_grad():
+            return ScipyView(self, self.adjoint, image, self(image))
+
     def __matmul__(self, other: LinearOperator) -> LinearOperator:
         return Composition(self, other)
 
@@ -293,7 +312,9 @@ class Composition(LinearOperator):
     def __init__(self, outer: LinearOperator, first: LinearOperator) -> None:
         super().__init__()
         self.outer, self.first = outer, first
-        self.image_shape, self.complex_image, self.image_unit = first.image_shape, first.complex_image, first.image_unit
+        self.image_shape, self.image_unit = first.image_shape, first.image_unit
+        # A real operator takes complex images part by part, so what follows it may ask for them.
+        self.complex_image = first.complex_image or outer.complex_image
         self.name, self.items = f"{called(outer)} @ {called(first)}", items_of(outer, first)
 
     def of_item(self, item: int) -> Any:

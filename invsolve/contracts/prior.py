@@ -32,6 +32,8 @@ class Prior(Module):
         error_curve: mean squared error of `denoise` on held-out images, per pixel, network units, as
             {"sigma": [...], "mse": [...]} with rising sigmas; None where nobody measured it (`invsolve prior measure`).
         device: where the network is, if that is not where the images are.
+        tileable: True when images of free size may be denoised in overlapping parts, as by a network that looks at a
+            neighbourhood of each pixel.
         passes: how often an image goes through the network in one call, for the count of network calls.
         trainable: True when `create(header)` makes an untrained one, which `invsolve train` then trains.
         advised_for: operators, by name, with which `invsolve inspect` suggests it; "*" is any that no other is made for.
@@ -47,6 +49,7 @@ class Prior(Module):
     source: str = ""
     error_curve: Mapping[str, Sequence[float]] | None = None
     device: torch.device | None = None
+    tileable: bool = False
     passes: int = 1
     name: str = ""
     parameters_given: dict[str, Any] | None = None
@@ -76,6 +79,19 @@ class Prior(Module):
         levels, errors = (np.log(self.error_curve[name]) for name in ("sigma", "mse"))
         # Below the measured levels the noise itself is what is left.
         return float(min(np.exp(np.interp(np.log(sigma), levels, errors)), sigma**2))
+
+    def bounds(self) -> tuple[float, float] | None:
+        """Values between which its images lie, network units; None where nobody knows.
+
+        -1 and 1 where `data_range` says what they are; else, where the error of D is known, four standard deviations of a pixel
+        about zero: at `sigma_max` nothing is left but to guess, and the error is the variance.
+        """
+        if self.data_range is not None:
+            return -1.0, 1.0
+        if self.error_curve is None and type(self).error is Prior.error:
+            return None
+        reach = 4 * math.sqrt(self.error(self.sigma_max))
+        return -reach, reach
 
     def state_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of what diffuses for images of shape (C, *spatial): the same here; another where that is a latent."""

@@ -196,8 +196,9 @@ class Problem(DataStep):
             used: boolean, broadcasts to y: the entries to count; None for all that are measured.
 
         Returns:
-            The ratio (B,), NaN where the noise is zero; and (B,) how many independent real numbers it counts. Fewer than
-            there are where the noise differs from entry to entry, because the noisier ones then decide.
+            The ratio (B,), NaN where the noise is zero, infinite where A(x) is not finite; and (B,) how many independent real
+            numbers it counts. Fewer than there are where the noise differs from entry to entry, because the noisier ones then
+            decide.
         """
         weight = torch.ones(self.y.shape, dtype=self.y.real.dtype, device=self.y.device)
         for mask in (self.operator.measured(), used):
@@ -207,7 +208,27 @@ class Problem(DataStep):
         total = variance.flatten(1).sum(1)
         ratio = norm(self.residual(images) * weight) / total.sqrt()
         numbers = total**2 / variance.square().flatten(1).sum(1) * (2.0 if self.y.is_complex() else 1.0)
-        return torch.where(total > 0, ratio, torch.nan), numbers
+        # A residual that is no number is no residual of a draw: only zero noise leaves nothing to compare with.
+        return torch.where(total > 0, ratio.nan_to_num(nan=torch.inf), torch.nan), numbers
+
+    def reach(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Where images (B, C, *spatial) lie with regard to the prior's (`Prior.bounds`).
+
+        Returns:
+            (B,) the largest distance of a value from the middle of the prior's range, over half its width: up to 1 inside; and
+            (B,) from the smallest to the largest value as a part of that range. NaN without a prior. Where a prior's range is
+            not known, a fifth of `sigma_max` stands for half of it, as noise of that level must hide every image. The second
+            is NaN unless `data_range` is stated: images of an analytic prior may well be constant.
+        """
+        if self.known is None:
+            nothing = torch.full((len(images),), torch.nan, device=images.device)
+            return nothing, nothing
+        bounds, flat = self.known.bounds(), images.flatten(1)
+        low, high = (-self.known.sigma_max / 5, self.known.sigma_max / 5) if bounds is None else bounds
+        middle, half = (low + high) / 2, (high - low) / 2
+        span = (flat.amax(1) - flat.amin(1)) / (2 * half)
+        span = span if self.known.data_range is not None else torch.full_like(span, torch.nan)
+        return (flat - middle).abs().amax(1) / half, span
 
 
 def make_problem(

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from invsolve.contracts.problem import Problem
     from invsolve.numerics.random import ChainRandom
 
-#: Plain tensors whose first axis is the batch. "x" is the iterate; "residual" (B,), if present, is |y - A(D)|, a diagnostic.
+#: Plain tensors whose first axis is the batch. "x" is the iterate; "residual" (B,), if present, is |y - A(D)|, a diagnostic;
+#: "stride" (B,), if present, what part of that residual the longest data step so far would have removed, to first order: above
+#: 1 it stepped over the data.
 State = dict[str, Tensor]
 
 #: What a strategy can declare in `needs`, with the words the engine uses when it is missing.
@@ -42,8 +44,11 @@ class Strategy:
         couples_items: True when the items of a file are slices that interact; all slices of a volume are then one batch,
             in their order, and `problem.through_plane` gives differences and inner products across them.
         draws: True when repeated runs scatter like the posterior; False for point estimates.
-        data_strength: parameters that decide how closely the samples follow the data, 1 where a larger value follows them more
-            closely, -1 where less; what is advised when the residual does not fit the noise.
+        data_strength: parameters that decide how closely the samples follow the data: 1 where a larger value follows them more
+            closely, -1 where less, 0 where that depends on whether the data steps are too short or too long, which the state's
+            "stride" then tells. "steps" stands here where more steps bring samples that miss the data closer to them. It
+            is what is advised when the residual does not fit the noise; `check_strategy` measures it.
+        explains: False for images that are not meant to fit the data to within the noise, such as a filtered back-projection.
         decomposes: True when it works in the operator's singular basis, which large operators have only in closed form.
         preference: place in the order in which one is chosen where none is named, 0 first; None where it is never chosen.
         advice: what `invsolve inspect` suggests it for ("a quick look", "with a prior", "without a prior"), and with which
@@ -64,6 +69,7 @@ class Strategy:
     advice: ClassVar[tuple[str, str]] = ("", "")
     cost: ClassVar[str] = "forward"
     data_strength: ClassVar[Mapping[str, int]] = {}
+    explains: ClassVar[bool] = True
     mean_error: ClassVar[float] = 0.5
     std_ratio: ClassVar[tuple[float, float]] = (0.7, 1.4)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.5, 2.0)

@@ -133,7 +133,10 @@ def run_batch(
                 raise Interrupted
         images = strategy.result(problem, state)
         watch.finish(images)
-        diagnostics = strategy.diagnostics(problem, state)
+        reach, span = problem.reach(images)
+        diagnostics = strategy.diagnostics(problem, state) | {"reach": reach, "span": span}
+        if "stride" in state:
+            diagnostics["stride"] = state["stride"]
     with torch.no_grad():
         used = strategy.used(problem, state)
         discrepancy, numbers = problem.discrepancy(images, used)

@@ -127,6 +127,12 @@ class Options:
         "float32",
         "bf16: a faster network. It calculates in bfloat16 where the hardware has it; the rest stays in `dtype`.",
     )
+    tile: int | None = _option(
+        None,
+        "side of the tiles of large images, in pixels. In them the prior denoises images that are larger, overlapping and "
+        "blended, so that memory does not grow with the image; 0 never. Default 256, for images longer than 512.",
+        at_least=0,
+    )
     deterministic: bool = _option(
         False,
         "the same bits each time. Only torch's deterministic algorithms, slower on a GPU: a setting of the whole process, put "
@@ -167,6 +173,7 @@ class Keywords(TypedDict, total=False):
     noise_correlation: float
     planes: Literal[1, 3]
     precision: Literal["float32", "bf16"]
+    tile: int | None
     deterministic: bool
 
 

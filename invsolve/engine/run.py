@@ -54,6 +54,7 @@ class Run:
     Attributes:
         batch_size: rows that go through the network at once; halved when memory runs out.
         device, dtype: where and in what precision states live.
+        doubt: why the scale may be wrong, as found before the run; empty where nothing speaks against it.
     """
 
     measurement: Measurement
@@ -69,6 +70,7 @@ class Run:
     linear_too: bool = False
     processes: SingleProcess = field(default_factory=SingleProcess)
     keeper: Keeper | None = None
+    doubt: str = field(default="", init=False)
     _resume: Snapshot | None = field(default=None, init=False)
     _home: torch.device | None = field(default=None, init=False)
     _ahead: ReadAhead | None = field(default=None, init=False)

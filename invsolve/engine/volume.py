@@ -177,6 +177,9 @@ class PriorInChunks(Prior):
     def error(self, sigma: float) -> float:
         return self.inner.error(sigma)
 
+    def bounds(self) -> tuple[float, float] | None:
+        return self.inner.bounds()
+
     def fingerprint(self) -> str:
         return self.inner.fingerprint()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,41 @@ from invsolve.errors import UserError
 from invsolve.files.opening import open_images
 
 
-def evaluate_file(recon: Path, truth: Path | None, data_range: float | None) -> dict[str, Any]:
-    """Score a result against a truth file, or against the truth it carries; also its linear baseline if it has one."""
+def evaluate_file(
+    recon: Path,
+    truth: Path | None,
+    data_range: float | None,
+    layout: str | None = None,
+    read: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Score a result against a truth file, or against the truth it carries; also its linear baseline if it has one.
+
+    Args:
+        recon: result file.
+        truth: images; None for the truth that the result carries.
+        data_range: span of values for PSNR and SSIM; None for the truth's.
+        layout, read: how the truth file is read; None asks each layout.
+
+    Raises:
+        UserError: there is no truth, or it is of another size; or a layout for the truth that the result carries.
+    """
     result = hdf5.read_result(recon)
-    reference = open_images(truth).x if truth is not None else result.truth
-    if reference is None:
+    if truth is None and (layout is not None or read):
+        raise UserError("--layout and --read say how the file of the truth is read: give --truth IMAGES too")
+    carried = open_images(truth, layout, read).x if truth is not None else result.truth
+    if carried is None:
         raise UserError(f"{recon} carries no truth: give --truth IMAGES.h5")
-    reference = result.matching(reference)
-    # Two channels against one: a complex image and its magnitude, as scanners store it.
-    magnitude = result.mean[0:1].shape[1] == 2 and reference[0:1].shape[1] == 1
+    reference = result.matching(carried)
     span = data_range or metrics.data_range(reference)
-    uncertain = result.samples.shape[1] > 1 and not magnitude and scatters_like_posterior(result.config)
+    count = result.samples.shape[1]
+    uncertain = count > 1 and scatters_like_posterior(result.config)
     rows: list[dict[str, float]] = []
     linear: list[dict[str, float]] = []
     for i in range(len(result.mean)):
         target, mean, std = reference[i : i + 1][0], result.mean[i : i + 1][0], result.std[i : i + 1][0]
-        spread = std if uncertain else None
-        if magnitude:
-            mean = mean.norm(dim=0, keepdim=True)
-        rows.append(metrics.score(mean, target, span, spread, result.samples.shape[1]))
+        rows.append(metrics.score(mean, target, span, std if uncertain else None, count))
         if result.linear is not None:
-            image = result.linear[i : i + 1][0]
-            linear.append(metrics.score(image.norm(dim=0, keepdim=True) if magnitude else image, target, span))
+            linear.append(metrics.score(result.linear[i : i + 1][0], target, span))
     summary: dict[str, Any] = {"items": rows, "which": result.items, "mean": metrics.average(rows), "data_range": span}
     if linear:
         summary["linear"] = metrics.average(linear)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from invsolve.api import discrepancy
 from invsolve.api.provenance import provenance
@@ -79,10 +78,12 @@ def _reconstruct(
         run_into_file(run, request.out, record, request.overwrite, say, every)
     seconds = round(time.perf_counter() - began, 3)
     kept = hdf5.read_result(request.out).diagnostics
-    report = discrepancy.examine(np.asarray(kept["discrepancy"]), np.asarray(kept["discrepancy_dof"]), run)
+    report = discrepancy.examine(kept, run)
     say(str(report))
-    judged = report.ratio == report.ratio  # NaN where the noise is said to be zero, and NaN is no JSON
-    summary = {"ratio": report.ratio, "spread": report.spread, "warning": report.warning} if judged else None
+    # NaN where the noise is said to be zero, infinite where the run diverged; neither is JSON.
+    ratio, spread = (value if math.isfinite(value) else None for value in (report.ratio, report.spread))
+    judged = bool(report.warning) or not math.isnan(report.ratio)
+    summary = {"ratio": ratio, "spread": spread, "warning": report.warning} if judged else None
     return told | {"seconds": seconds, "discrepancy": summary}
 
 

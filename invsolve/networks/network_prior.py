@@ -38,6 +38,7 @@ class NetworkPrior(Prior):
     """
 
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()
+    tileable = True
 
     def __init__(
         self,
@@ -147,7 +148,7 @@ def prior_from(
     module: nn.Module | Callable[[Tensor, Tensor], Any],
     parametrisation: str,
     *,
-    event_shape: tuple[int | None, ...],
+    event_shape: tuple[int | None, ...] = (1, None, None),
     schedule: Schedule | str | Mapping[str, Any] | Sequence[float] | Tensor | None = None,
     sigma_data: float = 0.5,
     data_range: tuple[float, float] | None = None,
@@ -169,7 +170,7 @@ def prior_from(
             Of 2 C channels (learned variances) the first C are taken.
         parametrisation: what it predicts: "epsilon", "v", "sample", "score", "edm", "flow", "flow-to-data" or "denoiser"
             (`invsolve.contracts.parametrisation.PARAMETRISATIONS` says what each means).
-        event_shape: (C, *spatial) of an image, None where the size is free.
+        event_shape: (C, *spatial) of an image, None where the size is free; by default grey images of any size.
         schedule: of a VP network: "linear", "scaled_linear", "cosine", "sigmoid", "vp-sde", a mapping such as
             {"name": "linear", "steps": 1000, "beta_end": 0.02} or {"betas": [...]}, or alpha_bar (T,) itself.
         sigma_data: of "edm".

@@ -181,7 +181,13 @@ def _reconstruct(step: steps.Reconstruct, context: Context) -> dict[str, Any]:
 @perform.register
 def _evaluate(step: steps.Evaluate, context: Context) -> dict[str, Any]:
     truth = context.inputs.get("truth")
-    scores = jobs.evaluate_file(context.inputs["input"].path, truth.path if truth else None, step.data_range)
+    scores = jobs.evaluate_file(
+        context.inputs["input"].path,
+        truth.path if truth else None,
+        step.data_range,
+        layout=truth.layout if truth else None,
+        read=truth.read if truth else None,
+    )
     context.out.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     metrics = dict(scores["mean"])
     if "linear" in scores:
@@ -201,6 +207,8 @@ def _report(step: steps.Report, context: Context) -> dict[str, Any]:
         scan=measured.path if measured else None,
         layout=measured.layout if measured else None,
         read=measured.read if measured else None,
+        truth_layout=truth.layout if truth else None,
+        truth_read=truth.read if truth else None,
     )
     return {}
 

@@ -14,9 +14,9 @@ from typing import Any
 import docstring_parser
 import numpy as np
 import pydantic
-import torch
 from torch import Tensor
 
+from invsolve.contracts.arguments import from_array
 from invsolve.contracts.operator import Operator
 from invsolve.contracts.per_item import made_for_items
 from invsolve.errors import UserError, suggestion
@@ -43,11 +43,10 @@ def _to_tensor(value: Any) -> Any:
             raise ValueError(f"no such file {value!r}")
         value = np.load(path, allow_pickle=False)
     if isinstance(value, np.ndarray):
-        # Torch knows the machine's own byte order alone.
-        value = torch.from_numpy(np.ascontiguousarray(value, value.dtype.newbyteorder("=")))
+        value = from_array(value, "the array")
     if isinstance(value, list | tuple):
         # Double precision: angles are compared with one another to find symmetries.
-        value = torch.from_numpy(np.asarray(value))
+        value = from_array(np.asarray(value), "the list")
     if not isinstance(value, Tensor):
         raise ValueError("expected an array")
     return value

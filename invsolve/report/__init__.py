@@ -27,6 +27,8 @@ def write_report(
     megabytes: float = MEGABYTES,
     layout: str | None = None,
     read: Mapping[str, Any] | None = None,
+    truth_layout: str | None = None,
+    truth_read: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a sheet of pictures or a page about a result file; it appears under its name only when it is complete.
 
@@ -39,9 +41,11 @@ def write_report(
         scan: the measurement, for the residual on a page; None looks where the result says it was.
         megabytes: largest size of a page, in 10^6 bytes.
         layout, read: how the scan is read, as for the run.
+        truth_layout, truth_read: how the truth is read; None asks each layout.
 
     Raises:
-        UserError: unknown ending, item out of range, `out` exists, or the page cannot be made so small.
+        UserError: unknown ending, item out of range, `out` exists, the truth is of another size, there are options for one that
+            is not given, or the page cannot be made so small.
     """
     if out.suffix not in (".png", ".html"):
         raise UserError(f"{out}: the name must end in .png or .html")
@@ -49,7 +53,12 @@ def write_report(
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists; give --overwrite to replace it")
     result = hdf5.read_result(recon)
-    reference = result.matching(open_images(truth).x) if truth is not None else result.truth
+    if truth is None and (truth_layout is not None or truth_read):
+        raise UserError(
+            "--truth-layout and --truth-read say how the file of the truth is read: give --truth IMAGES too"
+        )
+    carried = open_images(truth, truth_layout, truth_read).x if truth is not None else result.truth
+    reference = None if carried is None else result.matching(carried)
     count = len(result.mean)
     if any(not 0 <= i < count for i in items or ()):
         raise UserError(f"{recon} has items 0..{count - 1}, got {list(items or ())}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from invsolve.api import metrics
 from invsolve.contracts.measurement import Rows
@@ -40,21 +39,14 @@ class Scores:
         truth = frame.truth
         if truth is None:
             return
-        # Two channels against one: a complex image and its magnitude, as scanners store it.
-        magnitude = len(frame.mean) == 2 and len(truth) == 1
         count = len(frame.samples)
-
-        def comparable(image: Tensor) -> Tensor:
-            return image.norm(dim=0, keepdim=True) if magnitude else image
-
-        std = frame.std if count > 1 and not magnitude and self.uncertain else None
-        self.rows.append(metrics.score(comparable(frame.mean), truth, self.span))
-        if std is not None:
-            shares = metrics.coverage(frame.mean, std, truth, count, LEVELS)
+        self.rows.append(metrics.score(frame.mean, truth, self.span))
+        shares = metrics.coverage(frame.mean, frame.std, truth, count, LEVELS) if self.uncertain else {}
+        if shares:
             self.covered.append(list(shares.values()))
             self.rows[-1] |= {f"coverage_{p}": shares[f"coverage_{p}"] for p in (50, 90)}
         if frame.linear is not None:
-            self.linear.append(metrics.score(comparable(frame.linear), truth, self.span))
+            self.linear.append(metrics.score(frame.linear, truth, self.span))
 
     def coverage(self) -> list[float]:
         """Share of all pixels at each of LEVELS; frames have as many pixels each, so it is their mean."""

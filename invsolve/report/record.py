@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 from typing import Any
 
 import h5py
@@ -11,7 +11,8 @@ import numpy as np
 
 import invsolve
 from invsolve import registry
-from invsolve.api.discrepancy import Conditions, Discrepancy, judge
+from invsolve.api.advice import Conditions
+from invsolve.api.discrepancy import Discrepancy, judge
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.strategy import Strategy
@@ -54,17 +55,19 @@ def scale_of(config: dict[str, Any]) -> Scale | None:
     return Scale(float(values[0][0]), float(values[1][0]), str(given.get("origin", "")))
 
 
-def judged(ratios: np.ndarray, numbers: np.ndarray, config: dict[str, Any]) -> Discrepancy:
-    """The judgement of `invsolve.discrepancy` from what a result file carries; without advice for an unknown strategy."""
+def judged(diagnostics: dict[str, np.ndarray], config: dict[str, Any]) -> Discrepancy | None:
+    """The judgement of `invsolve.api.discrepancy` from what a result file carries; without advice for an unknown strategy.
+
+    None where the file carries no residuals.
+    """
+    if not {"discrepancy", "discrepancy_dof"} <= diagnostics.keys():
+        return None
     strategy = strategy_of(config)
-    if strategy is not None:
-        return judge(ratios, numbers, Conditions(strategy, noise_of(config), scale_of(config)))
-    squared = np.square(ratios, dtype=float).mean(1)
-    known = np.isfinite(squared)
-    if not known.any():
-        return Discrepancy(math.nan, math.nan)
-    spread = math.sqrt(float((1 / (2 * numbers[known].mean(1))).mean()) / int(known.sum()))
-    return Discrepancy(math.sqrt(float(squared[known].mean())), spread)
+    judgement = judge(
+        diagnostics,
+        Conditions(strategy or Strategy(), noise_of(config), scale_of(config), str(config.get("doubt") or "")),
+    )
+    return judgement if strategy is not None else dataclasses.replace(judgement, warning="")
 
 
 def facts(result: Any) -> list[tuple[str, str]]:

@@ -62,20 +62,20 @@ def draw(result: Any, reference: Any, items: Sequence[int]) -> bytes:
 
 
 def _pictures(result: Any, reference: Any, item: int) -> list[tuple[str, np.ndarray, tuple[float, float], str]]:
-    """Title, image, grey window and colours of each picture of an item."""
+    """Title, image, grey window and colours of each picture of an item; of a volume those of its middle slice."""
     mean, std, samples = (getattr(result, n)[item : item + 1][0] for n in ("mean", "std", "samples"))
     target = reference[item : item + 1][0] if reference is not None else None
     linear = result.linear[item : item + 1][0] if result.linear is not None else None
-    basis = metrics.magnitude(target if target is not None else mean)
+    basis = metrics.magnitude(_flat(target if target is not None else mean))
     window = (float(np.quantile(basis, 0.001)), float(np.quantile(basis, 0.999)))
     span = metrics.data_range(reference) if reference is not None else window[1] - window[0]
     panels: list[tuple[str, np.ndarray, tuple[float, float], str]] = []
 
     def grey(title: str, image: Tensor) -> None:
-        panels.append((title, metrics.magnitude(image).numpy(), window, "gray"))
+        panels.append((title, metrics.magnitude(_flat(image)).numpy(), window, "gray"))
 
     def quality(image: Tensor) -> str:
-        return "" if target is None else f"\n{metrics.psnr(image, target, span):.1f} dB"
+        return "" if target is None else f"\n{metrics.psnr(*metrics.comparable(image, target), span):.1f} dB"
 
     if target is not None:
         grey(f"item {item}: truth", target)
@@ -83,14 +83,22 @@ def _pictures(result: Any, reference: Any, item: int) -> list[tuple[str, np.ndar
         grey(f"linear{quality(linear)}", linear)
     grey(f"mean of {len(samples)}{quality(mean)}", mean)
     if len(samples) > 1:
-        spread = metrics.magnitude(std).numpy() if std.shape[-3] != 2 else std.square().sum(-3).sqrt().numpy()
+        spread = metrics.magnitude(_flat(std)).numpy()
         panels.append(("standard deviation", spread, (0.0, float(np.quantile(spread, 0.999)) or 1.0), "magma"))
         for k in range(min(len(samples), 2)):
             grey(f"sample {k}{quality(samples[k])}", samples[k])
     if target is not None:
-        error = (metrics.magnitude(mean) - metrics.magnitude(target)).abs().numpy()
+        a, b = (_flat(image) for image in metrics.comparable(mean, target))
+        error = ((a - b)[0] if b.is_complex() else metrics.magnitude(a) - metrics.magnitude(b)).abs().numpy()
         panels.append(("|mean - truth|", error, (0.0, float(np.quantile(error, 0.999)) or 1.0), "magma"))
     return panels
+
+
+def _flat(image: Tensor) -> Tensor:
+    """An image (C, *spatial) as (C, rows, columns): the middle slices of what is deeper, one row of a signal."""
+    while image.ndim > 3:
+        image = image[:, image.shape[1] // 2]
+    return image if image.ndim == 3 else image[:, None]
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Tensor]]]], window: tuple[float, float], path: Path) -> None:

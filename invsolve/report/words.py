@@ -47,10 +47,9 @@ def warnings(result: Any) -> list[str]:
         sentences.append(
             f"This result is not finished: {len(result.items)} items are done. The same command goes on with the others."
         )
-    ratio, numbers = (result.diagnostics.get(n) for n in ("discrepancy", "discrepancy_dof"))
-    if ratio is not None and numbers is not None:
-        text = judged(ratio, numbers, result.config).warning
-        sentences += [f"{text[0].upper()}{text[1:]}."] if text else []
+    judgement = judged(result.diagnostics, result.config)
+    if judgement is not None and judgement.warning:
+        sentences.append(_sentence(judgement.warning))
     return sentences
 
 
@@ -73,14 +72,14 @@ def uncertainty(frames: Frames) -> list[str]:
 
 def discrepancy(result: Any, measured: Measured) -> list[str]:
     """Whether the samples fit the data, and why there is no residual picture."""
-    ratio, numbers = (result.diagnostics.get(n) for n in ("discrepancy", "discrepancy_dof"))
-    lines = []
-    if ratio is not None and numbers is not None:
-        # Its advice stands at the top of the page.
-        report = dataclasses.replace(judged(ratio, numbers, result.config), warning="")
-        line = str(report).replace("+-", "±")
-        lines.append(f"{line[0].upper()}{line[1:]}.")
+    judgement = judged(result.diagnostics, result.config)
+    # Its advice stands at the top of the page.
+    lines = [] if judgement is None else [_sentence(str(dataclasses.replace(judgement, warning="")))]
     return [*lines, measured.why]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def table(scores: Scores, what: str) -> str:

@@ -17,6 +17,7 @@ from invsolve.contracts.operator import LinearOperator
 from invsolve.contracts.strategy import Strategy
 from invsolve.engine.batch import Outcome, run_batch
 from invsolve.numerics.random import ChainRandom
+from invsolve.testing.advice import trials
 from invsolve.testing.cases import Case, below, expecting, holds, report_of
 from invsolve.testing.distances import TAIL, distances, flat, ignorance, of_what_was_used, run
 from invsolve.testing.exact import Exact, exact_posterior
@@ -103,6 +104,7 @@ def strategy_cases(
         Case("mean better than the prior's", partial(_mean_says_something, trial), absent),
         Case("width better than the prior's", partial(_width_says_something, trial), point),
         Case("widths along the eigenvectors better than the prior's", partial(_modes_say_something, trial), point),
+        Case("advice", partial(_advice, trial), absent or ("" if strategy.data_strength else "it names no parameters")),
         Case("repeatable", partial(_repeatable, trial), absent),
         Case("batch independence", partial(_independent, trial), absent),
     ]
@@ -120,7 +122,7 @@ def check_strategy(
     `mean_error`, `std_ratio` and `eigen_ratio` are what it claims; to each belongs a tolerance that follows from the number
     of draws. A claim that a sampler meets which ignores the data (draws from the prior, or its mean) says nothing and is
     refused. Where the strategy chooses what is measured, the posterior is that of what it acquired. Also that a sample does
-    not depend on its batch, and that repeating a run repeats it.
+    not depend on its batch, that repeating a run repeats it, and that what `data_strength` advises is right.
 
     Args:
         strategy: the strategy.
@@ -175,6 +177,17 @@ def _modes_say_something(t: Trial) -> Finding:
     met = low * (1 - t.edge) <= narrow and wide <= high * (1 + t.edge)
     text = f"draws from the prior have widths of {narrow:.2f} to {wide:.2f} along the eigenvectors"
     return holds(not met, f"{text}, within the claim eigen_ratio = {low} to {high}: it says nothing", text)
+
+
+def _advice(t: Trial) -> Finding:
+    """Following the advice on a residual never moves it the other way, whatever the setting."""
+    error, worst = 0.0, ""
+    for setting, before, after in trials(t.strategy, t.exact(samples=2)):
+        # Towards 1: down where it was too large, up where it was too small.
+        wrong = (after / before if before > 1 else before / after) - 1
+        if wrong > error:
+            error, worst = wrong, f"at {setting} the residual went from {before:.3g} to {after:.3g} (data_strength)"
+    return below(error, 1e-3, worst)
 
 
 def _few(t: Trial) -> tuple[list[tuple[int, int]], int, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve.contracts.arguments import by_parts, rows_and_columns
+from invsolve.contracts.arguments import as_array, by_parts, rows_and_columns
 from invsolve.contracts.maskable import MaskableOperator
 from invsolve.errors import UserError
 from invsolve.numerics.autograd import linear_map
@@ -175,12 +176,13 @@ def _parallel(given: dict[str, Any]) -> Geometry:
     if size is None:
         raise UserError("operator 'ct' needs image_size= (N, or [rows, columns]), or geometry=")
     angles = given.get("angles", 180)
-    if isinstance(angles, Tensor):
-        if angles.ndim > 1:
+    if not isinstance(angles, int | np.integer):
+        listed = as_array(angles, "operator 'ct': angles")
+        if listed.ndim > 1:
             raise UserError(
-                f"operator 'ct': angles must be a count or a list of degrees, got shape {tuple(angles.shape)}"
+                f"operator 'ct': angles must be a count or a list of degrees, got shape {tuple(listed.shape)}"
             )
-        angles = angles.double().flatten().tolist()
+        angles = listed.double().flatten().tolist()
     pixel_size = given.get("pixel_size", 1.0)
     spacing = given.get("detector_spacing", pixel_size)
     for name, value in (("pixel_size", pixel_size), ("detector_spacing", spacing)):

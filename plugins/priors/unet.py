@@ -37,6 +37,7 @@ class UNetPrior(Prior):
 
     name = "unet"
     trainable: ClassVar[bool] = True
+    tileable = True
 
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()
 

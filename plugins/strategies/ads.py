@@ -15,6 +15,7 @@ from invsolve.contracts.strategy import State, Strategy
 from invsolve.errors import UserError
 from invsolve.numerics import schedules
 from invsolve.numerics.random import ChainRandom
+from invsolve.plugins.strategies._stride import longest
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class ADS(Strategy):
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "maskable")
     couples_samples: ClassVar[bool] = True
-    data_strength: ClassVar[Mapping[str, int]] = {"omega": 1}
+    data_strength: ClassVar[Mapping[str, int]] = {"omega": 0, "steps": 1}
     mean_error: ClassVar[float] = 0.25
     std_ratio: ClassVar[tuple[float, float]] = (0.8, 1.05)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.15, 1.05)
@@ -111,11 +112,17 @@ class ADS(Strategy):
         x, estimate, misfit = x.detach(), estimate.detach(), problem.misfit(residual.detach())
         x = estimate + (sigma_next / sigma) * (x - estimate)
         kappa = math.sqrt((1 + sigma**2) * (1 + sigma_next**2))
-        x = x - self.omega * kappa / problem.operator_norm() * gradient
+        push = self.omega * kappa / problem.operator_norm() * gradient
+        x = x - push
         order = self.acquire(problem, predicted.detach(), order, rng.step)
         used = mask.expand(problem.y.shape).flatten(1).sum(1).clamp_min(1)
         total = problem.dof() / (2 if problem.y.is_complex() else 1)
-        return {"x": x, "order": order, "residual": misfit * (total / used).sqrt()}
+        return {
+            "x": x,
+            "order": order,
+            "residual": misfit * (total / used).sqrt(),
+            "stride": longest(state, push, gradient, together.detach(), problem.samples_per_item),
+        }
 
     def acquire(self, problem: Problem, predicted: Tensor, order: Tensor, step: int) -> Tensor:
         """Add the most uncertain unseen groups until this step's share of the budget is met."""

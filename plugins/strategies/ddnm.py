@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -43,6 +44,7 @@ class DDNM(Strategy):
     travel: int = 10
     repeats: int = 1
 
+    data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
     mean_error: ClassVar[float] = 0.35
     std_ratio: ClassVar[tuple[float, float]] = (0.6, 0.85)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,6 +39,7 @@ class DDRM(Strategy):
     eta: float = 0.85
     eta_b: float = 1.0
 
+    data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
     mean_error: ClassVar[float] = 0.35
     std_ratio: ClassVar[tuple[float, float]] = (0.6, 0.85)

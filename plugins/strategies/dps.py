@@ -17,6 +17,7 @@ from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
 from invsolve.numerics.linalg import inner, rows
 from invsolve.numerics.random import ChainRandom
+from invsolve.plugins.strategies._stride import longest
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class DPS(Strategy):
     clip: bool = False
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "operator-gradient")
-    data_strength: ClassVar[Mapping[str, int]] = {"zeta": 1}
+    data_strength: ClassVar[Mapping[str, int]] = {"zeta": 0, "steps": 1}
     mean_error: ClassVar[float] = 0.4
     std_ratio: ClassVar[tuple[float, float]] = (0.95, 1.1)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.95, 1.55)
@@ -84,14 +85,17 @@ class DPS(Strategy):
         if fitted:
             # The gradient of |r|^2 / 2 is that of |r| times |r|.
             change = -(sigma**2) * rows(misfit, x) * gradient
-            estimate = estimate + self.zeta * rows(self.best(problem, residual, change), x) * change
+            length = self.zeta * rows(self.best(problem, residual, change), x)
+            estimate, length = estimate + length * change, length * sigma**2 * rows(misfit, x)
         ratio = (sigma_next / sigma) ** 2
         new = estimate + ratio * (x - estimate) + sigma_next * math.sqrt(1 - ratio) * rng.normal(x)
         if not fitted:
             # The paper's step is taken in variance-preserving coordinates; this factor carries it over.
             kappa = math.sqrt((1 + sigma**2) * (1 + sigma_next**2))
-            new = new - self.zeta * kappa / problem.linear_norm() * gradient
-        return {"x": new, "residual": misfit}
+            length = torch.as_tensor(self.zeta * kappa / problem.linear_norm()).to(x)
+            new = new - length * gradient
+        # Along its own gradient |r| falls by the gradient's norm times the length.
+        return {"x": new, "residual": misfit, "stride": longest(state, length * gradient, gradient, weighted.detach())}
 
     def best(self, problem: Problem, residual: Tensor, change: Tensor) -> Tensor:
         """How much of change = sigma^2 J' A' r to take, (B,): least |r - a A c|^2 / sigma_y^2 + a^2 c' (sigma^2 J)^-1 c."""

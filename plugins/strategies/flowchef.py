@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,6 +39,7 @@ class FlowChef(Strategy):
     inner: int = 5
     strength: float = 1.0
 
+    data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
     needs: ClassVar[tuple[str, ...]] = ("prior", "operator-gradient")
     mean_error: ClassVar[float] = 0.65
     std_ratio: ClassVar[tuple[float, float]] = (1.0, 1.45)

@@ -26,6 +26,7 @@ class LinearReconstruction(Strategy):
     advice: ClassVar[tuple[str, str]] = ("a quick look", "")
 
     needs: ClassVar[tuple[str, ...]] = ("linear", "gaussian")
+    explains: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     mean_error: ClassVar[float] = 1.25
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
 from invsolve.numerics.random import ChainRandom
 from invsolve.plugins.strategies._proximal import correction
+from invsolve.plugins.strategies._stride import longest
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class MCG(Strategy):
     zeta: float = 0.5
     iterations: int = 20
 
+    data_strength: ClassVar[Mapping[str, int]] = {"zeta": 0, "steps": 1}
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian")
     mean_error: ClassVar[float] = 0.75
     std_ratio: ClassVar[tuple[float, float]] = (0.6, 0.75)
@@ -61,9 +64,11 @@ class MCG(Strategy):
         ratio = (sigma_next / sigma) ** 2
         x = estimate + ratio * (x - estimate) + sigma_next * math.sqrt(1 - ratio) * rng.normal(x)
         kappa = math.sqrt((1 + sigma**2) * (1 + sigma_next**2))
-        x = x - self.zeta * kappa / problem.operator_norm() * gradient
+        push = self.zeta * kappa / problem.operator_norm() * gradient
+        x = x - push
         noised = problem.residual(x - sigma_next * rng.normal(x))
         # Not zero at the end: noise-free data, and only they, are then still projected onto.
         variance = max(sigma_next, 1e-3 * sigma) ** 2
         x = x + correction(problem, noised, variance, None, sigma_next, self.iterations)
-        return {"x": x, "residual": problem.misfit(residual)}
+        misfit = problem.misfit(residual)
+        return {"x": x, "residual": misfit, "stride": longest(state, push, gradient, misfit)}

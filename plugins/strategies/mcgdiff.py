@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -53,6 +54,7 @@ class MCGDiff(Strategy):
     threshold: float = 0.5
     start: float | None = None
 
+    data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
     mean_error: ClassVar[float] = 0.4
     std_ratio: ClassVar[tuple[float, float]] = (0.95, 1.15)

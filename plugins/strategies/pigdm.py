@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -48,6 +49,7 @@ class PiGDM(Strategy):
     start: float = 20.0
     iterations: int = 20
 
+    data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian")
     mean_error: ClassVar[float] = 0.25
     std_ratio: ClassVar[tuple[float, float]] = (0.9, 1.0)

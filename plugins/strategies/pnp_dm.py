@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -48,6 +49,7 @@ class PnPDM(Strategy):
     decay: float = 1.0
     iterations: int = 40
 
+    data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
     needs: ClassVar[tuple[str, ...]] = ("prior", "operator-gradient")
     mean_error: ClassVar[float] = 0.2
     std_ratio: ClassVar[tuple[float, float]] = (0.95, 1.05)

@@ -60,7 +60,7 @@ class REDDiff(Strategy):
 
     draws: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("prior", "operator-gradient", "gaussian")
-    data_strength: ClassVar[Mapping[str, int]] = {"data_weight": 1, "weight": -1}
+    data_strength: ClassVar[Mapping[str, int]] = {"data_weight": 1, "weight": -1, "steps": 1}
     mean_error: ClassVar[float] = 0.85
 
     def schedule(self, problem: Problem) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -28,7 +29,10 @@ class ScoreSDE(Strategy):
     Langevin step has the length that is expected at its level, the same for all samples, and the last step returns the
     denoised image without noise, which the published code does not.
 
-    Known bias: what the data say reaches the hidden part of the image only through correctors and later steps.
+    Known bias: what the data say reaches the hidden part of the image only through correctors and later steps. What is
+    measured comes out too narrow, since the projection pulls by the measurement noise alone and not by x's as well, and only
+    correctors and many steps mend it: of a pixel by itself, whose neighbours tell nothing, with a prior three times as wide
+    as the noise, by 17 % at 40 steps, 10 % at 120 and 5 % at 400; without correctors by 27 % to 29 %, at any number.
 
     Args:
         steps: noise levels.
@@ -43,6 +47,7 @@ class ScoreSDE(Strategy):
     corrections: int = 1
     snr: float = 0.16
 
+    data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
     mean_error: ClassVar[float] = 0.3
     std_ratio: ClassVar[tuple[float, float]] = (1.0, 1.15)

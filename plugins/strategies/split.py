@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -44,6 +45,7 @@ class Split(Strategy):
     solver: str = "dpmpp-2m"
     splitting: Literal["lie", "strang"] = "lie"
 
+    data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian")
     mean_error: ClassVar[float] = 0.3
     std_ratio: ClassVar[tuple[float, float]] = (0.95, 1.05)

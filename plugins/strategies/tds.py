@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
@@ -60,6 +61,7 @@ class TDS(Strategy):
     threshold: float = 0.5
     start: float | None = None
 
+    data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian")
     mean_error: ClassVar[float] = 0.15
     std_ratio: ClassVar[tuple[float, float]] = (0.95, 1.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,6 +42,7 @@ class TotalVariation(Strategy):
     discrepancy: float = 1.0
     balance: float = 10.0
 
+    data_strength: ClassVar[Mapping[str, int]] = {"weight": -1, "discrepancy": -1, "steps": 1}
     needs: ClassVar[tuple[str, ...]] = ("linear", "gaussian")
     draws: ClassVar[bool] = False
     mean_error: ClassVar[float] = 0.75

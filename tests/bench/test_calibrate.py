@@ -19,7 +19,8 @@ from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics.random import ChainRandom
 from invsolve.testing.operators import dense
-from tests.support.types import Cli, linear_operator
+from tests.support import bounds
+from tests.support.types import Cli, linear_operator, offered
 
 SIZE = 6
 SIGMA = 0.1
@@ -129,7 +130,8 @@ def test_a_prior_without_a_sampler_is_drawn_by_its_flow() -> None:
     assert "its error enters" in heard[0]
     assert {row["verdict"] for row in calibration.rows()} == {"uniform"}
     x = sampling.draw(Network(), 3, 200, 400).flatten(1)
-    torch.testing.assert_close(float(x.std()), 0.4, atol=0.02, rtol=0)
+    dims = bounds.dimensions(offered(field()).covariance())
+    assert float(x.square().mean().sqrt()) == pytest.approx(0.4, rel=bounds.width_error(400 + 1, dims))
 
 
 class TestUniformity:

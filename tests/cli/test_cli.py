@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
+from tests.support.stops import stop_at
 from tests.support.types import Cli, CliProcess
 from tests.support.volumes import PRIOR
 
@@ -111,7 +110,7 @@ def test_the_unit_of_the_images_reaches_the_scan(images: Path, tmp_path: Path, c
         assert file.attrs["image_unit"] == "HU"
 
 
-def start_slow(cli_process: CliProcess, scan: Path, out: Path, plugin: Path, batch: int = 2) -> "subprocess.Popen[str]":
+def arguments(scan: Path, out: Path, plugin: Path, batch: int = 2) -> list[object]:
     options = [
         "--prior",
         "small",
@@ -120,46 +119,30 @@ def start_slow(cli_process: CliProcess, scan: Path, out: Path, plugin: Path, bat
         "--strategy",
         "dps",
         "--set",
-        "steps=400",
+        "steps=20",
         "--samples",
         2,
         "--batch-size",
         batch,
     ]
-    return cli_process("reconstruct", scan, "-o", out, *options)
-
-
-def wait_for_items(partial: Path, process: "subprocess.Popen[str]", count: int) -> int:
-    """Wait until the partial result holds `count` items, and return how many it holds."""
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with h5py.File(partial, "r", locking=False) as file:
-                done = int(file["done"][:].sum())
-            if done >= count:
-                return done
-        except (OSError, KeyError):
-            pass
-        time.sleep(0.02)
-    raise AssertionError(f"never saw {count} items: {process.communicate()}")
+    return ["reconstruct", scan, "-o", out, *options]
 
 
 def test_kill_and_resume_gives_the_unkilled_samples(
-    scan: Path, tmp_path: Path, plugin: Path, cli_process: CliProcess
+    scan: Path, tmp_path: Path, plugin: Path, cli: Cli, cli_process: CliProcess
 ) -> None:
     whole, broken = tmp_path / "whole.h5", tmp_path / "broken.h5"
-    process = start_slow(cli_process, scan, whole, plugin)
+    code, _, err = cli(*arguments(scan, whole, plugin))
+    assert code == 0, err
+    process = cli_process(
+        *arguments(scan, broken, plugin), environment=stop_at("item written", signal.SIGKILL, count=2)
+    )
     _, err = process.communicate()
-    assert process.returncode == 0, err
-    process = start_slow(cli_process, scan, broken, plugin)
-    wait_for_items(Path(f"{broken}.partial.h5"), process, 2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.returncode == -signal.SIGKILL, err
     assert not broken.exists()
     # Resumed with another batch size: the samples must not notice.
-    process = start_slow(cli_process, scan, broken, plugin, batch=7)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
+    code, _, err = cli(*arguments(scan, broken, plugin, batch=7))
+    assert code == 0, err
     assert "continuing" in err
     assert not Path(f"{broken}.partial.h5").exists()
     with h5py.File(whole) as a, h5py.File(broken) as b:
@@ -169,10 +152,8 @@ def test_kill_and_resume_gives_the_unkilled_samples(
 
 def test_sigterm_keeps_what_is_done(scan: Path, tmp_path: Path, plugin: Path, cli_process: CliProcess) -> None:
     out = tmp_path / "recon.h5"
-    process = start_slow(cli_process, scan, out, plugin)
+    process = cli_process(*arguments(scan, out, plugin), environment=stop_at("item written", signal.SIGTERM))
     partial = Path(f"{out}.partial.h5")
-    wait_for_items(partial, process, 1)
-    process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
     assert process.returncode == 130
     assert "run the same command" in err
@@ -185,10 +166,9 @@ def test_another_configuration_does_not_resume(
     scan: Path, tmp_path: Path, plugin: Path, cli_process: CliProcess, cli: Cli
 ) -> None:
     out = tmp_path / "recon.h5"
-    process = start_slow(cli_process, scan, out, plugin)
-    wait_for_items(Path(f"{out}.partial.h5"), process, 1)
-    process.kill()
-    process.wait()
+    process = cli_process(*arguments(scan, out, plugin), environment=stop_at("item written", signal.SIGKILL))
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err
     code, _, err = cli(
         "reconstruct", scan, "-o", out, "--prior", "small", "--plugin", plugin, "--set", "steps=30", "--samples", 2
     )

@@ -17,7 +17,6 @@ OPERATORS: dict[str, dict[str, Any]] = {"blur": {"sigma": 1.5}, "ct": {"image_si
 #: Claims that do not hold everywhere, by operator and strategy, and why.
 KNOWN: dict[str, dict[str, dict[str, str]]] = {
     "blur-": {
-        "mbir": {"mean": "fits the noise, as published, which deblurring multiplies"},
         "flowchef": {"widths along the eigenvectors better than the prior's": "states its widest, of ct"},
     },
 }
@@ -40,7 +39,12 @@ def cases(kind: str, device: str, where: str = "", **options: Any) -> list[Any]:
             label = f"{where}{name}-{k}"
             group = pytest.mark.xdist_group(f"{label}-{device}")
             known = KNOWN.get(where, {}).get(name)
-            of_one = checks(instance, known, device=device, **options)
+            # Advice is measured where weak settings miss the data most; elsewhere it would only take longer.
+            of_one = [
+                case
+                for case in checks(instance, known, device=device, **options)
+                if case.name != "advice" or where == "ct-"
+            ]
             params += [pytest.param(case, id=f"{label}-{case.name}", marks=group) for case in of_one]
     return params
 

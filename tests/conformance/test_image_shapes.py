@@ -211,6 +211,16 @@ def test_masks_of_each_channel() -> None:
             "image_size",
         ),
         (lambda: invsolve.simulate(images(3), made("inpainting"), NOISE), "channels=3"),
+        (
+            lambda: invsolve.simulate(images(), invsolve.operator("inpainting", mask=torch.ones(2, 9, 13)), NOISE),
+            r"give mask\[:, None\], \(items, 1, rows, columns\)",
+        ),
+        (
+            lambda: invsolve.reconstruct(
+                images(), invsolve.operator("inpainting", mask=torch.ones(2, 9, 13)), noise=NOISE
+            ),
+            r"give mask\[:, None\], \(items, 1, rows, columns\)",
+        ),
         (lambda: invsolve.operator("ct", image_size=8, angles=torch.zeros(2, 3)), "angles must be a count or a list"),
     ],
 )

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +25,7 @@ from invsolve.engine.batch import run_batch
 from invsolve.numerics.random import ChainRandom
 from invsolve.plugins.strategies._through_plane_tv import ThroughPlaneTV
 from invsolve.testing.operators import dense
+from tests.support.stops import stop_at
 from tests.support.types import Cli
 
 SIGMA = 0.05
@@ -352,17 +352,15 @@ def test_two_processes_share_a_volume(y: Tensor, ct: invsolve.Operator, tmp_path
         np.testing.assert_allclose(one[residual][:], two[residual][:], rtol=1e-3)
         assert two["done"][:].all()
     # What two processes began, one ends.
-    slow = [*options, "--set", "steps=200", "--snapshot-every", 0]
+    slow = [*options, "--set", "steps=20", "--snapshot-every", 0]
+    # The process that saves asks their parent to end them, and goes on when it does.
     process = subprocess.Popen(
-        [*together, *map(str, ("reconstruct", scan, "-o", tmp_path / "cut.h5", *slow))], env=environment, cwd=tmp_path
+        [*together, *map(str, ("reconstruct", scan, "-o", tmp_path / "cut.h5", *slow))],
+        env=environment | stop_at("snapshot saved", signal.SIGTERM, count=5, target="parent"),
+        cwd=tmp_path,
     )
-    state, deadline = tmp_path / "cut.h5.partial.state", time.monotonic() + 300
-    while not state.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
     process.wait()
-    content = torch.load(state, weights_only=True)
+    content = torch.load(tmp_path / "cut.h5.partial.state", weights_only=True)
     assert content["snapshot"]["state"]["x"].shape == (7, 1, 16, 16)
     code, _, err = cli("reconstruct", scan, "-o", tmp_path / "cut.h5", *slow)
     assert code == 0, err

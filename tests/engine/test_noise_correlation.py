@@ -12,20 +12,31 @@ import torch
 import invsolve
 from invsolve.files.opening import open_measurement
 from invsolve.numerics.random import ChainRandom
+from tests.support import bounds
 from tests.support.types import Cli
 
 
-def noise(noise_correlation: float, items: int = 40, seed: int = 0, sample: int = 0) -> torch.Tensor:
+def noise(
+    noise_correlation: float, items: int = 40, seed: int = 0, sample: int = 0, numbers: int = 4000
+) -> torch.Tensor:
     rng = ChainRandom(seed, [(i, sample) for i in range(items)], noise_correlation=noise_correlation).at(3)
-    return rng.normal(torch.zeros(items, 4000))
+    return rng.normal(torch.zeros(items, numbers))
+
+
+def correlation(items: int) -> torch.Tensor:
+    """Of items that lie in a row, by the definition of noise_correlation = 2: exp(-(distance / 4)^2), (items, items)."""
+    at = torch.arange(items, dtype=torch.float64)
+    return torch.exp(-(((at[:, None] - at) / 4) ** 2))
 
 
 def test_neighbours_correlate_as_stated_and_variance_is_one() -> None:
-    x = noise(2.0)
-    assert abs(float(x.square().mean()) - 1) < 0.02
+    numbers = 12_000
+    x = noise(2.0, numbers=numbers)
     for distance in (0, 1, 3, 6, 12):
         covariance = float((x[: 40 - distance] * x[distance:]).mean())
-        assert covariance == pytest.approx(math.exp(-((distance / 4) ** 2)), abs=0.02)
+        # A product of two normal numbers scatters at most as a square does, by twice the relative error of a width.
+        error = 2 * bounds.width_error(numbers, bounds.dimensions(correlation(40 - distance)))
+        assert covariance == pytest.approx(math.exp(-((distance / 4) ** 2)), abs=error)
 
 
 def test_infinite_coherence_is_the_same_noise_for_all() -> None:
@@ -54,7 +65,7 @@ def test_it_makes_slices_of_a_constant_volume_alike_and_is_recorded() -> None:
     prior = invsolve.load_prior("gaussian-field", size=16, std=0.3)
     truth = prior.sample(ChainRandom(3, [(0, 0)]), torch.zeros(1)).expand(40, 1, 16, 16)
     y = operator(truth)
-    jumps = {}
+    jumps, errors = {}, {}
     for noise_correlation in (0.0, 2.0, math.inf):
         rec = invsolve.reconstruct(
             *(y, operator, prior),
@@ -65,11 +76,19 @@ def test_it_makes_slices_of_a_constant_volume_alike_and_is_recorded() -> None:
             noise_correlation=noise_correlation,
             progress=False,
         )
-        jumps[noise_correlation] = float(rec.samples.diff(dim=0).square().mean().sqrt())
+        steps = rec.samples.diff(dim=0)
+        jumps[noise_correlation] = float(steps.square().mean().sqrt())
+        if noise_correlation < math.inf:
+            # 39 differences of 40 items and 3 samples, in as many dimensions as the images scatter in.
+            between = torch.eye(40, dtype=torch.float64) if noise_correlation == 0 else correlation(40)
+            along = between.diff(dim=0).diff(dim=1)
+            pixels = bounds.dimensions(steps.flatten(0, 1).flatten(1).T.cov())
+            errors[noise_correlation] = bounds.width_error(2, 3 * bounds.dimensions(along) * pixels)
         assert json.loads(json.dumps(rec.provenance))["noise_correlation"] in (noise_correlation, "infinite")
     assert jumps[math.inf] < 1e-5
     # Neighbours correlate as exp(-1/16): a difference of sqrt(2 (1 - 0.94)) instead of sqrt(2).
-    assert jumps[2.0] == pytest.approx(jumps[0.0] * math.sqrt(1 - math.exp(-1 / 16)), rel=0.15)
+    wanted = jumps[0.0] * math.sqrt(1 - math.exp(-1 / 16))
+    assert jumps[2.0] == pytest.approx(wanted, rel=math.hypot(*errors.values()))
     with pytest.raises(invsolve.UserError, match="noise_correlation"):
         invsolve.reconstruct(y, operator, prior, noise=invsolve.Gaussian(0.05), noise_correlation=-1.0)
 

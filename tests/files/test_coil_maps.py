@@ -1,8 +1,13 @@
 """Coil maps from the centre of k-space, against coils whose maps are known."""
 
+from pathlib import Path
+
+import h5py
 import numpy as np
 import pytest
 
+import invsolve
+from invsolve.datasets.layouts.fastmri import FastMRI
 from invsolve.datasets.mri.coil_maps import absorb_phase, calibration_region, espirit
 from invsolve.datasets.phantoms import render, thorax
 from invsolve.errors import UserError
@@ -84,3 +89,22 @@ def test_the_calibration_region_is_what_is_measured_around_the_centre() -> None:
     columns[14:17] = False
     with pytest.raises(UserError, match=r"scan\.h5: only 0 x 0 points .* coil_maps=MAPS\.npy"):
         calibration_region(kspace, np.broadcast_to(columns, (20, 30)), 24, "scan.h5")
+
+
+@pytest.mark.parametrize("width", [0.35, 0.45, 0.7, 0.8])
+def test_an_object_larger_than_the_field_of_view_needs_two_sets_of_maps(tmp_path: Path, width: float) -> None:
+    # Columns of twice the field of view; every second line of k-space folds the outer halves over the middle.
+    size, number = 48, 6
+    y, x = np.meshgrid((np.arange(size) - size / 2) / size, (np.arange(2 * size) - size) / size, indexing="ij")
+    body = ((y / 0.4) ** 2 + (x / width) ** 2 < 1) * 1.0
+    angles = 2 * np.pi * np.arange(number)[:, None, None] / number
+    bells = np.exp(-((x - 0.7 * np.cos(angles)) ** 2 + (y - 0.7 * np.sin(angles)) ** 2) / 0.5 + 1j * angles)
+    kspace = centred_fft(bells * body)[:, :, ::2]
+    rng = np.random.default_rng(1)
+    kspace = kspace + 1e-3 * (rng.normal(size=kspace.shape) + 1j * rng.normal(size=kspace.shape))
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["kspace"] = kspace[None].astype(np.complex64)
+    told = [
+        note for note in FastMRI().open(tmp_path / "scan.h5", invsolve.make).notes if "larger than the field" in note
+    ]
+    assert bool(told) == (width > 0.5)

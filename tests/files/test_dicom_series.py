@@ -1,7 +1,6 @@
 """DICOM beyond the plain series: what the numbers mean, which slices make a stack, and what is refused; truth by pydicom."""
 
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -293,17 +292,18 @@ def test_a_multi_frame_file_is_read_once_and_each_frame_decoded_once(
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_more_frames_than_the_file_can_hold_are_refused_at_once(packed: bool, tmp_path: Path) -> None:
+def test_more_frames_than_the_file_can_hold_are_refused_before_any_is_decoded(
+    packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = dicom_file(tmp_path / "a.dcm", RAW)
     data = pydicom.dcmread(path)
     if packed:
         data.compress(pydicom.uid.RLELossless)
     data.NumberOfFrames = 10**9
     data.save_as(path)
-    began = time.perf_counter()
+    monkeypatch.setattr(pydicom.pixels, "pixel_array", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(UserError, match=r"a\.dcm: claims 1000000000 frames of 6 x 8, which its \d+ bytes cannot hold"):
         DICOM().images(path)
-    assert time.perf_counter() - began < 5
 
 
 def test_pixels_that_are_not_square_are_made_so(tmp_path: Path) -> None:

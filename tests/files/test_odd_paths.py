@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -79,25 +78,18 @@ def test_names_as_long_as_a_file_system_allows(tmp_path: Path, cli: Cli, monkeyp
         assert err.count("\n") == 1
 
 
-def test_names_that_are_no_text(tmp_path: Path, cli_process: Any) -> None:
-    """The words are bytes here, as a shell hands them over."""
+def test_names_that_are_no_text(tmp_path: Path, cli: Cli) -> None:
+    """The words are what Python makes of the bytes that a shell hands over."""
     images(tmp_path / os.fsdecode(b"sc\xe9an.h5"))
-
-    def call(*words: str | bytes) -> bytes:
-        made = [os.fsencode(tmp_path) + b"/" + w if isinstance(w, bytes) else w for w in words]
-        process = cli_process(*(os.fsdecode(w) for w in made))
-        process.stdout.close()
-        process.stderr.close()
-        return bytes(str(process.wait()), "ascii")
-
-    steps = [
+    steps: list[tuple[str | bytes, ...]] = [
         ("inspect", b"sc\xe9an.h5"),
         ("simulate", b"sc\xe9an.h5", "-o", b"m\xe9.h5", "--operator", "blur", "--set", "sigma=1.0"),
         ("reconstruct", b"m\xe9.h5", "-o", b"r\xe9.h5", "--strategy", "linear"),
         ("report", b"r\xe9.h5", "-o", b"r\xe9.html"),
     ]
     for step in steps:
-        call(*step)
+        code, _, err = cli(*(tmp_path / os.fsdecode(w) if isinstance(w, bytes) else w for w in step))
+        assert code == 0, err
     page = (tmp_path / os.fsdecode(b"r\xe9.html")).read_text(encoding="utf-8")
     assert "\\udce9" in page
 

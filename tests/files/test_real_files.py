@@ -18,7 +18,7 @@ pytestmark = pytest.mark.shared
 
 @pytest.fixture(scope="module")
 def brain(shared: Path) -> invsolve.Measurement:
-    return open_measurement(shared / "fixtures" / "fastmri_like_multicoil.h5")
+    return open_measurement(shared / "fixtures" / "fastmri_like_multicoil.h5", None, {"whiten": False})
 
 
 def test_the_tooth_is_the_same_as_dxchange_and_as_nxtomo(shared: Path, tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_the_nxtomo_tooths_centre_is_found_near_the_stored_one(shared: Path) -> 
 
 
 def test_the_brain_is_the_same_as_fastmri_and_as_ismrmrd(shared: Path, brain: invsolve.Measurement) -> None:
-    raw = open_measurement(shared / "fixtures" / "ismrmrd_cartesian.h5")
+    raw = open_measurement(shared / "fixtures" / "ismrmrd_cartesian.h5", None, {"whiten": False})
     y, same = brain.y[0:1], raw.y[0:1]
     assert torch.equal(y, same)
     with h5py.File(shared / "fixtures" / "fastmri_like_multicoil.h5") as file:
@@ -73,9 +73,26 @@ def test_coil_maps_of_the_brain_explain_its_coils(brain: invsolve.Measurement, s
     assert float(image[0, 0].real[head].norm() / image[0, 0][head].norm()) > 0.98
 
 
+def test_the_noise_of_the_brains_coils_is_white(shared: Path, brain: invsolve.Measurement) -> None:
+    """In the corners of the image, which see air; the coils' noise differs by a third and is correlated."""
+    white = open_measurement(shared / "fixtures" / "fastmri_like_multicoil.h5")
+    unequal = []
+    for scan in (brain, white):
+        y = scan.y[0:1]
+        images = torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(y, (-2, -1)), norm="ortho"), (-2, -1))[0]
+        corners = torch.cat([images[:, :24, :24], images[:, :24, -24:], images[:, -24:, :24], images[:, -24:, -24:]], 2)
+        values = corners.flatten(1).numpy()
+        levels = np.linalg.eigvalsh(values @ values.conj().T / (2 * values.shape[1] * float(scan.noise.sigma) ** 2))
+        unequal.append(float(levels.max() / levels.min()))
+        assert 0.7 < levels.mean() < 1.5
+    # 2304 numbers of eight white coils scatter by (1 +- sqrt(8 / 2304))^2, a ratio of 1.27.
+    assert unequal[0] > 2.5
+    assert unequal[1] < 1.6
+
+
 def test_the_masked_brain(shared: Path, brain: invsolve.Measurement) -> None:
     path = shared / "fixtures" / "fastmri_like_multicoil_test.h5"
-    scan = open_measurement(path)
+    scan = open_measurement(path, None, {"whiten": False})
     with h5py.File(path) as file:
         mask = torch.from_numpy(file["mask"][:] != 0)
     assert torch.equal(offered(scan.operator).mask, mask.expand(230, 180))

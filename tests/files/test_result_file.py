@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from invsolve.contracts.sink import Sink
 from invsolve.datasets.hdf5 import ResultFile, partial_path, read_result
 from invsolve.errors import UserError
+from tests.support.stops import kill_before_call
 
 ITEMS, SAMPLES = 12, 2
 
@@ -323,9 +323,9 @@ def test_a_partial_that_was_taken_away_is_noticed(path: Path) -> None:
 MANY = 40
 
 
-def _work(path: Path, started: Event) -> None:
+def _work(path: Path, moment: int) -> None:
+    kill_before_call(moment, (h5py.Dataset, "__setitem__"), (h5py.File, "flush"), (os, "replace"), (Path, "unlink"))
     with ResultFile.create(path, MANY, SAMPLES, record()) as result:
-        started.set()
         for item in range(MANY):
             if not result.is_done(item):
                 result.write(item, *content(item, 64))
@@ -333,21 +333,15 @@ def _work(path: Path, started: Event) -> None:
 
 
 def test_killed_at_random_moments(path: Path) -> None:
-    """SIGKILL after a random time, again and again: what was done stays, and the same command completes it."""
+    """SIGKILL before a random write, again and again: what was done stays, and the same command completes it."""
     chance = random.Random(1)
     context = multiprocessing.get_context("fork")
     kept, kills = 0, 0
-    for attempt in range(200):
-        started = context.Event()
-        writer = context.Process(target=_work, args=(path, started))
+    for _ in range(200):
+        # Some before the first byte, most while items are being written.
+        writer = context.Process(target=_work, args=(path, chance.randrange(1, 60)))
         writer.start()
-        if attempt < 150:
-            # Some before the first byte, most while items are being written.
-            if attempt % 4:
-                started.wait(120)
-            time.sleep(chance.uniform(0, 0.012))
-            writer.kill()
-        writer.join(120)
+        writer.join()
         if path.exists():
             break
         assert writer.exitcode == -signal.SIGKILL, "the same command must go on after a kill"

@@ -52,7 +52,7 @@ def test_a_strangers_noise_goes_from_file_to_file(
     prior = invsolve.load_prior("gaussian-field", size=16)
     opened = registry.find("layout", "invsolve")().open(scan, invsolve.make)
     assert opened.noise == invsolve.noise("laplace:0.02") == invsolve.noise("laplace", scale=0.02)
-    with pytest.warns(DiscrepancyWarning, match="take more steps, now 4"):
+    with pytest.warns(DiscrepancyWarning, match="halve zeta, now 1, or double it"):
         rec = invsolve.reconstruct(opened, prior=prior, strategy=invsolve.strategy("dps", steps=4))
     assert rec.provenance["noise"] == {"name": "laplace", "scale": 0.02}
     code, _, err = cli("reconstruct", scan, "-o", recon, "--strategy", "linear", *plugin)
@@ -97,7 +97,7 @@ to = "scan.h5"
     ("given", "text"),
     [
         (0.05, r"got 0.05, which does not say of what kind.*invsolve.Gaussian\(0.05\)"),
-        (invsolve.Gaussian, "got Gaussian"),
+        (invsolve.Gaussian, "noise is the class Gaussian, expected one made of it"),
         ("gaussian", "needs sigma"),
         ("gaussian:", "write gaussian:SIGMA"),
         ("gaussian:1,2", "write gaussian:SIGMA"),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,13 @@ import pytest
 import invsolve
 from invsolve import jobs
 from invsolve.jobs import cluster, shards
-from tests.support.volumes import ITEMS, plugin, request, samples_of, scan, wait_for_items, whole
+from tests.support.stops import Pipe, stop_at, tell_at
+from tests.support.volumes import ITEMS, plugin, request, samples_of, scan, whole
 
 __all__ = ["plugin", "scan", "whole"]
 
 Client = pytest.importorskip("distributed").Client
-STEPS = 150
+STEPS = 60
 
 
 @pytest.fixture
@@ -53,26 +53,32 @@ def options(plugin: Path, *more: object) -> list[object]:
 @pytest.fixture
 def loopback(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
     """A scheduler and three workers, each a process, as on a cluster: the address, and the workers."""
-    file, processes = tmp_path / "scheduler.json", []
+    processes: list[subprocess.Popen[bytes]] = []
 
-    def start(*arguments: str) -> subprocess.Popen[bytes]:
+    def start(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-P", "-m", f"distributed.cli.{arguments[0]}", *arguments[1:], "--no-dashboard"]
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE if arguments[0] == "dask_scheduler" else subprocess.DEVNULL,
+            env={**os.environ, **(environment or {})},
+        )
         processes.append(process)
         return process
 
     try:
-        start("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))
-        deadline = time.monotonic() + 300
-        while not file.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        address = json.loads(file.read_text())["address"]
-        options = (address, "--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path))
-        yield address, [start("dask_worker", *options) for _ in range(3)]
+        scheduler = start("dask_scheduler", "--host", "127.0.0.1", "--port", "0")
+        assert scheduler.stderr is not None
+        (address,) = next(match for line in scheduler.stderr if (match := re.findall(rb"Scheduler at: *(\S+)", line)))
+        options = (address.decode(), "--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path))
+        # The second is killed in the middle of its first shard.
+        ends: list[Mapping[str, str]] = [{}, stop_at("item written", signal.SIGKILL), {}]
+        yield address.decode(), [start("dask_worker", *options, environment=end) for end in ends]
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 @pytest.mark.slow
@@ -84,10 +90,9 @@ def test_three_workers_one_of_them_killed(
     with Client(address, set_as_default=False) as client:
         client.wait_for_workers(3, timeout=300)
     process = cli_process("reconstruct", scan, "-o", out, *options(plugin, "--scheduler", address))
-    wait_for_items("recon.h5.parts/*.h5", tmp_path, process, 4)
-    os.kill(workers[1].pid, signal.SIGKILL)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate()
     assert process.returncode == 0, err
+    assert workers[1].wait(300) == -signal.SIGKILL
     assert "for 3 workers" in err
     assert "Traceback" not in err
     np.testing.assert_allclose(samples_of(out), slow_whole, atol=1e-4)
@@ -100,10 +105,12 @@ def test_a_killed_command_goes_on_from_its_shards(
 ) -> None:
     """Killed, then stopped by Ctrl-C in all its processes at once, then with another number of workers."""
     out = tmp_path / "recon.h5"
-    wanted = 3
+    pipe = Pipe(tmp_path / "items")
     for workers, end in ((2, signal.SIGKILL), (2, signal.SIGINT), (1, None)):
         process = cli_process(
-            "reconstruct", scan, "-o", out, *options(plugin, "--workers", workers), start_new_session=True
+            *("reconstruct", scan, "-o", out, *options(plugin, "--workers", workers)),
+            start_new_session=True,
+            environment=tell_at("item written", pipe.path),
         )
         # Workers that outlived the first command may finish items before the second listens to signals.
         heard = ""
@@ -112,11 +119,10 @@ def test_a_killed_command_goes_on_from_its_shards(
             if "shards for" in line:
                 break
         if end is not None:
-            wait_for_items("recon.h5.parts/*.h5", tmp_path, process, wanted)
+            pipe.wait(3)
             os.killpg(process.pid, end) if end == signal.SIGINT else process.kill()
-            wanted += 3
         err = heard + process.stderr.read()
-        process.wait(timeout=300)
+        process.wait()
         if end == signal.SIGINT:
             assert process.returncode == 130
             assert err.splitlines()[-1].endswith("run the same command to go on")
@@ -124,6 +130,7 @@ def test_a_killed_command_goes_on_from_its_shards(
         if end is None:
             assert process.returncode == 0, err
             assert "continuing" in err
+    pipe.close()
     np.testing.assert_allclose(samples_of(out), slow_whole, atol=1e-4)
 
 

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import random
 import signal
-import time
 from pathlib import Path
 
 import h5py
@@ -17,9 +16,11 @@ import invsolve
 from invsolve import engine, jobs
 from invsolve.contracts.problem import Problem
 from invsolve.datasets import hdf5
+from invsolve.datasets.hdf5 import LazyRows
 from invsolve.jobs import dryrun, shards
+from tests.support.stops import kill_before_call, stop_at
 from tests.support.types import Cli, CliProcess
-from tests.support.volumes import ITEMS, plugin, request, samples_of, scan, wait_for_items, whole
+from tests.support.volumes import ITEMS, plugin, request, samples_of, scan, whole
 
 __all__ = ["plugin", "scan", "whole"]
 
@@ -170,7 +171,7 @@ def test_a_run_without_workers_goes_on_with_shards_and_with_its_own_partial(
 # Killed.
 
 
-def _reconstruct_and_log(job: jobs.Request, log: Path) -> None:
+def _reconstruct_and_log(job: jobs.Request, log: Path, moment: int) -> None:
     real = hdf5.ResultFile.write
 
     def write(self: hdf5.ResultFile, item: int, *rest: object) -> None:
@@ -179,6 +180,9 @@ def _reconstruct_and_log(job: jobs.Request, log: Path) -> None:
             stream.write(f"{item}\n")
 
     hdf5.ResultFile.write = write  # type: ignore[method-assign, assignment]  # in a forked child
+    kill_before_call(
+        moment, (h5py.Dataset, "__setitem__"), (h5py.File, "flush"), (LazyRows, "__getitem__"), (os, "replace")
+    )
     jobs.reconstruct_file(job)
 
 
@@ -190,19 +194,12 @@ def test_killed_ten_times_at_random_and_resumed(scan: Path, tmp_path: Path, whol
     log.touch()
     job = request(scan, out, parameters={"steps": 8})
     kills = 0
-    for _ in range(200):
-        before = len(log.read_text().split())
-        process = context.Process(target=_reconstruct_and_log, args=(job, log))
+    for _ in range(11):
+        # Between any two writes to the file: some before it has done anything, most after one or two more items.
+        moment = chance.randrange(1, 60) if kills < 10 else 0
+        process = context.Process(target=_reconstruct_and_log, args=(job, log, moment))
         process.start()
-        if kills < 10:
-            # Some before it has done anything, most after one or two more items; then a random moment.
-            deadline = time.monotonic() + 300
-            target = before + chance.choice([0, 1, 1, 2])
-            while len(log.read_text().split()) < target and process.is_alive() and time.monotonic() < deadline:
-                time.sleep(0.001)
-            time.sleep(chance.uniform(0, 0.03))
-            process.kill()
-        process.join(300)
+        process.join()
         if process.exitcode == 0:
             break
         assert process.exitcode == -signal.SIGKILL
@@ -226,16 +223,16 @@ def test_ctrl_c_leaves_everything_resumable(scan: Path, tmp_path: Path, plugin: 
         "--plugin",
         plugin,
         "--set",
-        "steps=400",
+        "steps=20",
         "--samples",
         2,
         "--batch-size",
         2,
     ]
-    process = cli_process("reconstruct", scan, "-o", out, *options)
-    wait_for_items("recon.h5.partial.h5", tmp_path, process, 2)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
+    process = cli_process(
+        *("reconstruct", scan, "-o", out, *options), environment=stop_at("item written", signal.SIGINT, count=2)
+    )
+    _, err = process.communicate()
     assert process.returncode == 130, err
     assert "run the same command" in err
     assert "Traceback" not in err

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,11 @@ import pytest
 
 from invsolve import registry
 from tests.support.pipelines import TEXT, samples, write
+from tests.support.stops import stop_at
 from tests.support.types import Cli, CliProcess
 
 ROOT = Path(__file__).parents[2]
-LONG = {"steps = 8": "steps = 150"}
+LONG = {"steps = 8": "steps = 30"}
 #: The commands of this environment first, as an activated one has them.
 PATH = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
@@ -29,15 +29,6 @@ def text(**changes: str) -> str:
     return document
 
 
-def wait_for_state(folder: Path, process: "subprocess.Popen[str]") -> None:
-    """Until the reconstruction has saved a snapshot."""
-    deadline = time.monotonic() + 300
-    while not list(folder.glob("recon-*/recon.h5.partial.state")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @pytest.mark.slow
 def test_stopped_or_killed_the_same_command_goes_on(tmp_path: Path, cli_process: CliProcess, cli: Cli) -> None:
     whole = write(tmp_path / "whole", text())
@@ -47,9 +38,7 @@ def test_stopped_or_killed_the_same_command_goes_on(tmp_path: Path, cli_process:
         # The folder before has a plugin of the same name.
         registry.unload_files()
         path = write(tmp_path / number.name, text())
-        process = cli_process("run", "--trust", path)
-        wait_for_state(path.parent / "p_runs", process)
-        process.send_signal(number)
+        process = cli_process("run", "--trust", path, environment=stop_at("snapshot saved", number, count=3))
         _, err = process.communicate(timeout=300)
         assert process.returncode == code, err
         assert not list((path.parent / "p_runs").glob("recon-*/recon.h5"))

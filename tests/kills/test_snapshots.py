@@ -2,10 +2,9 @@
 
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import h5py
@@ -22,19 +21,21 @@ from invsolve.engine.snapshot import Sample, Snapshot
 from invsolve.errors import Interrupted
 from invsolve.jobs.snapshot_file import SnapshotFile
 from invsolve.numerics.random import ChainRandom
+from tests.support.stops import stop_at
 from tests.support.types import Cli, CliProcess
 
 PLUGIN = '''
-"""A Gaussian prior that takes its time, and waits in the middle for as long as a file `hold` lies beside it."""
-import time
+"""A Gaussian prior that asks its process to end in the middle, where a file `stop` lies beside it."""
+import os
+import signal
 from pathlib import Path
 
 import invsolve
 from invsolve import registry
 
 
-class Slow(registry.find("prior", "gaussian-field")):
-    """Sixteen pixels a side, two milliseconds an image."""
+class Small(registry.find("prior", "gaussian-field")):
+    """Sixteen pixels a side."""
 
     examples = ({},)
 
@@ -45,23 +46,20 @@ class Slow(registry.find("prior", "gaussian-field")):
 
     def denoise(self, x, sigma):
         self.calls += 1
-        if self.calls == 90 and Path(__file__).with_name("hold").exists():
-            Path(__file__).with_name("held").touch()
-            while Path(__file__).with_name("hold").exists():
-                time.sleep(0.01)
-        time.sleep(0.002 * len(x))
+        if self.calls == 90 and Path(__file__).with_name("stop").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
         return super().denoise(x, sigma)
 
 
 @invsolve.hookimpl
 def invsolve_priors():
-    return {"slow": Slow}
+    return {"small": Small}
 '''
 
 
 @pytest.fixture
 def scan(tmp_path: Path) -> Path:
-    (tmp_path / "slow.py").write_text(PLUGIN)
+    (tmp_path / "small.py").write_text(PLUGIN)
     operator = invsolve.operator("ct", image_size=16, angles=6)
     prior = invsolve.load_prior("gaussian-field", size=16, std=0.3)
     truth = prior.sample(ChainRandom(3, [(i, 0) for i in range(4)]), torch.zeros(1))
@@ -76,21 +74,9 @@ def scan(tmp_path: Path) -> Path:
 
 def options(scan: Path, out: Path, strategy: str, *, batch: int = 8, every: float = 0.0) -> list[object]:
     return [
-        *("reconstruct", scan, "-o", out, "--prior", "slow", "--plugin", scan.with_name("slow.py"), "--samples", 2),
+        *("reconstruct", scan, "-o", out, "--prior", "small", "--plugin", scan.with_name("small.py"), "--samples", 2),
         *("--strategy", strategy, "--set", "steps=60", "--batch-size", batch, "--snapshot-every", every),
     ]
-
-
-def wait_for(path: Path, process: "subprocess.Popen[str]", reached: Callable[[dict], bool]) -> None:
-    """Until the snapshot is one that was waited for."""
-    deadline = time.monotonic() + 300
-    while True:
-        assert time.monotonic() < deadline, f"never saw {path.name}: {process.communicate()}"
-        assert process.poll() is None, f"ended too early: {process.communicate()}"
-        with suppress(FileNotFoundError):
-            if reached(torch.load(path, weights_only=True)):
-                return
-        time.sleep(0.01)
 
 
 def samples(path: Path) -> np.ndarray:
@@ -103,19 +89,19 @@ def samples(path: Path) -> np.ndarray:
 @pytest.mark.parametrize(
     ("strategy", "reached"),
     # In the middle of the second sample of a volume; in the middle of a batch of slices.
-    [("dds-3d", lambda c: c["waiting"]), ("dps", lambda c: c["snapshot"]["step"] > 5)],
+    [("dds-3d", "waiting"), ("dps", "snapshot.step > 5")],
     ids=["dds-3d", "dps"],
 )
 def test_killed_in_the_middle_it_ends_the_same(
-    strategy: str, reached: Callable[[dict], bool], scan: Path, tmp_path: Path, cli: Cli, cli_process: CliProcess
+    strategy: str, reached: str, scan: Path, tmp_path: Path, cli: Cli, cli_process: CliProcess
 ) -> None:
     whole, broken = tmp_path / "whole.h5", tmp_path / "broken.h5"
     assert cli(*options(scan, whole, strategy))[0] == 0
-    state = Path(f"{broken}.partial.state")
-    process = cli_process(*options(scan, broken, strategy))
-    wait_for(state, process, reached)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = cli_process(
+        *options(scan, broken, strategy), environment=stop_at("snapshot saved", signal.SIGKILL, when=reached)
+    )
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err
     assert not broken.exists()
     code, _, err = cli(*options(scan, broken, strategy))
     assert code == 0, err
@@ -130,18 +116,11 @@ def test_sigterm_saves_where_it_stands_and_another_batch_size_goes_on(
 ) -> None:
     whole, broken = tmp_path / "whole.h5", tmp_path / "broken.h5"
     assert cli(*options(scan, whole, "dds-3d", every=1000))[0] == 0
-    # It gets no further than the middle of the second sample before it has the signal.
-    hold, held = scan.with_name("hold"), scan.with_name("held")
-    hold.touch()
+    # It has the signal in the middle of the second sample.
+    scan.with_name("stop").touch()
     process = cli_process(*options(scan, broken, "dds-3d", every=1000))
-    deadline = time.monotonic() + 300
-    while not held.exists():
-        assert process.poll() is None, f"ended too early: {process.communicate()}"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    hold.unlink()
     _, err = process.communicate()
+    scan.with_name("stop").unlink()
     assert process.returncode == 130, err
     assert Path(f"{broken}.partial.state").exists()
     code, _, err = cli(*options(scan, broken, "dds-3d", batch=3, every=1000))

@@ -186,7 +186,8 @@ def test_a_file_alone_is_judged_as_the_run_was(images: Path, tmp_path: Path, cli
         text.removeprefix("invsolve: warning: ") for text in err.splitlines() if ": warning: the samples" in text
     ]
     result = hdf5.read_result(recon)
-    judgement = judged(result.diagnostics["discrepancy"], result.diagnostics["discrepancy_dof"], result.config)
+    judgement = judged(result.diagnostics, result.config)
+    assert judgement is not None
     assert judgement.warning == line
     assert "--noise gaussian:" in line
     code, _, err = cli("report", recon, "-o", tmp_path / "page.html")

@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 HEADER = """<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
 <experimentalConditions><H1resonanceFrequency_Hz>63870000</H1resonanceFrequency_Hz></experimentalConditions>
 <encoding><encodedSpace><matrixSize><x>{readout}</x><y>{phase}</y><z>{depth}</z></matrixSize>
-<fieldOfView_mm><x>480</x><y>240</y><z>5</z></fieldOfView_mm></encodedSpace>
+<fieldOfView_mm><x>{encoded_x}</x><y>{encoded_y}</y><z>5</z></fieldOfView_mm></encodedSpace>
 <reconSpace><matrixSize><x>{rows}</x><y>{columns}</y><z>1</z></matrixSize>
 <fieldOfView_mm><x>240</x><y>240</y><z>5</z></fieldOfView_mm></reconSpace>
 <encodingLimits><kspace_encoding_step_1><minimum>0</minimum><maximum>{largest}</maximum><center>{centre}</center>
@@ -34,7 +34,8 @@ def centred_fft(x: np.ndarray) -> np.ndarray:
 def header(**changes: object) -> str:
     """The header of these files."""
     facts = {"readout": READOUT, "phase": PHASE, "depth": 1, "rows": ROWS, "columns": COLUMNS, "largest": LARGEST}
-    return HEADER.format(**{**facts, "centre": CENTRE, "trajectory": "cartesian", **changes})
+    facts |= {"centre": CENTRE, "encoded_x": 480, "encoded_y": 320}
+    return HEADER.format(**{**facts, "trajectory": "cartesian", **changes})
 
 
 def scene() -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,5 @@
-"""A small volume for tests: its scan, a prior, requests, one uninterrupted run, and looking into files being written."""
+"""A small volume for tests: its scan, a prior, requests, and one uninterrupted run."""
 
-import subprocess
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -78,17 +75,3 @@ def whole(scan: Path, tmp_path: Path) -> np.ndarray:
     """The samples of one uninterrupted run."""
     jobs.reconstruct_file(request(scan, tmp_path / "whole.h5"))
     return samples_of(tmp_path / "whole.h5")
-
-
-def wait_for_items(pattern: str, folder: Path, process: "subprocess.Popen[str]", count: int) -> None:
-    """Wait until the files of that name hold `count` finished items, reading them without their locks."""
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None:
-        done = 0
-        for path in folder.glob(pattern):
-            with suppress(OSError, KeyError), h5py.File(path, "r", locking=False) as file:
-                done += int(file["done"][:].sum())
-        if done >= count:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"never saw {count} items: {process.communicate()}")

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from invsolve.errors import Interrupted, UserError
 from invsolve.testing import check_prior
 from invsolve.training.job import train_file
 from invsolve.training.settings import Request, make_settings
+from tests.support.stops import stop_at
 
 TINY: dict[str, Any] = {"width": 8, "levels": 2, "batch_size": 4, "log_every": 5, "validate_every": 20, "lr": 5e-3}
 
@@ -130,22 +130,6 @@ def test_from_images_to_a_prior(pictures: Path, tmp_path: Path, cli: Callable[..
     np.testing.assert_allclose(invsolve.load_prior(again).error_curve["mse"], mse, rtol=1e-5)
 
 
-def wait_for_step(out: Path, process: subprocess.Popen[str], step: int) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None:
-        if Path(f"{out}.partial.pt").exists() and lines_reach(out, step):
-            return
-        time.sleep(0.005)
-    raise AssertionError(f"never saw step {step}: {process.communicate()}")
-
-
-def lines_reach(out: Path, step: int) -> bool:
-    try:
-        return lines(out)[-1]["step"] >= step
-    except (OSError, IndexError, json.JSONDecodeError):
-        return False
-
-
 @pytest.mark.slow
 def test_killed_twice_the_loss_curve_is_that_of_the_unkilled_run(
     signals: Path, tmp_path: Path, cli_process: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
@@ -153,18 +137,17 @@ def test_killed_twice_the_loss_curve_is_that_of_the_unkilled_run(
     # As many threads as this process has (conftest.py): sums in another order would differ in the last digit.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     whole, broken = tmp_path / "whole.safetensors", tmp_path / "broken.safetensors"
-    settings: dict[str, Any] = {"steps": 200, "immiscible": 2, "dropout": 0.2, "gain": 0.2}
+    settings: dict[str, Any] = {"steps": 80, "immiscible": 2, "dropout": 0.2, "gain": 0.2}
     train(signals, whole, **settings)
     command = ["train", signals, "-o", broken, *options(**settings), "--snapshot-steps", 10, "--device", "cpu"]
-    for step in (40, 90):
-        process = cli_process(*command)
-        wait_for_step(broken, process, step)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    for step in (20, 40):
+        process = cli_process(
+            *command, environment=stop_at("training saved", signal.SIGKILL, when=f"state['step'] == {step}")
+        )
+        _, err = process.communicate()
+        assert process.returncode == -signal.SIGKILL, err
         assert not broken.exists()
-    process = cli_process(*command)
-    wait_for_step(broken, process, 130)
-    process.send_signal(signal.SIGTERM)
+    process = cli_process(*command, environment=stop_at("training saved", signal.SIGTERM, when="state['step'] == 60"))
     _, err = process.communicate()
     assert process.returncode == 130, err
     assert "run the same command to go on" in err

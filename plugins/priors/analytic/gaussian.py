@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -62,6 +64,10 @@ class GaussianField(Prior):
 
     def error(self, sigma: float) -> float:
         return float((self.spectrum * sigma**2 / (self.spectrum + sigma**2)).mean())
+
+    def bounds(self) -> tuple[float, float]:
+        reach = 4 * math.sqrt(float(self.spectrum.mean()))
+        return self.mean - reach, self.mean + reach
 
     def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
         """log density, up to a constant, of x = x0 + sigma n, (B,)."""

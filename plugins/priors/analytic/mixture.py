@@ -79,6 +79,9 @@ class GaussianMixture(Prior):
             self.error_curve = measured_error(self, self.means[:1])
         return super().error(sigma)
 
+    def bounds(self) -> tuple[float, float]:
+        return float(self.means.min()) - 4 * self.std, float(self.means.max()) + 4 * self.std
+
     def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
         """log density, up to a constant, of x = x0 + sigma n, (B,)."""
         return self._log_joint(x, sigma)[0].logsumexp(1)

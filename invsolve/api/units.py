@@ -1,0 +1,180 @@
+"""Whether the data's images lie in the prior's range, looked at before the first step: a wrong unit shows nowhere so cheaply."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invsolve.api.discrepancy import FAR, NARROW
+from invsolve.api.fit import choose_scale
+from invsolve.contracts.noise import Gaussian
+from invsolve.contracts.operator import LinearOperator
+from invsolve.contracts.prior import Prior
+from invsolve.contracts.problem import Problem
+from invsolve.contracts.scale import Scale
+from invsolve.engine.run import Run
+from invsolve.errors import UserError
+from invsolve.numerics.random import ChainRandom
+
+#: Items, spread over the data, whose linear reconstruction is looked at.
+_ITEMS = 4
+#: Images of a unit that nobody named, which fill less of the range of a prior that names its own, may be in another.
+_DOUBTFUL = 0.25
+_ROUNDS = 4
+#: Noise over the operator's norm, network units, above which a linear reconstruction is held down rather than drawn.
+_LOUD = 0.25
+#: Noise of a linear reconstruction, over its range, above which that range is the noise's.
+_NOISY = 0.1
+
+
+class ScaleWarning(UserWarning):
+    """The data's images hardly lie in the range that the prior's images were said to have."""
+
+
+def check_range(run: Run) -> None:
+    """Compare the range of the linear reconstruction with the prior's, where there are both.
+
+    Raises:
+        UserError: they cannot be of one unit, and nobody said that they were. Says which scale would do.
+
+    Warns:
+        ScaleWarning: the same of a scale that somebody gave; or of a unit that nobody named, where it is doubtful.
+    """
+    prior, measurement = run.prior, run.measurement
+    if prior is None or run.scale.origin == "estimated" or not isinstance(measurement.operator, LinearOperator):
+        return
+    count = len(run.items)
+    items = [run.items[k] for k in sorted({int(k) for k in np.linspace(0, count - 1, min(count, _ITEMS))})]
+    try:
+        scale, (images, first) = run.scale, _linear(run, run.scale, items)
+        noise = _noise(first, images[:1])
+        if first.largest_sigma() > _LOUD * first.operator_norm() or noise > _NOISY * float(images.max() - images.min()):
+            # How a reconstruction holds the noise down depends on the scale: in a wrong unit it shows noise, or nothing.
+            scale = _fitting(run, items)
+            images, first = _linear(run, scale, items)
+            noise = _noise(first, images[:1]) * _ratio(scale, run.scale)
+    except UserError:
+        return  # What cannot be read or solved stops the run where it gets there.
+    physical = scale.rows(items).to_physical(images)
+    place = _Place(prior, run.scale.rows(items).to_network(physical))
+    # Of a blank image nothing can be told.
+    if place.span == 0 or not math.isfinite(place.span):
+        return
+    stated = prior.data_range is not None
+    wide = place.far > FAR and place.far > FAR + 4 * noise / place.half
+    narrow = stated and place.span < NARROW
+    given = run.options.scale is not None or measurement.scale is not None
+    unnamed = bool(prior.unit) and not measurement.unit
+    doubtful = stated and unnamed and not given and place.span < _DOUBTFUL
+    if not (narrow or wide or doubtful):
+        return
+    text = _mismatch(run, items, physical, given)
+    if (narrow or wide) and not given:
+        raise UserError(text)
+    run.doubt = text
+    warnings.warn(text, ScaleWarning, stacklevel=2)
+
+
+class _Place:
+    """Where images lie with regard to a prior's: as `Problem.reach`, of all together, and without outliers.
+
+    Attributes:
+        half: half the width of the prior's range, network units.
+        span: from the smallest to the largest value, as a part of that range.
+        far: distance from its middle, over half its width, of what 0.5 % of the values lie below or above.
+    """
+
+    def __init__(self, prior: Prior, images: Tensor) -> None:
+        bounds = prior.bounds()
+        low, high = (-prior.sigma_max / 5, prior.sigma_max / 5) if bounds is None else bounds
+        self.half = (high - low) / 2
+        values = images.flatten().double().cpu().numpy()
+        self.span = float(values.max() - values.min()) / (2 * self.half)
+        self.far = float(np.abs(np.quantile(values, (0.005, 0.995)) - (low + high) / 2).max()) / self.half
+
+
+def _linear(run: Run, scale: Scale, items: Sequence[int]) -> tuple[Tensor, Problem]:
+    """Linear reconstructions of some items, (items, C, *spatial), in the network units of a scale; and the first's problem.
+
+    Noise that is not Gaussian counts as Gaussian of its size, so that the operator stays linear in network units.
+    """
+    noise, measurement = run.measurement.noise, run.measurement
+    if noise is not None and not isinstance(noise, Gaussian):
+        sigma = float(noise.std(measurement.y[items[0] : items[0] + 1]).square().mean().sqrt())
+        measurement = replace(measurement, noise=Gaussian(sigma))
+    other = Run(measurement, run.prior, run.strategy, run.image_shape, run.options, scale)
+    problems = [other.problem([(item, 0)]) for item in items]
+    with torch.no_grad():
+        return torch.cat([problem.baseline() for problem in problems]), problems[0]
+
+
+def _noise(problem: Problem, image: Tensor) -> float:
+    """Standard deviation of what the noise does to the linear reconstruction `image`, network units."""
+    drawn = problem.noise.sample(problem.y, ChainRandom(0, [(0, 0)]))
+    with torch.no_grad():
+        return float((replace(problem, y=drawn).baseline() - image).std())
+
+
+def _ratio(first: Scale, second: Scale) -> float:
+    """How many network units of the second scale are one of the first (of the first item)."""
+    (low, high), (bottom, top) = first.range, second.range
+    return (high - low) / (top - bottom)
+
+
+def _mismatch(run: Run, items: list[int], values: Tensor, given: bool) -> str:
+    prior, unit = run.prior, run.measurement.unit
+    assert prior is not None
+    low, high = (f"{float(v):.3g}" for v in (values.min(), values.max()))
+    named = f" {unit}" if unit else ", of a unit that nobody named" if prior.unit else ""
+    seen = f"the linear reconstruction of the data runs from {low} to {high}{named}"
+    who = f"prior {prior.name or type(prior).__name__!r}"
+    if given:
+        bottom, top = run.scale.range
+        return f"the scale {bottom:.4g} .. {top:.4g} is given, but {seen}; {_remedy(run, items)}"
+    bottom, top = prior.data_range or run.scale.to_physical(torch.tensor(prior.bounds() or run.scale.range)).tolist()
+    own = f" {prior.unit}" if prior.unit else ""
+    return (
+        f"{who} knows images from {bottom:.4g} to {top:.4g}{own}, but {seen}; {_remedy(run, items)}, or, if that is right, "
+        f"--scale={bottom:.4g}:{top:.4g}"
+    )
+
+
+def _remedy(run: Run, items: list[int]) -> str:
+    """The scale that fits the data, as one gives it."""
+    try:
+        low, high = (f"{v:.4g}" for v in _fitting(run, items).range)
+    except UserError:
+        return "give the data's own range, --scale=LOW:HIGH (Python: scale=(LOW, HIGH))"
+    return f"give --scale={low}:{high} (Python: scale=({low}, {high}))"
+
+
+def _fitting(run: Run, items: list[int]) -> Scale:
+    """The estimated scale, brought to the range of linear reconstructions that know how large the noise is.
+
+    How much they are regularised depends on the scale in turn, so it is done some times: what a deconvolution without
+    regularisation makes of the noise is no range of images. The prior's range is stretched about air: zero, and -1000 HU.
+    """
+    measurement, prior = run.measurement, run.prior
+    assert prior is not None
+    scale = choose_scale(measurement, measurement.operator, prior, "auto", run.image_shape, run.device, run.dtype)
+    for _ in range(_ROUNDS):
+        images = scale.to_physical(_linear(run, scale, items)[0])
+        if measurement.operator.complex_image and images.shape[1] == 2:
+            images = images.norm(dim=1)
+        bottom, top = np.quantile(images.flatten().double().cpu().numpy(), (0.005, 0.995))
+        if prior.data_range is None:
+            low, high = bottom, top
+        else:
+            low, high = (value - (-1000.0 if prior.unit == "HU" else 0.0) for value in prior.data_range)
+            factor = (top if low >= 0 else max(top, -bottom)) / max(abs(low), abs(high))
+            low, high = factor * low, factor * high
+        if not high > low:
+            break
+        scale = Scale.from_range(float(low), float(high), origin="estimated")
+    return scale

@@ -1,0 +1,199 @@
+"""Noise of receive coils: its level from the data alone, and coils of unequal or correlated noise, against NumPy's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+from skimage.data import shepp_logan_phantom
+from skimage.transform import resize
+
+import invsolve
+from invsolve.datasets.layouts.fastmri import FastMRI
+from invsolve.datasets.layouts.ismrmrd import ISMRMRD
+from invsolve.datasets.mri.noise import CoilNoise, estimate_noise, whitening
+from invsolve.errors import UserError
+from tests.support.mri_files import LARGEST, READOUT, header, line, scene, write_fastmri, write_lines
+
+N = 64
+FAR = np.hypot(*(np.mgrid[:N, :N] - N / 2)) / N
+
+
+def transformed(x: np.ndarray) -> np.ndarray:
+    axes = (-2, -1)
+    return np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(x, axes), norm="ortho"), axes)
+
+
+def complex_normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Both parts of standard deviation 1."""
+    return rng.normal(size=shape) + 1j * rng.normal(size=shape)
+
+
+def bells(coils: int, size: int) -> np.ndarray:
+    """Sensitivities whose squares sum to 1."""
+    y, x = (np.mgrid[:size, :size] - size / 2) / size
+    angles = 2 * np.pi * np.arange(coils) / coils
+    maps = np.stack([np.exp(-((x - 0.4 * np.cos(a)) ** 2 + (y - 0.4 * np.sin(a)) ** 2) / 0.5 + 1j * a) for a in angles])
+    return maps / np.linalg.norm(maps, axis=0)
+
+
+def object_(kind: str, size: int) -> np.ndarray:
+    """Of peak 1."""
+    if kind == "Shepp-Logan":
+        return resize(shepp_logan_phantom(), (size, size), anti_aliasing=True)
+    if kind == "disc":
+        return (np.hypot(*(np.mgrid[:size, :size] - size / 2)) < 0.35 * size) * 1.0
+    # Reaches to the edge on all sides: there is no air.
+    field = gaussian_filter(np.random.default_rng(4).normal(size=(size, size)), 3, mode="wrap")
+    return field / np.abs(field).max()
+
+
+@pytest.mark.parametrize("coils", [1, 6])
+@pytest.mark.parametrize("kind", ["Shepp-Logan", "disc", "random field"])
+@pytest.mark.parametrize("sampling", ["whole", "random", "every third", "partial echo"])
+def test_the_level_is_right_to_ten_percent(kind: str, coils: int, sampling: str) -> None:
+    size = 96
+    rng = np.random.default_rng(coils)
+    mask = np.ones((size, size), bool)
+    if sampling in ("random", "every third"):
+        columns = np.abs(np.arange(size) - size // 2) < 8
+        columns[rng.permutation(size)[: size // 5] if sampling == "random" else slice(None, None, 3)] = True
+        mask &= columns
+    elif sampling == "partial echo":
+        mask[: size // 4] = False
+    clean = transformed(bells(coils, size) * object_(kind, size))
+    for peak in (10, 30, 100, 300):
+        kspace = (clean + complex_normal(rng, *clean.shape) / peak) * mask
+        noise = estimate_noise(kspace, mask)
+        assert whitening(noise).sigma * peak == pytest.approx(1.0, rel=0.1), peak
+
+
+def test_whitening_makes_the_covariance_a_multiple_of_one() -> None:
+    rng = np.random.default_rng(0)
+    factor = complex_normal(rng, 5, 5)
+    covariance = factor @ factor.conj().T
+    white = whitening(CoilNoise(covariance, 10**6))
+    assert white.matrix is not None
+    assert white.back is not None
+    np.testing.assert_allclose(
+        white.matrix @ covariance @ white.matrix.conj().T, white.sigma**2 * np.eye(5), atol=1e-9 * white.sigma**2
+    )
+    np.testing.assert_allclose(white.back @ white.matrix, np.eye(5), atol=1e-9)
+    assert white.sigma == pytest.approx(np.median(np.sqrt(covariance.diagonal().real)))
+
+
+def test_equal_coils_are_left_as_they_are_and_a_copy_counts_once() -> None:
+    rng = np.random.default_rng(0)
+    values = complex_normal(rng, 4, 600)
+    equal = whitening(CoilNoise(values @ values.conj().T / 1200, 600))
+    assert equal.matrix is None
+    assert equal.sigma == pytest.approx(1.0, rel=0.1)
+    twice = np.concatenate([values, 3 * values[:1]])
+    white = whitening(CoilNoise(twice @ twice.conj().T / 1200, 600))
+    assert white.matrix is not None
+    assert white.matrix.shape == (4, 5)
+    made = white.matrix @ twice
+    np.testing.assert_allclose(made @ made.conj().T / 1200, white.sigma**2 * np.eye(4), atol=1e-9)
+
+
+def sense(kspace: np.ndarray, maps: np.ndarray, mask: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Weighted least squares, column by column of the mask's aliasing: whole k-space, so pixel by pixel."""
+    images = np.conj(transformed(np.conj(kspace)))
+    weights = np.linalg.inv(covariance)
+    assert mask.all()
+    top = np.einsum("cxy,cd,dxy->xy", maps.conj(), weights, images)
+    return top / np.einsum("cxy,cd,dxy->xy", maps.conj(), weights, maps).real
+
+
+CORRELATED = 0.02**2 * (0.2 * np.eye(4) + 0.8)
+
+#: Covariance of the four coils' noise, and the coil that is dead.
+COILS: dict[str, tuple[np.ndarray, int | None]] = {
+    "equal": (np.diag([0.02**2] * 4), None),
+    "one ten times noisier": (np.diag([0.02, 0.02, 0.02, 0.2]) ** 2, None),
+    "correlated": (CORRELATED, None),
+    "gains from 1 to 1000": (np.diag([0.0002, 0.002, 0.02, 0.2]) ** 2, None),
+    "one dead": (np.diag([0.02**2] * 4), 3),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "calibrated"),
+    # Where one coil is all of the root sum of squares, that is as exact as its own map.
+    [(kind, calibrated) for kind in COILS for calibrated in (False, True) if not (calibrated and "gains" in kind)],
+)
+def test_coils_of_any_noise_give_what_weighted_least_squares_gives(tmp_path: Path, kind: str, calibrated: bool) -> None:
+    covariance, dead = COILS[kind]
+    rng = np.random.default_rng(1)
+    body = (FAR < 0.35) + 0.5 * (np.hypot(*(np.mgrid[:N, :N] - [[[N / 2]], [[0.6 * N]]])) < 0.1 * N)
+    maps = bells(4, N)
+    if "gains" in kind:
+        maps = maps * np.array([0.01, 0.1, 1.0, 10.0])[:, None, None]
+    noise = np.einsum("cd,dxy->cxy", np.linalg.cholesky(covariance), complex_normal(rng, 4, N, N))
+    kspace = transformed(maps * body) + noise
+    live = [c for c in range(4) if c != dead]
+    kspace[[c for c in range(4) if c == dead]] = 0
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["kspace"] = kspace[None].astype("c8")
+    given: dict[str, Any] = {} if calibrated else {"coil_maps": invsolve_maps(maps)}
+    scan = FastMRI(real=False, **given).open(tmp_path / "scan.h5", invsolve.make)
+    y = scan.y[0:1]
+    assert y.shape == (1, len(live), N, N)
+    mean = invsolve.reconstruct(scan, strategy="linear").mean[0].numpy()
+    modulus = np.hypot(*mean)
+    known, seen = maps[live], np.ones((N, N))
+    expected = np.abs(sense(kspace[live], known, np.ones((N, N), bool), covariance[np.ix_(live, live)]))
+    # Calibrated maps leave the image in the root sum of squares of the coils as they are, and nothing outside the body.
+    length = np.linalg.norm(known, axis=0) if calibrated else seen
+    inside = FAR < 0.34
+    truth = (body * length)[inside]
+    error, best = (np.linalg.norm(v[inside] - truth) / np.linalg.norm(truth) for v in (modulus, expected * length))
+    assert error < 1.15 * best + (0.03 if calibrated else 0.003)
+    text = " | ".join(scan.notes)
+    assert ("prewhitened" in text) == (kind not in ("equal", "one dead"))
+    assert ("coil 3 of 0 to 3 holds zeros: left out" in text) == (dead is not None)
+    # The level is that of the data then: of the points that are noise alone, in all coils.
+    corner = y[0].numpy()[:, :6, :6]
+    assert np.abs(corner).std() < 3 * float(np.asarray(scan.noise.sigma))
+
+
+def invsolve_maps(maps: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(maps.astype(np.complex64))
+
+
+def test_noise_scans_give_the_covariance_in_the_bandwidth_of_the_image(tmp_path: Path) -> None:
+    _, kspace = scene()
+    rng = np.random.default_rng(2)
+    factor = np.linalg.cholesky(CORRELATED)
+    scans = line((factor @ complex_normal(rng, 4, 20000)).astype(np.complex64), flags=1 << 18)
+    scans["head"]["sample_time_us"] = 0.8 * 5.0
+    lines = [scans, *(line(kspace[0][:, :, 2 + s], s) for s in range(LARGEST + 1))]
+    system = (
+        "<acquisitionSystemInformation><relativeReceiverNoiseBandwidth>0.8</relativeReceiverNoiseBandwidth>"
+        "</acquisitionSystemInformation><encoding>"
+    )
+    xml = header().replace("<encoding>", system)
+    scan = ISMRMRD(real=False).open(write_lines(tmp_path / "raw.h5", lines, xml), invsolve.make)
+    # Fewer numbers in a second let less noise in, the receiver's ends too: 0.8 / 0.8.
+    assert scan.noise.sigma == pytest.approx(0.02, rel=0.02)
+    assert "correlated by up to 0.8" in " ".join(scan.notes)
+    bad = xml.replace(">0.8<", ">8<")
+    with pytest.raises(UserError, match=r"relativeReceiverNoiseBandwidth is 8, expected a number from 0 to 1"):
+        ISMRMRD().open(write_lines(tmp_path / "bad.h5", lines, bad), invsolve.make)
+
+
+@pytest.mark.parametrize("shift", [0, 2, 8])
+def test_k_space_beside_its_centre_is_told(tmp_path: Path, shift: int) -> None:
+    path = write_fastmri(tmp_path / "scan.h5")
+    with h5py.File(path, "a") as file:
+        file["kspace"][:] = np.roll(file["kspace"][:], shift, 2)
+    told = [note for note in FastMRI().open(path, invsolve.make).notes if "peaks at" in note]
+    assert bool(told) == (shift > 2)
+    if told:
+        assert f"[{READOUT // 2 + shift}, 20], not at its centre [{READOUT // 2}, 20]" in told[0]
