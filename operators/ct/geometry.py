@@ -142,13 +142,31 @@ class Geometry(Scan):
             raise UserError(
                 f'{where}: must be a JSON object such as {{"beam": "fan", ...}}, got {type(values).__name__}'
             )
+        return cls.from_table(values, where)
+
+    @classmethod
+    def from_table(cls, values: Mapping[str, Any], where: str = "geometry") -> Geometry:
+        """A geometry from its arguments.
+
+        Args:
+            values: of the arguments, by name.
+            where: they are from, for messages.
+
+        Raises:
+            UserError: an argument that is not known or not of its kind, or what the geometry itself refuses.
+        """
         known = [f.name for f in fields(cls)]
         for key in values:
             if key not in known:
                 raise UserError(f"{where}: unknown entry {key!r}.{suggestion(key, known)}")
         if "image_size" not in values:
             raise UserError(f"{where}: image_size is missing; give N, [rows, columns] or [slices, rows, columns]")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except UserError as error:
+            raise UserError(f"{where}: {str(error).removeprefix('geometry: ')}") from None
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: holds something that is no number where one belongs ({error})") from None
 
     def __str__(self) -> str:
         """One line, for tables and messages."""

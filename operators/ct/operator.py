@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -167,7 +166,7 @@ def make_projector(geometry: Geometry, name: str) -> Projector:
 def _geometry(given: Geometry | dict[str, Any] | str) -> Geometry:
     if isinstance(given, Geometry):
         return given
-    return Geometry.from_text(given if isinstance(given, str) else json.dumps(given))
+    return Geometry.from_text(given) if isinstance(given, str) else Geometry.from_table(given)
 
 
 def _parallel(given: dict[str, Any]) -> Geometry:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import invsolve
-from invsolve import Geometry
+from invsolve import Geometry, registry
 from invsolve.datasets.hdf5 import write_scan
 from tests.support.types import Cli, offered
 
@@ -235,16 +235,31 @@ def test_simple_keywords_and_geometry_are_one_operator(tmp_path: Path) -> None:
         assert torch.equal(other(x), simple(x))
 
 
-@pytest.mark.parametrize("as_table", [True, False])
-def test_a_scan_file_keeps_its_geometry(tmp_path: Path, as_table: bool) -> None:
-    given: Any = FAN | {"unit": "mm"} if as_table else Geometry(**FAN, unit="mm")
-    operator = invsolve.operator("ct", geometry=given)
+@pytest.mark.parametrize("how", ["object", "table", "text", "file"])
+def test_a_scan_file_keeps_its_geometry(tmp_path: Path, how: str, cli: Cli) -> None:
+    g = Geometry(**FAN, unit="mm")
+    (tmp_path / "fan.json").write_text(g.to_text())
+    ways: dict[str, Any] = {"object": g, "table": FAN | {"unit": "mm"}, "text": g.to_text()}
+    operator = invsolve.operator("ct", geometry=ways.get(how, str(tmp_path / "fan.json")))
+    (tmp_path / "fan.json").unlink()
     y = operator(torch.rand(2, 1, 8, 10, generator=torch.Generator().manual_seed(0)))
     write_scan(tmp_path / "scan.h5", y.numpy(), operator, None)
-    scan = invsolve.make("ct", geometry=given)
-    from_file = invsolve.registry.find("layout", "invsolve")().open(tmp_path / "scan.h5", invsolve.make)
-    assert from_file.operator.geometry == offered(scan).geometry
+    from_file = registry.find("layout", "invsolve")().open(tmp_path / "scan.h5", invsolve.make)
+    assert from_file.operator.geometry == g
     assert from_file.unit == "1/mm"
+    _, told, _ = cli("inspect", str(tmp_path / "scan.h5"))
+    assert '  operator  ct, geometry={"beam": "fan", "image_size": [8, 10]' in told
+    assert max(map(len, told.splitlines())) < 200
+
+
+def test_a_scan_file_that_names_another_file_is_refused(tmp_path: Path) -> None:
+    g = Geometry(**FAN)
+    operator = invsolve.operator("ct", geometry=g)
+    operator.parameters_given = {"geometry": "fan.json"}
+    write_scan(tmp_path / "scan.h5", operator(torch.zeros(1, 1, 8, 10)).numpy(), operator, None)
+    (tmp_path / "fan.json").write_text(g.to_text())
+    with pytest.raises(invsolve.UserError, match=r"geometry names the file 'fan\.json'"):
+        registry.find("layout", "invsolve")().open(tmp_path / "scan.h5", invsolve.make)
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -295,9 +310,11 @@ def test_what_is_no_scan_is_refused_in_one_line(given: dict[str, Any], message: 
         ('{"beam": "fan"}', "image_size is missing"),
         ('{"image_size": 8, "detector": 4}', "unknown entry 'detector'.*'detectors'"),
         ("missing.json", "missing.json: cannot be read"),
+        ('{"image_size": 8, "pixel_size": "a mm"}', "geometry: holds something that is no number"),
+        ('{"image_size": 8, "pixel_size": -1}', "^operator 'ct': geometry: pixel_size must be > 0"),
     ],
 )
-def test_what_is_no_text_of_one_is_refused(text: str, message: str, cli: Cli, tmp_path: Path) -> None:
+def test_what_is_no_text_of_one_is_refused(text: str, message: str) -> None:
     with pytest.raises(invsolve.UserError, match=message):
         invsolve.operator("ct", geometry=text)
 
