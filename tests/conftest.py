@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from invsolve import registry
+from invsolve.api import verdicts
 from invsolve.api.discrepancy import DiscrepancyWarning
 from invsolve.cli.app import run
 from tests.support import seeding
@@ -78,6 +79,13 @@ torch.set_num_threads(1)
 def _no_plugin_files_from_other_tests() -> Iterator[None]:
     yield
     registry.unload_files()
+
+
+@pytest.fixture(autouse=True)
+def _no_verdicts_from_elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Self-tests run, and are kept where no other test finds them."""
+    place = tmp_path_factory.getbasetemp() / "verdicts" / os.urandom(8).hex()
+    monkeypatch.setattr(verdicts, "folder", lambda: place)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from invsolve.datasets.extras import head
+from invsolve.datasets.hdf5.links import shown
 from invsolve.errors import UserError
 
 #: Read of each header; pixels, and what only they need (palettes, lookup tables), wait until a frame is wanted.
@@ -61,6 +63,8 @@ _GROUPS = {
     "NominalCardiacTriggerDelayTime": "CardiacSynchronizationSequence",
     "FrameType": "MRImageFrameTypeSequence",
 }
+#: Endings of names that only DICOM has.
+SUFFIXES = (".dcm", ".dicom", ".ima")
 #: A frame that is compressed takes at least the header of its item.
 _LEAST_BYTES = 8
 #: Deflate packs at most about so well.
@@ -132,20 +136,34 @@ def _bare(start: bytes) -> bool:
     return False
 
 
-def places_of(pydicom: Any, path: Path) -> list[Place]:
+def places_of(pydicom: Any, path: Path, notes: list[str]) -> list[Place]:
     """Every frame of every DICOM file below a path.
 
+    Args:
+        pydicom: the package.
+        path: a file or a folder.
+        notes: told of files that are left out, and of what pydicom finds odd in headers.
+
     Raises:
-        UserError: no image there, a damaged header, or more frames claimed than the file has bytes for.
+        UserError: no image there, a damaged header or a file named as DICOM that is none, or more frames claimed than the file
+            has bytes for.
     """
     places: list[Place] = []
+    others: dict[str, list[str]] = {"no DICOM": [], "DICOM without an image": []}
+    odd: list[str] = []
     for file in files_of(path):
         if not is_dicom(file):
+            if file.suffix.lower() in SUFFIXES:
+                raise UserError(
+                    f"{file}: is named as DICOM, but does not begin as such a file does; copy it again, or move it elsewhere"
+                )
+            others["no DICOM"].append(shown(file.name))
             continue
         try:
-            header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
+            header = _header(pydicom, file, odd)
             if not header.get("Rows") or not header.get("Columns"):
-                continue  # DICOMDIR, reports and the like
+                others["DICOM without an image"].append(shown(file.name))  # DICOMDIR, reports and the like
+                continue
             places += _frames(header, file)
         except UserError:
             raise
@@ -155,7 +173,26 @@ def places_of(pydicom: Any, path: Path) -> list[Place]:
             ) from None
     if not places:
         raise UserError(f"{path}: holds no DICOM image; give a DICOM file or a folder of them")
+    for what, names in others.items():
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            verb = "is" if len(names) == 1 else "are"
+            notes.append(f"left out: {', '.join(names[:3])}{more}, which {verb} {what}")
+    if odd:
+        notes.append(f"{len(odd)} headers are not as the standard wants them, such as {odd[0]}")
     return places
+
+
+def _header(pydicom: Any, file: Path, odd: list[str]) -> Any:
+    """The header of a file, every value of it read; what pydicom warns of goes to `odd`, one line a file."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
+        for _ in header:
+            pass
+    if told:
+        odd.append(f"{shown(file.name)}: {shown(' '.join(str(told[0].message).split()))}")
+    return header
 
 
 def _frames(header: Any, file: Path) -> list[Place]:

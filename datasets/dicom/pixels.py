@@ -39,8 +39,8 @@ class Pixels:
         """
         try:
             with warnings.catch_warnings():
-                # Bytes beyond the last frame, of which pydicom warns, are no harm.
-                warnings.filterwarnings("ignore", message=".*pixel data", category=UserWarning)
+                # Bytes beyond the last frame are no harm, and what is odd in headers was said when they were read.
+                warnings.simplefilter("ignore", UserWarning)
                 data = self._file(place.file)
                 stored = self._frame(data, place)
                 return self._values(data, place, stored)

@@ -8,11 +8,13 @@ from invsolve.datasets.extras import check_regular
 from invsolve.datasets.hdf5.arrays import Source, files_of, is_npy, is_tiff, open_array, opens_array
 from invsolve.datasets.hdf5.images import images_unit, read_images, read_volumes, write_images, write_rows
 from invsolve.datasets.hdf5.joining import Part, glance, join_results
+from invsolve.datasets.hdf5.links import shown
 from invsolve.datasets.hdf5.matlab import is_matlab, written_by_matlab
 from invsolve.datasets.hdf5.reading import (
     check_stored,
     dataset,
     datasets,
+    doubles,
     fingerprint,
     open_readonly,
     read,
@@ -20,11 +22,12 @@ from invsolve.datasets.hdf5.reading import (
     to_tensor,
 )
 from invsolve.datasets.hdf5.result import ResultFile, partial_path
+from invsolve.datasets.hdf5.result_check import stored_config
 from invsolve.datasets.hdf5.result_view import Picked, ResultView, read_result
-from invsolve.datasets.hdf5.resume import changed, continue_partial, differences, stored_config
+from invsolve.datasets.hdf5.resume import changed, continue_partial, differences
 from invsolve.datasets.hdf5.rows import LazyRows, OneByOne, WithChannel
-from invsolve.datasets.hdf5.scan import names_no_files, read_noise, read_parameters, write_scan
-from invsolve.datasets.hdf5.sources import shown, source_files
+from invsolve.datasets.hdf5.scan import read_noise, read_parameters, write_scan
+from invsolve.datasets.hdf5.sources import source_files
 from invsolve.datasets.hdf5.square_pixels import is_square, squared
 from invsolve.datasets.hdf5.tiff import tiff_folder
 from invsolve.datasets.hdf5.writing import atomic, check_name, check_target, image_axes, replace, sync, to_numpy
@@ -48,6 +51,7 @@ __all__ = [
     "dataset",
     "datasets",
     "differences",
+    "doubles",
     "files_of",
     "fingerprint",
     "glance",
@@ -58,7 +62,6 @@ __all__ = [
     "is_square",
     "is_tiff",
     "join_results",
-    "names_no_files",
     "open_array",
     "open_readonly",
     "opens_array",

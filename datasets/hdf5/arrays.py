@@ -103,7 +103,7 @@ class _Npy:
         self.path = path
         try:
             self.array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # NumPy raises many kinds on damaged headers
             raise UserError(
                 f"{path}: cannot be read as .npy ({' '.join(str(error).split())}); write it again"
             ) from None

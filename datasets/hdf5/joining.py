@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
-from invsolve.datasets.hdf5.reading import open_readonly, read, text
+from invsolve.datasets.hdf5.links import shown
+from invsolve.datasets.hdf5.reading import dataset, open_readonly, read, text
 from invsolve.datasets.hdf5.result import allocate
-from invsolve.datasets.hdf5.resume import changed, stored_config
+from invsolve.datasets.hdf5.result_check import outline, stored_config
+from invsolve.datasets.hdf5.resume import changed
 from invsolve.datasets.hdf5.writing import check_target, replace
 from invsolve.errors import UserError
 
@@ -30,8 +34,9 @@ class Part:
 def glance(path: Path) -> Part | None:
     """What a result file holds; None when there is none, or it cannot be read now (damaged, or being written)."""
     with suppress(UserError, OSError, KeyError), open_readonly(path) as file:
-        items, done = file["items"][:], file["done"][:]
-        return Part(path, text(file.attrs["config_sha256"]), items.tolist(), items[done].tolist())
+        known = outline(file, path)
+        done = [known.items[row] for row in np.flatnonzero(known.done)]
+        return Part(path, text(file.attrs["config_sha256"]), known.items, done)
     return None
 
 
@@ -72,14 +77,16 @@ def join_results(
         if not where:
             raise UserError(f"{target}: none of the {len(parts)} files holds a finished item")
         span = items or range(min(where), max(where) + 1)
-        if missing := [item for item in span if item not in where]:
+        if missing := _missing(span, where):
             raise UserError(f"{target}: items {_spans(missing)} are in none of the parts; finish those first")
         try:
             with h5py.File(fresh, "w") as file:
                 _copy(file, sources[0][1], span, where)
+            replace(fresh, target)
         except OSError as error:
             raise UserError(f"{fresh}: cannot be written ({' '.join(str(error).split())}); check the space") from None
-    replace(fresh, target)
+        finally:
+            fresh.unlink(missing_ok=True)
     return span
 
 
@@ -88,9 +95,14 @@ def _check_one_run(sources: Sequence[tuple[Path, h5py.File]]) -> None:
         if "done" not in file or "items" not in file or "config_sha256" not in file.attrs:
             raise UserError(f"{path}: is no result file of invsolve; give files that invsolve reconstruct wrote")
     first_path, first = sources[0]
+    whole = outline(first, first_path).input_items
     for path, file in sources[1:]:
+        if (number := outline(file, path).input_items) != whole:
+            raise UserError(
+                f"{path}: is of an input of {number} items, {first_path} of one of {whole}; join results of one run"
+            )
         if text(file.attrs["config_sha256"]) != text(first.attrs["config_sha256"]):
-            changes = changed(stored_config(first), stored_config(file))
+            changes = changed(stored_config(first, first_path), stored_config(file, path))
             raise UserError(
                 f"{path}: is of another configuration than {first_path} ({'; '.join(changes[:4]) or 'unknown'}); join "
                 "results of one run only"
@@ -100,11 +112,20 @@ def _check_one_run(sources: Sequence[tuple[Path, h5py.File]]) -> None:
 def _where(sources: Sequence[tuple[Path, h5py.File]]) -> dict[int, tuple[h5py.File, int]]:
     """Item of the input -> the file and the row that hold it."""
     places: dict[int, tuple[h5py.File, int]] = {}
-    for _, file in sources:
-        items = file["items"][:]
-        for row in np.flatnonzero(file["done"][:]):
-            places.setdefault(int(items[row]), (file, int(row)))
+    for path, file in sources:
+        known = outline(file, path)
+        for row in np.flatnonzero(known.done):
+            places.setdefault(known.items[row], (file, int(row)))
     return places
+
+
+def _missing(span: range, where: Mapping[int, Any]) -> range | list[int]:
+    """The items that no file has: all of the first gap where there are more than could be listed."""
+    if len(span) - len(where) <= 10**6:
+        return [item for item in span if item not in where]
+    ends = sorted({span.start - 1, *where, span.stop})
+    low, high = next((a, b) for a, b in pairwise(ends) if b - a > 1)
+    return range(low + 1, high)
 
 
 def _copy(file: h5py.File, first: h5py.File, items: range, where: Mapping[int, tuple[h5py.File, int]]) -> None:
@@ -113,16 +134,21 @@ def _copy(file: h5py.File, first: h5py.File, items: range, where: Mapping[int, t
     if "config" in first:
         file["config"] = first["config"][()]
     file["items"] = np.arange(items.start, items.stop)
-    names = _names(where[items[0]][0])
+    names, shapes = _names(where[items[0]][0]), {}
     for name in names:
-        like = where[items[0]][0][name]
+        like = dataset(where[items[0]][0], name)
+        shapes[name] = like.shape[1:]
         allocate(file, name, len(items), np.empty(like.shape[1:], like.dtype))
     for row, item in enumerate(items):
         source, place = where[item]
         if _names(source) != names:
             raise UserError(f"{source.filename}: holds {', '.join(_names(source))}, expected {', '.join(names)}")
         for name in names:
-            values = read(source[name], place)
+            values = read(dataset(source, name), place)
+            if values.shape != shapes[name]:
+                raise UserError(
+                    f"{source.filename}: {name} is {values.shape} per item, expected {shapes[name]} as in the others"
+                )
             if name == "mean" and not np.isfinite(values).all():
                 raise UserError(f"{source.filename}: item {item} is not finite; remove this file and run again")
             file[name][row] = values
@@ -130,13 +156,17 @@ def _copy(file: h5py.File, first: h5py.File, items: range, where: Mapping[int, t
 
 def _names(file: h5py.File) -> list[str]:
     """The datasets with one row per item."""
-    groups = {name: file[name] for name in file if name not in ("config", "items")}
-    inside = [f"diagnostics/{name}" for name in groups.pop("diagnostics", {})]
-    return sorted([*groups, *inside])
+    members = [*file, *[f"diagnostics/{name}" for name in file.get("diagnostics", ())]]
+    names = [name for name in members if name not in ("config", "items", "diagnostics")]
+    if odd := [name for name in names if not isinstance(name, str)]:
+        raise UserError(f"{file.filename}: holds '{shown(odd[0])}', which no result has; remove it from a copy")
+    return sorted(names)
 
 
 def _spans(items: Sequence[int]) -> str:
     """Items as ranges: 3:5, 9:10."""
+    if isinstance(items, range):
+        return f"{items.start}:{items.stop} and more"
     cuts = [k for k in range(1, len(items)) if items[k] != items[k - 1] + 1]
     runs = [items[a:b] for a, b in zip([0, *cuts], [*cuts, len(items)], strict=True)]
     more = f" and {len(runs) - 5} more" if len(runs) > 5 else ""

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from invsolve.datasets.extras import check_regular
-from invsolve.datasets.hdf5.sources import check_outside, check_virtual, shown
+from invsolve.datasets.hdf5.guarded import GuardedFile, check_dataset
+from invsolve.datasets.hdf5.links import shown
+from invsolve.datasets.hdf5.sources import check_virtual
 from invsolve.errors import UserError, suggestion
 
 _WHOLE = 64 * 2**20
@@ -37,16 +39,15 @@ _OTHER_KINDS = {
 
 
 @contextmanager
-def open_readonly(path: str | Path) -> Iterator[h5py.File]:
-    """Open a file read-only.
+def open_readonly(path: str | Path) -> Iterator[GuardedFile]:
+    """Open a file read-only; a link or dataset that leads out of its folder is refused when it is used.
 
     Raises:
-        UserError: missing, a directory, a pipe, empty, a git-LFS pointer, not HDF5, truncated, locked, not closed, or
-            leading out of its folder; also for damage that is met while the file is open.
+        UserError: missing, a directory, a pipe, empty, a git-LFS pointer, not HDF5, truncated, locked or not closed; also for
+            damage, and names that lead elsewhere, that are met while the file is open.
     """
     file = _open(Path(path))
     try:
-        check_outside(file)
         yield file
     except UserError:
         raise
@@ -67,10 +68,10 @@ def _of_hdf5(error: BaseException) -> bool:
     return trace is not None and "h5py" in trace.tb_frame.f_code.co_filename
 
 
-def _open(path: Path) -> h5py.File:
+def _open(path: Path) -> GuardedFile:
     _check_kind(path)
     try:
-        return h5py.File(path, "r")
+        return GuardedFile(path, "r")
     except BlockingIOError:
         raise UserError(
             f"{path}: another process has it open for writing; wait until that is done, or stop it"
@@ -124,19 +125,27 @@ def _reason(text: str) -> str:
 
 
 def datasets(file: h5py.File) -> dict[str, str]:
-    """Path of each dataset in the file -> its shape and type, as text."""
+    """Path of each dataset in the file -> its shape and type, or that it lies elsewhere, as text."""
     descriptions: dict[str, str] = {}
 
     def visit(name: str | bytes, thing: Any) -> None:
         if isinstance(thing, h5py.Dataset):
-            descriptions[shown(name)] = f"{thing.shape} {thing.dtype}"
+            try:
+                descriptions[shown(name)] = f"{thing.shape} {shown(str(thing.dtype))}"
+            except UserError:
+                descriptions[shown(name)] = "of numbers that lie elsewhere"
 
     file.visititems(visit)
     return descriptions
 
 
-def dataset(file: h5py.File, name: str) -> h5py.Dataset:
+def dataset(file: h5py.File, name: str, real: bool = False) -> h5py.Dataset:
     """Return a dataset of numbers that can be read.
+
+    Args:
+        file: an open file.
+        name: path in it.
+        real: refuse complex numbers.
 
     Raises:
         UserError: it is missing, behind a broken link, a group, no numbers, compressed with a filter that is not
@@ -144,14 +153,19 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset:
     """
     try:
         member = file[name]
-    except (KeyError, OSError):
+    except (KeyError, OSError, RuntimeError):
         _explain_missing(file, name)
-    if not isinstance(member, h5py.Dataset):
+    if isinstance(member, h5py.Group):
         inside = ", ".join(sorted(shown(n) for n in member)) or "nothing"
         raise UserError(
             f"{file.filename}: {name!r} is a group (holding {inside}), expected a dataset; name one inside it"
         )
-    _check_readable(member, f"{file.filename}: dataset {name!r} {member.shape}")
+    if not isinstance(member, h5py.Dataset):
+        raise UserError(f"{file.filename}: {name!r} is a {type(member).__name__}, expected a dataset; give another one")
+    where = f"{file.filename}: dataset {name!r} {member.shape}"
+    _check_readable(member, where)
+    if real and (member.dtype.kind == "c" or member.dtype.names):
+        raise UserError(f"{where}: holds complex numbers, expected real ones; give another dataset")
     return member
 
 
@@ -183,11 +197,13 @@ def _explain_missing(file: h5py.File, name: str) -> None:
 def _opens(file: h5py.File, name: str) -> bool:
     try:
         return file[name] is not None
-    except (KeyError, OSError):
+    except (KeyError, OSError, RuntimeError):
         return False
 
 
 def _check_readable(dset: h5py.Dataset, where: str) -> None:
+    if dset.shape is None:
+        raise UserError(f"{where}: holds nothing (an empty dataspace); give another dataset")
     # A half-written compound of (real, imag) is what MATLAB writes for complex numbers.
     if dset.dtype.kind not in "fiubc" and dset.dtype.names != ("real", "imag"):
         raise UserError(f"{where}: holds {dset.dtype}, expected numbers; give another dataset")
@@ -195,7 +211,8 @@ def _check_readable(dset: h5py.Dataset, where: str) -> None:
 
 
 def check_stored(dset: h5py.Dataset, where: str) -> None:
-    """Refuse a dataset whose filter is not installed, whose sources are missing, or which was never completely written."""
+    """Refuse a dataset whose filter is not installed, whose sources are missing or elsewhere, or which is not all written."""
+    check_dataset(dset.id)
     properties = dset.id.get_create_plist()
     for k in range(properties.get_nfilters()):
         code, *_, label = properties.get_filter(k)
@@ -234,13 +251,33 @@ def read(dset: h5py.Dataset, selection: Any = ()) -> np.ndarray:
         raise UserError(
             f"{where}: cannot be read ({' '.join(str(error).split())}); copy or write the file again"
         ) from None
-    return values["real"] + 1j * values["imag"] if values.dtype.names == ("real", "imag") else values
+    if values.dtype.names == ("real", "imag"):
+        values = values["real"] + 1j * values["imag"]
+    # In the machine's own byte order: nothing else goes further.
+    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
+
+
+def doubles(values: np.ndarray) -> np.ndarray:
+    """Numbers in double precision; what is not one stays so, for whoever looks for it."""
+    with np.errstate(invalid="ignore"):
+        return values.astype(np.float64)
 
 
 def to_tensor(values: np.ndarray) -> Tensor:
     """Numbers as float32, complex numbers as complex64."""
     dtype = np.complex64 if np.iscomplexobj(values) else np.float32
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=dtype))
+    # What is too large for single precision becomes infinite, which whoever uses it refuses.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=dtype))
+
+
+def native(values: Any) -> np.ndarray:
+    """Numbers in the machine's own byte order, in one piece, and no wider than double precision, as torch wants them."""
+    array = np.asarray(values)
+    widest = {"f": np.float64, "c": np.complex128}.get(array.dtype.kind)
+    if widest is not None and array.dtype.itemsize > np.dtype(widest).itemsize:
+        array = array.astype(widest)
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
 def text(value: Any) -> str:

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
 from invsolve.contracts.measurement import Rows
 from invsolve.datasets.extras import check_regular
+from invsolve.datasets.hdf5.links import shown
 from invsolve.datasets.hdf5.reading import open_readonly, read, text
 from invsolve.datasets.hdf5.result import FORMAT, IMAGES, partial_path
-from invsolve.datasets.hdf5.resume import stored_config
+from invsolve.datasets.hdf5.result_check import outline, stored_config
 from invsolve.datasets.hdf5.rows import LazyRows
 from invsolve.errors import UserError
 
@@ -99,6 +99,21 @@ class Picked:
         return torch.cat([self.rows[item : item + 1] for item in self.items[rows]])
 
 
+class _Images(LazyRows):
+    """Images of finished items: all numbers are finite, or the file is damaged."""
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        images = super().__getitem__(rows)
+        if not bool(images.isfinite().all()):
+            bad = int((~images.isfinite()).flatten(1).any(1).nonzero()[0])
+            row = range(*rows.indices(len(self)))[bad]
+            raise UserError(
+                f"{self.path}: dataset {self.name!r} has NaN or infinite values in row {row}, which is said to be done; copy the "
+                "file again, or remove it and run again"
+            )
+        return images
+
+
 def read_result(path: str | Path) -> ResultView:
     """Open a result file, or the `.partial.h5` of a run that was stopped.
 
@@ -117,22 +132,19 @@ def read_result(path: str | Path) -> ResultView:
                 f"{path}: is written as {written!r}, and this version reads {FORMAT!r}; install the invsolve that wrote it, "
                 "or a newer one"
             )
-        missing = [name for name in ("mean", "std", "samples", "done") if name not in file]
-        if "done" not in missing and not file["done"][:].any():
+        if "done" not in file:
+            missing = ", ".join(name for name in ("mean", "std", "samples", "done") if name not in file)
+            inside = ", ".join(sorted(map(shown, file))) or "nothing"
+            raise UserError(f"{path}: is no result file: it lacks {missing} and holds {inside}; give a result file")
+        known = outline(file, path)
+        if not known.done.any():
             raise UserError(f"{path}: no item of it is finished yet; run the same command again")
-        if missing:
-            inside = ", ".join(sorted(file)) or "nothing"
-            raise UserError(
-                f"{path}: is no result file: it lacks {', '.join(missing)} and holds {inside}; give a result file"
-            )
-        done = file["done"][:]
+        done = known.done
         group = file.get("diagnostics", {})
-        diagnostics = {name: read(group[name])[done] for name in group if isinstance(group[name], h5py.Dataset)}
-        config, unit, carried = stored_config(file), text(file.attrs.get("unit", "")), set(file)
-        which = file["items"][:] if "items" in file else np.arange(len(done))
-        input_items = int(file.attrs.get("input_items", len(done)))
+        diagnostics = {name: read(group[name])[done] for name in group}
+        config, unit, carried = stored_config(file, path), text(file.attrs.get("unit", "")), set(file)
     there = [int(row) for row in np.flatnonzero(done)]
-    rows = {n: LazyRows(file_path, n, None if done.all() else there) for n in IMAGES if n in carried}
+    rows = {n: _Images(file_path, n, None if done.all() else there) for n in IMAGES if n in carried}
     return ResultView(
         path=file_path,
         mean=rows["mean"],
@@ -142,8 +154,8 @@ def read_result(path: str | Path) -> ResultView:
         linear=rows.get("linear"),
         diagnostics=diagnostics,
         config=config,
-        items=which[done].tolist(),
-        input_items=input_items,
+        items=[known.items[row] for row in there],
+        input_items=known.input_items,
         unit=unit,
         complete=bool(done.all()),
     )

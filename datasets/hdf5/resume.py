@@ -11,7 +11,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from invsolve.datasets.hdf5.links import shown
 from invsolve.datasets.hdf5.reading import text
+from invsolve.datasets.hdf5.result_check import outline, stored_config
 from invsolve.errors import InUse, UserError
 
 
@@ -32,30 +34,49 @@ def continue_partial(partial: Path, provenance: dict[str, Any], items: range, ov
         reason = " ".join(str(error).split())
         raise UserError(f"{partial}: cannot be continued ({reason}); give --overwrite to start anew") from None
     try:
+        _check_ours(file, partial)
         _check_same(file, partial, provenance, items, overwrite)
-    except UserError:
+        _forget_broken(file)
+    except (UserError, KeyError, OSError, RuntimeError, ValueError) as error:
         file.close()
         if overwrite:
             return None
-        raise
-    _forget_broken(file)
+        if isinstance(error, UserError):
+            raise
+        reason = shown(" ".join(str(error).split()))
+        raise UserError(f"{partial}: cannot be continued ({reason}); give --overwrite to start anew") from None
     return file
+
+
+def _check_ours(file: h5py.File, partial: Path) -> None:
+    """Refuse a file whose members or numbers lie in another one: what is written to them would end there."""
+    for group in (file, *[file[n] for n in file if file.get(n, getclass=True, getlink=True) is h5py.HardLink]):
+        if not isinstance(group, h5py.Group):
+            continue
+        for name in group:
+            hard = group.get(name, getclass=True, getlink=True) is h5py.HardLink
+            if not hard or (isinstance(group[name], h5py.Dataset) and (group[name].is_virtual or group[name].external)):
+                raise UserError(
+                    f"{partial}: its {shown(name)} lies elsewhere, as no result's does; give --overwrite to start anew"
+                )
 
 
 def _check_same(file: h5py.File, partial: Path, provenance: dict[str, Any], items: range, overwrite: bool) -> None:
     anew = "give --overwrite to start anew, or another output name"
     if "done" not in file or "items" not in file or "config_sha256" not in file.attrs:
         raise UserError(f"{partial}: is no partial result of invsolve; {anew}")
-    was = range(int(file["items"][0]), int(file["items"][-1]) + 1)
+    known = outline(file, partial)
+    was = range(known.items[0], known.items[-1] + 1)
     if text(file.attrs["config_sha256"]) != provenance.get("config_sha256", "") or was != items:
-        changes = changed(stored_config(file), provenance) or [
+        changes = changed(stored_config(file, partial), provenance) or [
             f"items {was.start}:{was.stop} -> {items.start}:{items.stop}"
         ]
         raise UserError(f"{partial}: was begun with another configuration ({'; '.join(changes[:4])}); {anew}")
     version = (provenance.get("versions") or {}).get("invsolve", "")
     # With --overwrite the user agreed to lose the partial; still, the same command must go on after a kill.
-    if overwrite and text(file.attrs["invsolve_version"]) != version:
-        raise UserError(f"{partial}: was begun by version {text(file.attrs['invsolve_version'])}; {anew}")
+    begun = text(file.attrs.get("invsolve_version", ""))
+    if overwrite and begun != version:
+        raise UserError(f"{partial}: was begun by version {begun}; {anew}")
 
 
 def _forget_broken(file: h5py.File) -> None:
@@ -67,16 +88,6 @@ def _forget_broken(file: h5py.File) -> None:
         if not sound:
             file["done"][item] = False
     file.flush()
-
-
-def stored_config(file: h5py.File) -> dict[str, Any]:
-    """The record of the run; empty when there is none."""
-    stored = file["config"][()] if "config" in file else file.attrs.get("config", "{}")
-    try:
-        config = json.loads(text(stored))
-    except json.JSONDecodeError:
-        return {}
-    return config if isinstance(config, dict) else {}
 
 
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -96,5 +107,5 @@ def differences(where: str, old: Any, new: Any) -> Iterator[str]:
 
 
 def _short(value: Any) -> str:
-    shown = json.dumps(value)
-    return shown if len(shown) <= 24 else f"{shown[:21]}..."
+    said = json.dumps(value)
+    return said if len(said) <= 24 else f"{said[:21]}..."

@@ -16,7 +16,8 @@ from invsolve.contracts.measurement import Rows
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.datasets.hdf5.images import write_rows
-from invsolve.datasets.hdf5.reading import dataset, read, text
+from invsolve.datasets.hdf5.links import shown
+from invsolve.datasets.hdf5.reading import dataset, native, read, text
 from invsolve.datasets.hdf5.writing import atomic, check_target, to_numpy
 from invsolve.errors import UserError
 
@@ -25,39 +26,44 @@ _ATTRIBUTE_LIMIT = 60_000
 
 
 def read_parameters(group: h5py.Group) -> dict[str, Any]:
-    """Attributes as Python values, datasets as tensors."""
+    """The parameters of an operator or a noise: attributes as Python values, datasets as tensors.
+
+    Raises:
+        UserError: one is neither numbers nor text, or names another file, which a file from elsewhere must not.
+    """
+    where = f"{group.file.filename}: group {group.name!r}"
     parameters: dict[str, Any] = {}
-    for key, value in group.attrs.items():
-        if key == "name":
-            continue
-        if isinstance(value, np.ndarray):
-            parameters[key] = (
-                text(value) if value.dtype.kind in "OSU" else torch.from_numpy(np.ascontiguousarray(value))
-            )
-        else:
-            parameters[key] = text(value) if isinstance(value, bytes | str) else value.item()
-    for key, stored in group.items():
+    for key in group.attrs:
+        if key != "name":
+            parameters[key] = _parameter(_attribute(group, key, where), f"{where}: {shown(key)}")
+    for key in group:
+        stored = group[key]
         if isinstance(stored, h5py.Dataset) and stored.dtype.kind in "OSU":
-            parameters[key] = text(stored[()])
-            continue
-        values = read(dataset(group.file, f"{group.name}/{key}"))
-        parameters[key] = torch.from_numpy(np.ascontiguousarray(values)) if values.ndim else values.item()
+            value = stored[()] if stored.shape == () else None
+        else:
+            value = read(dataset(group.file, f"{group.name}/{key}"))
+        parameters[key] = _parameter(value, f"{where}: {shown(key)}")
     return parameters
 
 
-def names_no_files(parameters: Mapping[str, Any], where: str) -> None:
-    """Refuse parameters that are paths: a file from elsewhere must not make us open another one.
+def _attribute(group: h5py.Group, key: str, where: str) -> Any:
+    try:
+        return group.attrs[key]
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: {shown(key)} cannot be read ({shown(str(error))}); write it again") from None
 
-    Args:
-        parameters: as read.
-        where: whose they are, for the message.
 
-    Raises:
-        UserError: one is the path of an array or of a JSON file.
-    """
-    for key, value in parameters.items():
-        if isinstance(value, str) and value.endswith((".npy", ".json")):
-            raise UserError(f"{where}: {key} names the file {value!r}; store the numbers themselves")
+def _parameter(value: Any, where: str) -> Any:
+    if isinstance(value, bytes | str) or (isinstance(value, np.ndarray) and value.dtype.kind in "OSU"):
+        said = text(value)
+        if said.endswith((".npy", ".json")):
+            raise UserError(
+                f"{where} names the file '{shown(said)}', which is not followed; store the numbers themselves"
+            )
+        return said
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
+        return torch.from_numpy(native(value)) if value.ndim else native(value).item()
+    raise UserError(f"{where} holds {type(value).__name__}, expected numbers or text; write it again")
 
 
 def read_noise(file: h5py.File, path: Path, make: Make) -> Noise | None:
@@ -78,7 +84,6 @@ def read_noise(file: h5py.File, path: Path, make: Make) -> Noise | None:
     if not isinstance(group, h5py.Group):
         return None
     name, parameters = text(group.attrs.get("name", "")), read_parameters(group)
-    names_no_files(parameters, f"{path}: group 'noise'")
     return make_for(f"{path}: group 'noise'", make).noise(name, **parameters)
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from invsolve.contracts.layout import Layout, Make, make_for
 from invsolve.contracts.measurement import Images, Measurement
+from invsolve.datasets.extras import check_regular
 from invsolve.datasets.hdf5.arrays import Source, files_of, open_array, opens_array
-from invsolve.datasets.hdf5.reading import fingerprint
+from invsolve.datasets.hdf5.reading import doubles, fingerprint
 from invsolve.datasets.hdf5.rows import OneByOne
 from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
 from invsolve.datasets.mri.masks import where_not_zero
@@ -145,7 +146,7 @@ class Array(Layout):
         def read(item: int) -> np.ndarray:
             values = stack.item(item, order)
             if white is not None:
-                values = white - values.astype(np.float64)
+                values = white - doubles(values)
             return np.tensordot(_LUMA, values, 1)[None] if self.grey and channels == 3 else values
 
         shape = (1 if self.grey else channels, stack.length(_ROW), stack.length(_COLUMN))
@@ -358,13 +359,14 @@ def _images(shape: tuple[int, ...], kind: str) -> str | None:
 
 
 def _loaded(file: str) -> Tensor:
+    check_regular(Path(file))
     try:
         values = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # NumPy raises many kinds on damaged headers
         raise UserError(f"layout 'array': angles={file}: cannot be read ({' '.join(str(error).split())})") from None
     if values.dtype.kind not in "fiu":
         raise UserError(f"layout 'array': angles={file} holds {values.dtype}, expected degrees")
-    return torch.from_numpy(values.astype(np.float64))
+    return torch.from_numpy(doubles(values))
 
 
 def _named(axes: str | list[str] | None, shape: tuple[int, ...], path: Path) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from invsolve.contracts.layout import Layout
 from invsolve.contracts.measurement import Images, Rows
-from invsolve.datasets.dicom.frames import Place, files_of, is_dicom, places_of
+from invsolve.datasets.dicom.frames import SUFFIXES, Place, files_of, is_dicom, places_of
 from invsolve.datasets.dicom.pixels import AIR, NOTHING, Pixels
 from invsolve.datasets.dicom.stack import Stack, regular
 from invsolve.datasets.extras import check_regular, need
@@ -57,7 +57,7 @@ class DICOM(Layout):
     def opens(cls, path: Path) -> bool:
         if not path.is_dir():
             return is_dicom(path)
-        named = any(p.suffix.lower() in (".dcm", ".dicom", ".ima") and is_dicom(p) for p in files_of(path))
+        named = any(p.suffix.lower() in SUFFIXES and is_dicom(p) for p in files_of(path))
         return named or any(is_dicom(p) for p in islice(files_of(path), _LOOKED_AT))
 
     def images(self, path: Path) -> Images:
@@ -66,7 +66,8 @@ class DICOM(Layout):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; check the path")
         check_regular(path)
-        places = self._series(places_of(pydicom, path), path)
+        left_out: list[str] = []
+        places = self._series(places_of(pydicom, path, left_out), path)
         for place in places:
             if int(place.head.get("SamplesPerPixel") or 1) != 1:
                 raise UserError(f"{place.file}: is a colour image; expected one value a pixel")
@@ -78,7 +79,7 @@ class DICOM(Layout):
         stack = stack.part(start, stop)
         first = stack.places[0]
         unit = self.unit if self.unit is not None else first.kind
-        spacing, notes = _spacing(first, stack.turn.transpose), self._notes(first, stack)
+        spacing, notes = _spacing(first, stack.turn.transpose), [*self._notes(first, stack), *left_out]
         rows: Rows = _rows(stack, Pixels(pydicom, self.padding))
         if self.square and spacing is not None:
             rows, spacing = squared(rows, spacing, notes)

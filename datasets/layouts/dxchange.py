@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from invsolve.datasets.hdf5 import dataset, read, text
+from invsolve.datasets.hdf5 import dataset, doubles, read, text
 from invsolve.datasets.tomography.counts import Frames
 from invsolve.datasets.tomography.frame_checks import Monitor
 from invsolve.datasets.tomography.projections import Projections, Scan, angles_in_degrees, check_fields, linked_files
@@ -56,7 +56,9 @@ class DXchange(Projections):
 
 def _frames(file: h5py.File, path: Path, name: str, default: tuple[int, int, int] | None) -> Frames:
     """Where a dataset's axes are: from its `axes` attribute, else the layout's theta:y:x, or the projections' order."""
-    dset = dataset(file, name)
+    dset = dataset(file, name, real=True)
+    if not dset.size:
+        raise UserError(f"{path}: {name} {dset.shape} is empty; write it again with its frames")
     if dset.ndim not in ((3,) if default is None else (2, 3)):
         raise UserError(
             f"{path}: {name} {dset.shape}: expected 3 axes (theta, y, x); one detector row is data[:, None, :]"
@@ -102,7 +104,7 @@ def _angles(file: h5py.File, path: Path, name: str, data: str, count: int, notes
         raise UserError(
             f"{path}: has no {name} (projection angles), and angles are never invented; add it with units='degrees'"
         )
-    angles = dataset(file, name)
+    angles = dataset(file, name, real=True)
     if angles.size != count:
         raise UserError(
             f"{path}: {name} has {angles.size} angles, but {data} {file[data].shape} has {count} along its theta axis; if "
@@ -117,7 +119,7 @@ def _monitor(file: h5py.File, path: Path, name: str, projections: int, flats: in
     Raises:
         UserError: of another length.
     """
-    values = read(dataset(file, name)).astype(np.float64).ravel()
+    values = doubles(read(dataset(file, name, real=True))).ravel()
     if len(values) == projections + flats:
         return Monitor(name, values[flats:], values[:flats])
     if len(values) != projections:

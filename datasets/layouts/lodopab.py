@@ -11,7 +11,7 @@ from torch import Tensor
 from invsolve.contracts.layout import Layout, Make, make_for
 from invsolve.contracts.measurement import Images, Measurement, Rows
 from invsolve.contracts.noise import Gaussian
-from invsolve.datasets.hdf5 import LazyRows, WithChannel, fingerprint
+from invsolve.datasets.hdf5 import LazyRows, WithChannel, doubles, fingerprint
 from invsolve.datasets.tomography.counts import kept
 from invsolve.datasets.tomography.projections import option_hash
 from invsolve.errors import UserError
@@ -51,6 +51,7 @@ class LoDoPaB(Layout):
         shape = getattr(file.get("data"), "shape", ())
         return shape[1:] in ((_SIZE, _SIZE), (_ANGLES, _DETECTORS))
 
+    @np.errstate(all="ignore")
     def open(self, path: Path, make: Make) -> Measurement:
         path = Path(path)
         rows = self._rows(path, (_ANGLES, _DETECTORS), "an observation")
@@ -98,6 +99,8 @@ class LoDoPaB(Layout):
 
     def _rows(self, path: Path, shape: tuple[int, int], kind: str) -> LazyRows:
         rows = LazyRows(path, "data")
+        if rows.dtype.is_complex:
+            raise UserError(f"{path}: data {rows.shape} holds complex numbers, expected real ones; write it again")
         if rows.shape[1:] != shape:
             other = {(_SIZE, _SIZE): "; it is a ground truth: images", (_ANGLES, _DETECTORS): "; it is an observation"}
             raise UserError(
@@ -128,6 +131,6 @@ class _Thinned:
 def _sigma(rows: LazyRows) -> float:
     """Counts scatter by their square root: var(-log(counts / photons)) is about 1 / counts."""
     picked = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).round().astype(int)).tolist()
-    values = np.concatenate([rows[i : i + 1].numpy().ravel() for i in picked]).astype(np.float64)
+    values = doubles(np.concatenate([rows[i : i + 1].numpy().ravel() for i in picked]))
     counts = _PHOTONS * np.exp(-MU_MAX * values[np.isfinite(values)])
     return float(np.sqrt(np.mean(1 / np.maximum(counts, 1.0))) / MU_MAX) if len(counts) else 1.0

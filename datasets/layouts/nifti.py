@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +14,7 @@ import numpy as np
 from invsolve.contracts.layout import Layout
 from invsolve.contracts.measurement import Images, Rows
 from invsolve.datasets.extras import check_regular, head, need
+from invsolve.datasets.hdf5.links import shown
 from invsolve.datasets.hdf5.reading import fingerprint
 from invsolve.datasets.hdf5.rows import OneByOne
 from invsolve.datasets.hdf5.square_pixels import squared
@@ -68,13 +72,18 @@ class NIfTI(Layout):
             raise UserError(f"{path}: no such file; check the path")
         check_regular(path)
         _refuse_pointer(path)
+        odd: list[str] = []
         try:
-            image = nibabel.load(path)
+            with _heard(odd):
+                image = nibabel.load(path)
             shape, affine, dtype = image.shape, image.affine, image.get_data_dtype()
             zooms = [float(z) for z in image.header.get_zooms()[:3]]
             # Analyze, the old kind of .hdr and .img, knows no units and no orientation.
             units = image.header.get_xyzt_units()[0] if hasattr(image.header, "get_xyzt_units") else "unknown"
-            notes = _oriented(image)
+            notes = [
+                *_oriented(image),
+                *(f"the header is not as the format wants it: {shown(line)}" for line in odd[:3]),
+            ]
         except Exception as error:  # nibabel raises many kinds on damaged files
             raise UserError(
                 f"{path}: cannot be read as NIfTI ({type(error).__name__}: {' '.join(str(error).split())}); copy it again"
@@ -146,6 +155,23 @@ class NIfTI(Layout):
         if not 0 <= volume < volumes:
             raise UserError(f"{path}: volume={volume} must be 0 to {volumes - 1}")
         return volume
+
+
+@contextmanager
+def _heard(lines: list[str]) -> Iterator[None]:
+    """Take what nibabel would write to the terminal about a header."""
+    from nibabel import imageglobals
+
+    class Taken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(" ".join(record.getMessage().split()))
+
+    logger, own = imageglobals.logger, list(imageglobals.logger.handlers)
+    logger.handlers[:] = [Taken()]
+    try:
+        yield
+    finally:
+        logger.handlers[:] = own
 
 
 def _oriented(image: Any) -> list[str]:

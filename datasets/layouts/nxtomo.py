@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from invsolve.datasets.hdf5 import dataset, read, shown, text
+from invsolve.datasets.hdf5 import dataset, doubles, read, shown, text
 from invsolve.datasets.tomography.counts import Frames
 from invsolve.datasets.tomography.frame_checks import Monitor
 from invsolve.datasets.tomography.projections import Projections, Scan, angles_in_degrees, linked_files
@@ -54,8 +54,8 @@ class NXtomo(Projections):
         detector = _detector(entry, path)
         notes: list[str] = []
         name = f"{detector.name}/data"
-        data = dataset(file, name)
-        if data.ndim != 3:
+        data = dataset(file, name, real=True)
+        if data.ndim != 3 or not data.size:
             raise UserError(f"{path}: {name} {data.shape}: expected (frames, rows, columns)")
         count, height, width = data.shape
         key = _image_key(file, path, f"{detector.name}/image_key", count)
@@ -87,7 +87,7 @@ class NXtomo(Projections):
             degrees=degrees,
             height=height,
             width=width,
-            centre=_stored_centre(detector, width),
+            centre=_stored_centre(detector, width, missing if self.centre is None else []),
             pixel=_pixel(detector, missing if self.pixel_size is None else []),
             others=linked_files(data, path),
             monitor=self._monitor(entry, path, count, frames, missing),
@@ -114,7 +114,7 @@ class NXtomo(Projections):
             groups = [*([control] if isinstance(control, h5py.Group) else []), *groups]
             names = [f"{g.name}/data" for g in groups if isinstance(_member(g, "data"), h5py.Dataset)][:1]
         for name in names:
-            values = read(dataset(entry.file, name)).astype(np.float64).ravel()
+            values = doubles(read(dataset(entry.file, name, real=True))).ravel()
             if len(values) == count:
                 return Monitor(name, values[list(frames[_PROJECTION])], values[list(frames[_FLAT])])
             line = f"{name} has {len(values)} values for {count} frames, flats and darks among them"
@@ -141,21 +141,37 @@ class NXtomo(Projections):
         return entries[0]
 
 
-def _of_class(group: Any, *classes: str, depth: int = _DEPTH) -> Iterator[h5py.Group]:
-    """Groups below (not beyond another match) whose NX_class is one of these; broken links are passed over."""
+def _of_class(
+    group: Any, *classes: str, depth: int = _DEPTH, seen: dict[tuple[int, int], int] | None = None
+) -> Iterator[h5py.Group]:
+    """Groups below (not beyond another match) whose NX_class is one of these; links that cannot be followed are passed over.
+
+    Args:
+        group: where to begin.
+        classes: values of NX_class.
+        depth: levels to go down.
+        seen: levels below each group that were looked at: links to one of them would lead round and round.
+    """
+    seen = {} if seen is None else seen
     for name in group:
         try:
             child = group[name]
-        except (KeyError, OSError, RuntimeError):
+            if not isinstance(child, h5py.Group):
+                continue
+            info = h5py.h5o.get_info(child.id)
+            matches = text(child.attrs.get("NX_class", "")) in classes
+        except (KeyError, OSError, RuntimeError, UserError):
             continue
-        if not isinstance(child, h5py.Group):
+        before = seen.get((info.fileno, info.addr), 0)
+        if before >= (1 if matches else depth):
             continue
-        if text(child.attrs.get("NX_class", "")) in classes:
+        seen[info.fileno, info.addr] = depth
+        if matches:
             yield child
             if "NXsubentry" in classes:
-                yield from _of_class(child, "NXsubentry", depth=1)
+                yield from _of_class(child, "NXsubentry", depth=1, seen=seen)
         elif depth > 1:
-            yield from _of_class(child, *classes, depth=depth - 1)
+            yield from _of_class(child, *classes, depth=depth - 1, seen=seen)
 
 
 def _definition(group: h5py.Group) -> str:
@@ -177,11 +193,11 @@ def _detector(entry: h5py.Group, path: Path) -> h5py.Group:
 
 
 def _image_key(file: h5py.File, path: Path, name: str, count: int) -> np.ndarray:
-    key = read(dataset(file, name)).ravel()
+    key = read(dataset(file, name, real=True)).ravel()
     if len(key) != count:
         raise UserError(f"{path}: {name} has {len(key)} entries for {count} frames; write it again")
     whole = np.round(key)
-    if not np.array_equal(whole, key):
+    if not np.array_equal(whole, key) or not (np.abs(whole) < 2**31).all():
         raise UserError(f"{path}: {name} holds values that are no whole numbers; expected 0, 1, 2 or 3")
     return whole.astype(np.int64)
 
@@ -197,7 +213,7 @@ def _angles(
             f"{path}: {entry.name} has no NXsample with a rotation_angle, and angles are never invented; add it with "
             "units='degree'"
         )
-    stored = dataset(entry.file, names[0])
+    stored = dataset(entry.file, names[0], real=True)
     if stored.size not in (count, len(projections)):
         raise UserError(
             f"{path}: {names[0]} has {stored.size} angles, but {data} has {count} frames, {len(projections)} of them "
@@ -227,23 +243,33 @@ def _without_alignment(file: h5py.File, detector: h5py.Group, path: Path, key: n
     return np.where(moved, -1, key), int(moved.sum())
 
 
-def _stored_centre(detector: h5py.Group, width: int) -> float | None:
-    """NeXus gives the axis relative to the detector's middle, in pixels."""
-    position = detector.get("x_rotation_axis_pixel_position")
-    if not isinstance(position, h5py.Dataset) or position.size != 1:
+def _number(group: h5py.Group, name: str, missing: list[str]) -> float | None:
+    """The only number of a dataset; None where there is none, which `missing` says where something else is there."""
+    dset = _member(group, name)
+    if not isinstance(dset, h5py.Dataset):
         return None
-    centre = (width - 1) / 2 + float(np.asarray(position[()]).ravel()[0])
+    if dset.size != 1 or dset.dtype.kind not in "fiu":
+        missing.append(f"{name}: {dset.shape} of {shown(str(dset.dtype))} is not the number that was expected")
+        return None
+    return float(read(dset).ravel()[0])
+
+
+def _stored_centre(detector: h5py.Group, width: int, missing: list[str]) -> float | None:
+    """NeXus gives the axis relative to the detector's middle, in pixels."""
+    position = _number(detector, "x_rotation_axis_pixel_position", missing)
+    if position is None:
+        return None
+    centre = (width - 1) / 2 + position
     return centre if 0 <= centre <= width - 1 else None
 
 
 def _pixel(detector: h5py.Group, missing: list[str]) -> tuple[float, str] | None:
-    dset = _member(detector, "x_pixel_size")
-    if not isinstance(dset, h5py.Dataset) or dset.size != 1:
+    size = _number(detector, "x_pixel_size", missing)
+    if size is None:
         return None
     # NeXus takes metres where nothing is said.
-    unit = text(dset.attrs.get("units", "m")).strip()
+    unit = text(detector["x_pixel_size"].attrs.get("units", "m")).strip()
     factor = _IN_MM.get(unit) or _IN_MM.get(unit.lower().removesuffix("s"))
-    size = float(read(dset).ravel()[0])
     if not (np.isfinite(size) and size > 0):
         missing.append(f"pixel size: x_pixel_size is {size:g}, which is none")
         return None

@@ -12,7 +12,6 @@ from invsolve.contracts.measurement import Measurement
 from invsolve.datasets.hdf5 import (
     LazyRows,
     fingerprint,
-    names_no_files,
     open_readonly,
     read_noise,
     read_parameters,
@@ -38,7 +37,6 @@ class OwnLayout(Layout):
             if not isinstance(group, h5py.Group) or "name" not in group.attrs:
                 raise UserError(f"{path}: has no group 'operator' with an attribute 'name'; write it with write_scan")
             name, parameters = text(group.attrs["name"]), read_parameters(group)
-            names_no_files(parameters, f"{path}: group 'operator'")
             noise = read_noise(file, path, make)
             unit = text(file.attrs.get("image_unit", ""))
             has_truth = "truth" in file

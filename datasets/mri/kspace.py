@@ -116,6 +116,8 @@ class KSpaceLayout(Layout):
         """
         raise NotImplementedError
 
+    # What is not finite is looked for in the outcome, and named with its slice.
+    @np.errstate(all="ignore")
     def open(self, path: Path, make: Make) -> Measurement:
         path = Path(path)
         acquisition = self.find(path)
@@ -207,6 +209,7 @@ class _Slices:
     def __len__(self) -> int:
         return self.stop - self.start
 
+    @np.errstate(all="ignore")
     def __getitem__(self, rows: slice, /) -> Tensor:
         picked = range(*rows.indices(len(self)))
         if not picked:
@@ -285,6 +288,7 @@ class _Operators:
             notes.append("coil maps calibrated from the centre of k-space (ESPIRiT)")
             missing.append("coil maps: calibrated from the centre of k-space; --read coil_maps=MAPS.npy gives others")
 
+    @np.errstate(all="ignore")
     def __call__(self, item: int) -> Operator:
         if item not in self.kept:
             mask = self.y.mask(item)

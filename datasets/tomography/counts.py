@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve.datasets.hdf5 import dataset, open_readonly, read, to_tensor
+from invsolve.datasets.hdf5 import dataset, doubles, open_readonly, read, to_tensor
 from invsolve.datasets.tomography.frame_checks import robust_mean
 from invsolve.datasets.tomography.pixel_checks import spikes, stuck_pixels, weak_pixels
 from invsolve.datasets.tomography.rings import suppress_rings
@@ -21,6 +21,10 @@ from invsolve.errors import UserError
 
 #: Transmissions below this are set to it: their logarithm would be noise alone, or not a number.
 FLOOR = 1e-4
+
+
+#: What is not finite is looked for in the outcome, and named with its row.
+_LATER = np.errstate(all="ignore")
 
 
 @dataclass(frozen=True)
@@ -204,15 +208,17 @@ class LineIntegrals:
         integrals = self.correct(self.cached.read(start, stop), white, dark, start).line_integrals()
         return to_tensor(suppress_rings(integrals, self.rings) if self.rings else integrals)
 
+    @_LATER
     def field(self, frames: np.ndarray, scale: tuple[float, ...] | None = None) -> np.ndarray:
         """What repeated exposures (rows, frames, columns) show together, (rows, columns)."""
-        values = frames.astype(np.float64)
+        values = doubles(frames)
         if scale is not None:
             values = values * np.asarray(scale)[:, None]
         if self.treatment.flats == "mean":
             return np.asarray(values.mean(1))
         return robust_mean(values, frames.dtype.kind in "iu")
 
+    @_LATER
     def correct(
         self,
         counts: np.ndarray,
@@ -236,12 +242,12 @@ class LineIntegrals:
         """
         how, picked = self.treatment, self.picked if picked is None else picked
         numbers = [first + k for k in range(len(counts))] if isinstance(first, int) else list(first)
-        signal = counts.astype(np.float64)
+        signal = doubles(counts)
         dead = np.zeros((len(signal), signal.shape[2]), bool)
         open_ = np.ones(dead.shape)
         if white is not None and dark is not None:
             black = self.field(dark)
-            bright = white if how.beam_flats is None else white.astype(np.float64) - black[:, None]
+            bright = white if how.beam_flats is None else doubles(white) - black[:, None]
             open_ = self.field(bright, how.beam_flats) - (black if how.beam_flats is None else 0)
             signal -= black[:, None]
             if not np.isfinite(open_).all():
@@ -341,7 +347,7 @@ def scatter(white: np.ndarray, dark: np.ndarray) -> Scatter | None:
     Returns:
         None when the frames cannot tell.
     """
-    white, dark = white.astype(np.float64), dark.astype(np.float64)
+    white, dark = doubles(white), doubles(dark)
     flats, darks = white.shape[1], dark.shape[1]
     if flats < 3:
         return None

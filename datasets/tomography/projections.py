@@ -14,7 +14,7 @@ import numpy as np
 from invsolve.contracts.layout import Layout, Make, make_for
 from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.noise import Gaussian
-from invsolve.datasets.hdf5 import fingerprint, open_readonly, read, shown, source_files, text
+from invsolve.datasets.hdf5 import doubles, fingerprint, open_readonly, read, shown, source_files, text
 from invsolve.datasets.tomography.centre import find_centre
 from invsolve.datasets.tomography.counts import Frames, LineIntegrals, Treatment
 from invsolve.datasets.tomography.frame_checks import Monitor
@@ -141,6 +141,8 @@ class Projections(Layout):
         """
         raise NotImplementedError
 
+    # What is not finite is looked for in the outcome, and named with its row.
+    @np.errstate(all="ignore")
     def open(self, path: Path, make: Make) -> Measurement:
         path = Path(path)
         make = make_for(path, make)
@@ -317,7 +319,7 @@ def angles_in_degrees(
     Raises:
         UserError: not finite, constant, or in a unit that is unknown, cannot be told, or contradicts the values.
     """
-    every = read(dset).astype(np.float64).ravel()
+    every = doubles(read(dset)).ravel()
     theta = every if which is None else every[list(which)]
     if not np.isfinite(theta).all():
         raise UserError(f"{path}: {name} has NaN or infinite angles; write them again")

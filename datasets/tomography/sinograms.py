@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from invsolve.datasets.hdf5.arrays import open_array
+from invsolve.datasets.hdf5.reading import doubles
 from invsolve.datasets.tomography.counts import FLOOR
 from invsolve.errors import UserError
 
@@ -104,7 +105,7 @@ def _frames(path: Path, name: str, file: str, rows: int, columns: int, notes: li
     if not Path(file).exists():
         raise UserError(f"{path}: {name}={file}: no such file")
     source = open_array(Path(file), None)
-    values = source.read((slice(None),) * len(source.shape)).astype(np.float64)
+    values = doubles(source.read((slice(None),) * len(source.shape)))
     size = (rows, columns) if rows > 1 and values.ndim > 1 else (columns,)
     if values.shape[-len(size) :] != size or not np.isfinite(values).all():
         raise UserError(
@@ -147,7 +148,7 @@ def reader(
     """
 
     def integrals(item: int) -> np.ndarray:
-        stored = read(item).astype(np.float64)
+        stored = doubles(read(item))
         if beam is not None:
             stored = beam.transmission(stored, row_of(item))
         return stored if values == "integrals" else line_integrals(stored)

@@ -9,6 +9,7 @@ from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.module import placed
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.prior import Prior
+from invsolve.contracts.returned import called, check_rows
 from invsolve.contracts.scale import Scale
 from invsolve.engine.reading import read_rows
 from invsolve.errors import UserError
@@ -66,7 +67,8 @@ def check_measurement(measurement: Measurement, shape: tuple[int, ...]) -> None:
     forward = measurement.operator_for(0)
     got = tuple(measurement.y[:1].shape[1:])
     with torch.no_grad():
-        predicted = forward(forward.blank(1, (1, *shape[1:]) if forward.complex_image else shape))
+        image = forward.blank(1, (1, *shape[1:]) if forward.complex_image else shape)
+        predicted = check_rows(forward(image), image, called("operator", forward), "forward")
     wanted = tuple(predicted.shape[1:])
     where = f"{measurement.source}: " if measurement.source else ""
     if got != wanted:

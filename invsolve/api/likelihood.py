@@ -16,6 +16,7 @@ from invsolve.api.inputs import as_rows, prior_of, whole
 from invsolve.api.sampling import physical
 from invsolve.contracts.module import placed
 from invsolve.contracts.prior import Prior
+from invsolve.contracts.returned import called, check_images
 from invsolve.errors import UserError
 from invsolve.numerics.linalg import inner
 from invsolve.numerics.random import ChainRandom
@@ -142,7 +143,7 @@ def _velocity(prior: Prior, directions: Tensor, share: int) -> Callable[[Tensor,
         for some in directions.split(max(ROWS // len(x), 1)):
             with torch.enable_grad():
                 z = x.detach().repeat(len(some), *[1] * (x.ndim - 1)).requires_grad_()
-                move = z - prior.denoise(z, level)
+                move = z - check_images(prior.denoise(z, level), z, called("prior", prior), "denoise")
                 (product,) = torch.autograd.grad(move, z, some.flatten(0, 1))
             divergence = divergence + inner(product, some.flatten(0, 1)).double().view(len(some), -1).sum(0)
         return factor * move.detach()[: len(x)], factor / share * divergence

@@ -11,6 +11,7 @@ from typing import Any
 
 from invsolve import registry
 from invsolve.api import hub
+from invsolve.api.verdicts import verdict
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.contracts.prior import Prior, is_error_curve
@@ -86,7 +87,8 @@ def load_prior(
         download: with a name of the hub: fetch it first; without, the network is never used. Commit, size and hashes go to
             the logger "invsolve".
         self_test: let a network of a foreign format denoise reference images first (a second or more), and warn where it
-            seems to be read otherwise than it was trained; `invsolve.self_test` tells more.
+            seems to be read otherwise than it was trained; `invsolve.self_test` tells more. The verdict is kept by the hash of
+            weights and reading, in the user's cache.
         parameters_: of the registered prior; with a file, of its format, such as `num_head_channels=32`.
 
     Raises:
@@ -102,9 +104,15 @@ def load_prior(
     else:
         prior = _load_prior(name, parameters_)
     if self_test and isinstance(prior, NetworkPrior):
-        report = selftest.self_test(prior)
-        if not report:
-            warnings.warn(f"{str(name)!r}: {report}", selftest.PriorWarning, stacklevel=2)
+        try:
+            good, text = verdict(prior, str(name))
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{str(name)!r}: its network cannot be run ({type(error).__name__}: {reason}); it may not be read as it was made"
+            ) from error
+        if not good:
+            warnings.warn(f"{str(name)!r}: {text}", selftest.PriorWarning, stacklevel=2)
     return prior
 
 
@@ -117,14 +125,26 @@ def _load_prior(name: str | Path, parameters_: dict[str, Any]) -> Prior:
         raise UserError(f"unknown prior {str(name)!r}, and no file of that name.{suggestion(str(name), known)}")
     for kind, cls in known.items():
         if cls.opens(path):  # type: ignore[attr-defined]
-            if parameters_:
-                return _with_error_curve(build(cls, "prior", kind, {"path": str(path), **parameters_}), path)
-            return _with_error_curve(cls.load(path), path)  # type: ignore[attr-defined]
+            return _with_error_curve(_from_file(cls, kind, path, parameters_), path)
     raise UserError(
         f"{str(name)!r} is no checkpoint that a registered prior opens; invsolve's own are .safetensors with a header. "
         "Pickled modules (.pkl, whole .pt objects) are refused because loading them runs code: save the state dict instead "
         "(docs/priors.md says how, and which other formats are read)"
     )
+
+
+def _from_file(cls: Any, kind: str, path: Path, parameters_: dict[str, Any]) -> Prior:
+    try:
+        made: Prior = build(cls, "prior", kind, {"path": str(path), **parameters_}) if parameters_ else cls.load(path)
+    except UserError:
+        raise
+    except Exception as error:
+        # A damaged file may break the making of its network anywhere; from Python the cause is told.
+        raise UserError(
+            f"{str(path)!r}: no prior of format {kind} can be made of it ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); copy it again, or mend what lies beside it"
+        ) from error
+    return made
 
 
 def _with_error_curve(prior: Prior, path: Path) -> Prior:
@@ -134,7 +154,7 @@ def _with_error_curve(prior: Prior, path: Path) -> Prior:
     if len(os.fsencode(beside.name)) <= 255 and beside.is_file():
         try:
             curve = json.loads(beside.read_text(encoding="utf-8"))["error_curve"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             curve = None
         if not is_error_curve(curve):
             raise UserError(f"{beside}: is no error curve; remove it, or write it again with invsolve prior measure")

@@ -43,9 +43,14 @@ def as_complex(image: Tensor) -> Tensor:
 
 
 def psnr(image: Tensor, truth: Tensor, data_range: float) -> float:
-    """Peak signal-to-noise ratio in dB; infinite for equal images. Of complex numbers the error's modulus counts."""
+    """Peak signal-to-noise ratio in dB; infinite for equal images, and minus that, or NaN, for such as are not finite.
+
+    Of complex numbers the error's modulus counts.
+    """
     error = float((_precise(image) - _precise(truth)).abs().square().mean())
-    return math.inf if error == 0 else 10 * math.log10(data_range**2 / error)
+    if not 0 < error < math.inf:
+        return math.inf if error == 0 else -error
+    return 10 * math.log10(data_range**2 / error)
 
 
 def _precise(image: Tensor) -> Tensor:

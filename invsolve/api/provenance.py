@@ -50,6 +50,13 @@ def operator_record(operator: Operator) -> dict[str, Any]:
     }
 
 
+def _coupled(run: Run) -> dict[str, Any]:
+    """The slices that were a volume by themselves, where they are only some: others, and all, make other images of them."""
+    if not run.couples_items or run.only is None or len(run.items) == len(run.measurement.y):
+        return {}
+    return {"slices": [run.items.start, run.items.stop]}
+
+
 def provenance(run: Run) -> dict[str, Any]:
     """The record of a run. Everything that the samples depend on is under "config"; the rest is for information."""
     prior, noise = run.prior, run.measurement.noise
@@ -69,6 +76,7 @@ def provenance(run: Run) -> dict[str, Any]:
         "strategy": {"name": strategy.name or type(strategy).__name__, "parameters": plain(settings(strategy))},
         **run.options.record(scale=scale),
         "image_shape": list(run.image_shape),
+        **_coupled(run),
         "input": {"fingerprint": run.measurement.fingerprint},
     }
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
@@ -81,6 +89,7 @@ def provenance(run: Run) -> dict[str, Any]:
         "input": {"fingerprint": run.measurement.fingerprint, "file": run.measurement.source},
         "notes": run.measurement.notes,
         "doubt": run.doubt,
+        "draws": strategy.draws,
         "versions": {
             "invsolve": invsolve.__version__,
             "torch": torch.__version__,
@@ -96,8 +105,11 @@ def provenance(run: Run) -> dict[str, Any]:
 def scatters_like_posterior(config: dict[str, Any]) -> bool:
     """Whether the strategy of this record draws from the posterior, so that its spread is an uncertainty.
 
-    False for point estimates, however often they were repeated; True where the strategy is not known here.
+    False for point estimates, however often they were repeated. Records of before it was noted tell by the strategy's name;
+    True where that is not known here.
     """
+    if "draws" in config:
+        return bool(config["draws"])
     try:
         strategy: Any = registry.find("strategy", config["strategy"]["name"])
         return bool(strategy.draws)

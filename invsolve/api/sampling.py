@@ -13,6 +13,7 @@ from invsolve import api
 from invsolve.api.inputs import prior_of, whole
 from invsolve.contracts.module import placed
 from invsolve.contracts.prior import Prior
+from invsolve.contracts.returned import called, check_images
 from invsolve.contracts.scale import Scale
 from invsolve.errors import UserError
 from invsolve.numerics import schedules
@@ -107,7 +108,8 @@ def draw(
 
     def denoise(z: Tensor, sigma: float) -> Tensor:
         # full() passes sigma as a kernel argument; a tensor made from a Python number would wait for the device.
-        return prior.denoise(z, torch.full((), sigma, dtype=z.dtype, device=z.device))
+        level = torch.full((), sigma, dtype=z.dtype, device=z.device)
+        return check_images(prior.denoise(z, level), z, called("prior", prior), "denoise")
 
     memory: Memory = {}
     with torch.no_grad():

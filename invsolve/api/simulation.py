@@ -13,6 +13,7 @@ from invsolve.api.inputs import as_rows, resolve_noise, resolve_operator, whole
 from invsolve.contracts.arguments import by_parts
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import LinearOperator, Operator
+from invsolve.contracts.returned import called, check_images, check_rows
 from invsolve.errors import UserError
 from invsolve.numerics.random import ChainRandom
 from invsolve.registry.parameters import parameters
@@ -48,8 +49,10 @@ def simulate(
         for item, image in enumerate(images.split(1), start=first or 0):
             own = forward.for_item(item)
             clean = own(image) if forward.complex_image else by_parts(own, image)
+            clean = check_rows(clean, image, called("operator", own), "forward")
             # Keyed apart from the samplers' draws, so that a run with the same seed never reuses the noise it fights.
-            noisy = model.sample(clean, ChainRandom(seed, [(item, 2**32 - 2)]))
+            drawn = model.sample(clean, ChainRandom(seed, [(item, 2**32 - 2)]))
+            noisy = check_images(drawn, clean, called("noise", model), "sample")
             # Only now, as an operator of free size takes it from the first image.
             measured = own.measured()
             rows.append(noisy if measured is None else noisy * measured)

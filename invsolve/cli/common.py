@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import tomllib
@@ -14,17 +15,12 @@ from typing import Annotated, Any
 
 import typer
 
-Plugins = Annotated[
-    list[Path] | None, typer.Option("--plugin", help="A .py file with plugins; repeatable.", metavar="FILE")
-]
+Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A .py of plugins; repeatable.", metavar="FILE")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+NoSelfTest = Annotated[bool, typer.Option("--no-self-test", help="Trust a foreign checkpoint.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="A parameter, as key=value; repeatable.", metavar="KEY=VALUE")
-]
-Read = Annotated[
-    list[str] | None, typer.Option("--read", help="How to read the file; repeatable.", metavar="KEY=VALUE")
-]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="A parameter; repeatable.", metavar="KEY=VALUE")]
+Read = Annotated[list[str] | None, typer.Option("--read", help="How to read it; repeatable.", metavar="KEY=VALUE")]
 
 
 def key_values(texts: Sequence[str] | None) -> dict[str, Any]:
@@ -38,7 +34,7 @@ def key_values(texts: Sequence[str] | None) -> dict[str, Any]:
             raise UserError(f"{text!r}: write KEY=VALUE, such as steps=200")
         try:
             values[key.strip()] = tomllib.loads(f"v = {value}")["v"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             values[key.strip()] = value.strip()
     return values
 
@@ -67,7 +63,16 @@ def emit(result: Any, as_json: bool, text: str, cut: bool = True) -> None:
     from invsolve.errors import printable
 
     # JSON escapes what is not ASCII by itself.
-    print(json.dumps(result, indent=2) if as_json else printable(text, cut))
+    print(json.dumps(_finite(result), indent=2, allow_nan=False) if as_json else printable(text, cut))
+
+
+def _finite(value: Any) -> Any:
+    """The same for JSON, which has no NaN and no infinity: null in their place."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -10,6 +10,7 @@ import typer
 
 from invsolve.cli.common import (
     AsJson,
+    NoSelfTest,
     Overwrite,
     Plugins,
     Read,
@@ -97,7 +98,8 @@ def reconstruct(
     snapshot_every: Annotated[
         float, typer.Option(help="To go on from after a kill; 60.", metavar="SECONDS", show_default=False)
     ] = 60.0,
-    layout: Annotated[str | None, typer.Option(help="Layout of the file, where it is not recognised.")] = None,
+    no_self_test: NoSelfTest = False,
+    layout: Annotated[str | None, typer.Option(help="Layout, where not recognised.")] = None,
     read: Read = None,
     plugin: Plugins = None,
     overwrite: Overwrite = False,
@@ -125,6 +127,7 @@ def reconstruct(
         scheduler=scheduler,
         plugins=tuple(plugin or ()),
         snapshot_every=snapshot_every,
+        self_test=not no_self_test,
     )
     if dry_run:
         from invsolve.jobs import dryrun

@@ -23,7 +23,7 @@ def inspect(
     start(plugin)
     from invsolve.files.inspection import inspect_file
 
-    facts = inspect_file(file, layout, key_values(read))
+    facts = inspect_file(file, layout, key_values(read), plugin or ())
     emit(facts, json_, _text(facts))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from invsolve.cli.common import AsJson, Overwrite, Plugins, StopOnSignal, emit, note, start, table
+from invsolve.cli.common import AsJson, NoSelfTest, Overwrite, Plugins, StopOnSignal, emit, note, start, table
 from invsolve.cli.train import sizes
 
 app = typer.Typer(help="Explain a prior, and measure its error.", no_args_is_help=True)
@@ -17,6 +17,7 @@ app = typer.Typer(help="Explain a prior, and measure its error.", no_args_is_hel
 @app.command()
 def show(
     prior: Annotated[str, typer.Argument(help="Registered prior or checkpoint file.")],
+    no_self_test: NoSelfTest = False,
     plugin: Plugins = None,
     json_: AsJson = False,
 ) -> None:
@@ -24,7 +25,7 @@ def show(
     start(plugin)
     from invsolve import api
 
-    loaded = api.load_prior(prior)
+    loaded = api.load_prior(prior, self_test=not no_self_test)
     low, high = loaded.data_range or (None, None)
     facts: dict[str, Any] = {
         "prior": prior,

@@ -26,7 +26,8 @@ def run(
         typer.Option("--set", help="variables.NAME=VALUE or STEP.KEY=VALUE; repeatable.", metavar="NAME=VALUE"),
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help="Only this part of the sweeps, NAME=VALUE,...", metavar="BRANCH")
+        list[str] | None,
+        typer.Option(help="Only this part of the sweeps, NAME=VALUE,...; repeatable.", metavar="BRANCH"),
     ] = None,
     index: Annotated[
         int | None, typer.Option(help="Only this combination of the sweeps, from 0; for job arrays.", metavar="K")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from invsolve.cli.common import AsJson, Overwrite, Plugins, emit, start
+from invsolve.cli.common import AsJson, NoSelfTest, Overwrite, Plugins, emit, start
 
 
 def sample(
@@ -25,6 +25,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed; image i depends on seed and i alone.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Images that go through the network at once.")] = 8,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    no_self_test: NoSelfTest = False,
     plugin: Plugins = None,
     overwrite: Overwrite = False,
     json_: AsJson = False,
@@ -34,6 +35,8 @@ def sample(
     from invsolve.jobs.sampling import sample_file
 
     command = " ".join(["invsolve", *sys.argv[1:]])
-    result = sample_file(prior, out, count, size, solver, steps, seed, batch_size, device, overwrite, command)
+    result = sample_file(
+        prior, out, count, size, solver, steps, seed, batch_size, device, overwrite, command, not no_self_test
+    )
     shape = " x ".join(map(str, result["image_shape"]))
     emit(result, json_, f"{result['output']}: {count} images of {shape} in {result['seconds']:.1f} s")

@@ -52,10 +52,13 @@ class DataStep:
         return self._largest_sigma
 
     def operator_norm(self) -> float:
-        """Largest singular value of a linear operator; 1 for others, whose users set strengths themselves."""
+        """Largest singular value of a linear operator; 1 for others, whose users set strengths themselves.
+
+        Also 1 for one that measures nothing: its gradients are zero, whatever they are divided by.
+        """
         if self._operator_norm is None:
             linear = isinstance(self.operator, LinearOperator)
-            self._operator_norm = self.linear.norm(self.y[:1]) if linear else 1.0
+            self._operator_norm = (self.linear.norm(self.y[:1]) if linear else 1.0) or 1.0
         return self._operator_norm
 
     def rho(self, variance: float | Tensor) -> float | Tensor:

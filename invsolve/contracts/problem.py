@@ -13,6 +13,7 @@ from invsolve.contracts.maskable import Acquired, MaskableOperator
 from invsolve.contracts.noise import Gaussian, Noise
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.prior import Prior
+from invsolve.contracts.returned import called, check_images, check_spread, check_tensor
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.through_plane import ThroughPlane
 from invsolve.contracts.views import InPhysicalUnits, real_view
@@ -100,11 +101,12 @@ class Problem(DataStep):
         self.calls.network += len(x) * self.prior.passes
         # full() passes sigma as a kernel argument; a tensor made from a Python number would wait for the device.
         level = torch.full((), sigma, dtype=x.dtype, device=x.device)
+        who = called("prior", self.prior)
         if self.network_precision == "bf16":
             with torch.autocast((self.prior.device or x.device).type, torch.bfloat16):
-                estimate = self.prior.denoise(x, level)
+                estimate = check_tensor(self.prior.denoise(x, level), tuple(x.shape), who, "denoise").to(x.dtype)
         else:
-            estimate = self.prior.denoise(x, level)
+            estimate = check_images(self.prior.denoise(x, level), x, who, "denoise")
         if estimate.requires_grad:
             estimate.register_hook(self._count_vjp)
         return estimate
@@ -120,13 +122,21 @@ class Problem(DataStep):
         """Euclidean norm of a residual per row, (B,)."""
         return norm(residual)
 
+    def log_likelihood(self, predicted: Tensor) -> Tensor:
+        """log p(y | A(x) = predicted) up to a constant, (B,)."""
+        value = self.noise.log_likelihood(self.y, predicted)
+        return check_tensor(value, (self.batch,), called("noise", self.noise), "log_likelihood")
+
+    def _std(self) -> Tensor:
+        return check_spread(self.noise.std(self.y), self.y, called("noise", self.noise))
+
     def precision(self) -> Tensor | float:
         """Relative precision of each entry of y, mean square 1, to multiply a residual with; 1.0 for Gaussian noise."""
         if isinstance(self.noise, Gaussian):
             return 1.0
         if self._precision is None:
             # A floor, because an empty Poisson bin would otherwise count as exact.
-            std = self.noise.std(self.y).expand(self.y.shape)
+            std = self._std().expand(self.y.shape)
             weight = 1 / std.clamp_min(0.05 * std.flatten(1).mean(1).view(-1, *[1] * (std.ndim - 1)))
             self._precision = weight / weight.flatten(1).square().mean(1).sqrt().view(-1, *[1] * (std.ndim - 1))
         return self._precision
@@ -155,7 +165,7 @@ class Problem(DataStep):
         operator = self.operator
         if isinstance(operator, InPhysicalUnits) and isinstance(operator.inner, LinearOperator):
             factor, _ = operator.scale.broadcast(self.blank())
-            return factor * operator.inner.norm(self.y[:1])
+            return factor * (operator.inner.norm(self.y[:1]) or 1.0)
         return self.operator_norm()
 
     def data_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,7 +190,7 @@ class Problem(DataStep):
 
     def expected_misfit(self) -> Tensor:
         """|y - A(x)| that the noise alone explains, (B,); Poisson: from the data."""
-        std = self.noise.std(self.y).expand(self.y.shape).to(self.y.real.dtype)
+        std = self._std().expand(self.y.shape).to(self.y.real.dtype)
         mask = self.operator.measured()
         if mask is not None:
             std = std * mask
@@ -204,12 +214,12 @@ class Problem(DataStep):
         for mask in (self.operator.measured(), used):
             if mask is not None:
                 weight = weight * mask
-        variance = weight * self.noise.std(self.y).to(weight) ** 2 * (2.0 if self.y.is_complex() else 1.0)
+        variance = weight * self._std().to(weight) ** 2 * (2.0 if self.y.is_complex() else 1.0)
         total = variance.flatten(1).sum(1)
         ratio = norm(self.residual(images) * weight) / total.sqrt()
         numbers = total**2 / variance.square().flatten(1).sum(1) * (2.0 if self.y.is_complex() else 1.0)
         # A residual that is no number is no residual of a draw: only zero noise leaves nothing to compare with.
-        return torch.where(total > 0, ratio.nan_to_num(nan=torch.inf), torch.nan), numbers
+        return torch.where(total > 0, torch.where(ratio.isnan(), torch.inf, ratio), torch.nan), numbers
 
     def reach(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Where images (B, C, *spatial) lie with regard to the prior's (`Prior.bounds`).

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from invsolve.contracts.problem import Problem
+from invsolve.contracts.returned import called, check_schedule, check_state, check_tensor
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.engine.metering import metered
 from invsolve.engine.processes import SingleProcess
@@ -100,11 +101,12 @@ def run_batch(
     """
     began = time.perf_counter()
     with torch.no_grad(), _counting(problem):
-        levels = strategy.schedule(problem).tolist()
+        who = called("strategy", strategy)
+        levels = check_schedule(strategy.schedule(problem), who).tolist()
         expected = problem.expected_misfit()
         expected = torch.where(expected > 0, expected, torch.ones_like(expected))
         if resume is None:
-            state = strategy.init(problem, rng.at(0))
+            state = check_state(strategy.init(problem, rng.at(0)), problem.batch, who, "init")
             residuals = torch.full((problem.batch, max(len(levels) - 1, 1)), torch.nan, device=problem.y.device)
         else:
             state, residuals = dict(resume.state), resume.residuals
@@ -114,7 +116,7 @@ def run_batch(
         done = 0 if resume is None else resume.step
         watch = _Watch(problem, levels)
         for k, (sigma, sigma_next) in enumerate(pairwise(levels[done:]), start=done + 1):
-            state = strategy.step(problem, state, sigma, sigma_next, rng.at(k))
+            state = check_state(strategy.step(problem, state, sigma, sigma_next, rng.at(k)), problem.batch, who, "step")
             residual = state.get("residual")
             if residual is not None:
                 residuals[:, k - 1] = residual / expected
@@ -131,12 +133,17 @@ def run_batch(
                 keep(Snapshot(rng.chains, k, state, residuals, missed, seconds, problem.calls.counts()), stopping)
             if stopping:
                 raise Interrupted
+            if watch.all_converged(state, k):
+                break
         images = strategy.result(problem, state)
+        check_tensor(images, (problem.batch, *problem.image_shape), who, "result")
         watch.finish(images)
         reach, span = problem.reach(images)
         diagnostics = strategy.diagnostics(problem, state) | {"reach": reach, "span": span}
         if "stride" in state:
             diagnostics["stride"] = state["stride"]
+        if "converged" in state:
+            diagnostics["at_ceiling"] = (state["converged"] == 0).int()
     with torch.no_grad():
         used = strategy.used(problem, state)
         discrepancy, numbers = problem.discrepancy(images, used)
@@ -181,6 +188,10 @@ class _Watch:
         self.first = torch.where((self.first == 0) & ~finite, step, self.first)
         if step % self.stride == 0:
             self._raise_if_bad()
+
+    def all_converged(self, state: State, step: int) -> bool:
+        """Whether no row needs a further step; asked as rarely as the rest."""
+        return "converged" in state and step % self.stride == 0 and bool((state["converged"] != 0).all())
 
     def finish(self, images: Tensor) -> None:
         self._raise_if_bad()

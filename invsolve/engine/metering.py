@@ -9,6 +9,7 @@ from torch import Tensor
 
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.problem import Calls
+from invsolve.contracts.returned import called, check_rows
 from invsolve.contracts.wrapped import Wrapped
 
 A = TypeVar("A", bound=Operator)
@@ -35,7 +36,7 @@ def metered(operator: A, calls: Calls) -> A:
             inside = True
             try:
                 setattr(calls, counter, getattr(calls, counter) + len(value))
-                return method(value)
+                return check_rows(method(value), value, called("operator", operator), counter)
             finally:
                 inside = False
 

@@ -8,12 +8,20 @@ from invsolve.contracts.maskable import MaskableOperator
 from invsolve.contracts.noise import Gaussian
 from invsolve.contracts.operator import LinearOperator
 from invsolve.contracts.problem import Problem
+from invsolve.contracts.returned import called
 from invsolve.contracts.strategy import NEEDS, Strategy
-from invsolve.errors import Unsuited
+from invsolve.errors import Unsuited, UserError
 
 
 def check_needs(strategy: Strategy, problem: Problem) -> None:
-    """Raise Unsuited when the problem lacks what the strategy declares to need."""
+    """Raise Unsuited when the problem lacks what the strategy declares to need.
+
+    Raises:
+        UserError: the strategy is to take no step, or fewer.
+    """
+    steps = getattr(strategy, "steps", None)
+    if isinstance(steps, int) and steps < 1:
+        raise UserError(f"{called('strategy', strategy)}: steps={steps} makes no step; take 1 or more")
     need = _unmet(type(strategy), problem)
     if need is None:
         return

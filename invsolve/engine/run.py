@@ -104,6 +104,12 @@ class Run:
         return self.strategy.couples_items and len(self.image_shape) == 3
 
     @property
+    def volumes(self) -> list[list[int]]:
+        """The items to run of each volume: where only some are wanted, those of a volume are one by themselves."""
+        parts = ([item for item in volume if item in self.items] for volume in volumes_of(self.measurement))
+        return [part for part in parts if part]
+
+    @property
     def home(self) -> torch.device:
         """Where states live: the device, until the volume turns out to be too large for it."""
         return self._home or self.device
@@ -141,7 +147,7 @@ class Run:
     def batches(self, remaining: Collection[int], had: Collection[Chain] = ()) -> Iterator[list[Chain]]:
         """Batches of the items that remain, without the chains that were had already."""
         if self.couples_items:
-            yield from batches_of_volumes(volumes_of(self.measurement), self.options.samples, set(remaining), had)
+            yield from batches_of_volumes(self.volumes, self.options.samples, set(remaining), had)
             return
         chains = [(item, s) for item in remaining for s in range(self.options.samples) if (item, s) not in had]
         # Items that each have an operator of their own do not share a batch.

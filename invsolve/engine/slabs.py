@@ -11,7 +11,6 @@ from torch import Tensor
 from invsolve.contracts.through_plane import AlongRows
 from invsolve.engine.processes import SingleProcess, T
 from invsolve.engine.run import Run
-from invsolve.engine.volume import volumes_of
 from invsolve.errors import Unsuited, UserError
 from invsolve.numerics.linalg import inner
 
@@ -145,6 +144,6 @@ def share_volumes(run: Run) -> None:
     if run.options.planes != 1:
         raise UserError("planes=3 needs the whole volume in one process: start it without torchrun, or with planes=1")
     processes = Slabs()
-    for volume in volumes_of(run.measurement):
+    for volume in run.volumes:
         processes.bounds(len(volume))
     run.processes = processes

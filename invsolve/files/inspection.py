@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,19 @@ _FEW = 4
 _LONG = 80
 
 
-def inspect_file(path: Path, layout: str | None = None, read: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def inspect_file(
+    path: Path,
+    layout: str | None = None,
+    read: Mapping[str, Any] | None = None,
+    plugins: Sequence[Path] = (),
+) -> dict[str, Any]:
     """Look at a file without computing anything large.
 
     Args:
         path: a measurement, images, a result or a prior.
         layout: name of a layout, where the file is not recognised.
         read: the layout's options.
+        plugins: plugin files that are loaded, and that the commands load again.
 
     Returns:
         `kind` ("measurement", "images", "result", "prior" or "unknown"), `text` for what is said about it in one line, and
@@ -55,7 +62,15 @@ def inspect_file(path: Path, layout: str | None = None, read: Mapping[str, Any] 
     Raises:
         UserError: the file cannot be opened, or the options are wrong.
     """
-    options = dict(read or {})
+    facts = _inspected(path, layout, dict(read or {}))
+    more = "".join(f" --plugin {_name(file)}" for file in plugins)
+    for entry in facts["commands"]:
+        # Scoring is the one command that takes none.
+        entry["command"] += "" if entry["command"].startswith("invsolve evaluate ") else more
+    return facts
+
+
+def _inspected(path: Path, layout: str | None, options: dict[str, Any]) -> dict[str, Any]:
     check_regular(path)
     if layout is None and path.exists() and (prior := _prior(path)) is not None:
         return _with_file(path, prior)
@@ -83,7 +98,7 @@ def _is_hdf5(path: Path) -> bool:
 def _prior(path: Path) -> dict[str, Any] | None:
     for kind, cls in registry.available("prior").items():
         if cls.opens(path):  # type: ignore[attr-defined]
-            name = shlex.quote(str(path))
+            name = _name(path)
             return {
                 "kind": "prior",
                 "format": kind,
@@ -105,7 +120,7 @@ def _result(path: Path) -> dict[str, Any] | None:
             return None
     view = hdf5.read_result(path)
     items, size = len(view.mean), " x ".join(map(str, view.mean.shape[1:]))
-    name = shlex.quote(str(path))
+    name = _name(path)
     commands = [_command("pictures", f"invsolve report {name} -o {_beside(path, '_report.html')}")]
     if view.truth is not None:
         commands.append(_command("score against the truth it carries", f"invsolve evaluate {name}"))
@@ -175,7 +190,7 @@ def _measurement(
         missing.append(f"the commands below take noise {sigma:.3g}, estimated from neighbouring values")
         missing = [line for line in missing if not line.startswith("noise level: give")]
     commands = []
-    name = shlex.quote(str(path))
+    name = _name(path)
     if quick := _advised(_QUICK):
         begin = f"invsolve reconstruct {name} -o {_beside(path, '_pinv.h5')}"
         commands.append(_command(_QUICK, _join(begin, quick, reading, extra)))
@@ -218,8 +233,9 @@ def _measurement(
 def _images(path: Path, images: Images, reading: list[str]) -> dict[str, Any]:
     first = images.x[0:1]
     shape = list(first.shape[1:])
-    name = shlex.quote(str(path))
-    span = float((first.real if first.is_complex() else first).std()) or 1.0
+    name = _name(path)
+    span = _spread(first) or 1.0
+    finite = bool(first.isfinite().all())
     grey = len(shape) == 3 and shape[0] == 1
     how, summed = _advised_operator(grey and (images.spacing is None or is_square(images.spacing)))
     # A ray crosses the whole image; a pixel is measured alone.
@@ -241,8 +257,8 @@ def _images(path: Path, images: Images, reading: list[str]) -> dict[str, Any]:
             "range_of_first": [float(first.real.min()), float(first.real.max())],
         },
         "notes": images.notes,
-        "missing": images.missing,
-        "commands": commands,
+        "missing": [*images.missing, *([] if finite else ["the first image has NaN or infinite values; replace them"])],
+        "commands": commands if finite else [],
     }
 
 
@@ -250,8 +266,10 @@ def _hdf5(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     """HDF5 that no layout recognises: images of our own, or what the array layout could make of each dataset."""
     with open_readonly(path) as file:
         # A name that is no UTF-8 is listed as it can be printed, and cannot be asked for; # begins MATLAB's book-keeping.
-        there = {n: file[n] for n in datasets(file) if n in file and not n.startswith("#")}
-        shapes = {n: (d.shape, "c" if d.dtype.names == ("real", "imag") else d.dtype.kind) for n, d in there.items()}
+        there = {n: file[n] for n in _here(file) if n in file and not n.startswith("#")}
+        shapes = {
+            n: (d.shape or (), "c" if d.dtype.names == ("real", "imag") else d.dtype.kind) for n, d in there.items()
+        }
         reverse = any(is_matlab(d) for d in there.values())
     if reverse:
         return _matlab(path, shapes)
@@ -262,7 +280,7 @@ def _hdf5(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     with open_readonly(path) as file:
         likely = [name for name, cls in registry.available("layout").items() if cls.resembles(file)]  # type: ignore[attr-defined]
     for name in likely:
-        command = f"invsolve inspect {shlex.quote(str(path))} --layout {name}"
+        command = f"invsolve inspect {_name(path)} --layout {name}"
         hints.insert(0, _command(f"if it is of layout {name}", command))
     return {
         "kind": "unknown",
@@ -273,6 +291,16 @@ def _hdf5(path: Path, options: dict[str, Any]) -> dict[str, Any]:
         ],
         "commands": hints[:_LISTED],
     }
+
+
+def _here(file: Any) -> list[str]:
+    """Names of the datasets whose numbers lie in the file's folder."""
+    names = []
+    for name in datasets(file):
+        with suppress(UserError):
+            if name in file and file[name].shape is not None:
+                names.append(name)
+    return names
 
 
 def _matlab(path: Path, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, Any]:
@@ -318,7 +346,7 @@ def _guesses(
         # In MATLAB rows, columns, then the rest: in the file the rest, columns, rows.
         axes = axes.replace("row,column", "column,row")
     what = f"{name} {shape}" if name else f"the array {shape}"
-    begin = f"invsolve inspect {shlex.quote(str(path))}"
+    begin = f"invsolve inspect {_name(path)}"
     if name:
         begin += f" --layout {plain_arrays()} --read {shlex.quote(f'dataset={name}')}"
     hints = [_command(f"if the axes of {what} are {axes}", f"{begin} --read axes={axes}")]
@@ -362,7 +390,13 @@ def _noise_level(y: torch.Tensor) -> float:
         return 0.01
     second = values[..., 2:] - 2 * values[..., 1:-1] + values[..., :-2]
     level = float(second.abs().median()) / 0.6745 / math.sqrt(6)
-    return level or 1e-3 * float(values.std()) or 1e-3
+    return level or 1e-3 * _spread(values) or 1e-3
+
+
+def _spread(values: torch.Tensor) -> float:
+    """Standard deviation of numbers; 0 where they have none: one number, or some that are not finite."""
+    spread = float((values.real if values.is_complex() else values).double().std(correction=0))
+    return spread if math.isfinite(spread) else 0.0
 
 
 def _smaller(shape: tuple[int, ...], cls: type, options: dict[str, Any]) -> tuple[list[str], str]:
@@ -390,6 +424,12 @@ def _join(begin: str, chosen: str, *parts: list[str]) -> str:
     return " ".join([begin, chosen, *(shlex.quote(p) for part in parts for p in part)])
 
 
+def _name(path: Path) -> str:
+    """A path as a word of a command; one that begins with a dash would be taken for an option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
 def _command(does: str, command: str) -> dict[str, str]:
     return {"does": does, "command": command}
 
@@ -397,7 +437,7 @@ def _command(does: str, command: str) -> dict[str, str]:
 def _beside(path: Path, ending: str) -> str:
     """An output name in the working directory."""
     # A longer name would leave no room for those of unfinished files.
-    stem = path.name.split(".")[0][:48] or "scan"
+    stem = path.name.split(".")[0][:48].lstrip("-") or "scan"
     return shlex.quote(f"{stem}{ending}")
 
 

@@ -33,7 +33,25 @@ def find_layout(path: Path) -> list[str]:
         # MATLAB's axes are in reverse: a variable with a known name is not what it is elsewhere.
         if written_by_matlab(file):
             return []
-        return [name for name, cls in known.items() if cls.recognises(file)]  # type: ignore[attr-defined]
+        return _recognising(known, file)
+
+
+def _recognising(known: Mapping[str, type], file: Any) -> list[str]:
+    """The layouts that recognise an open file.
+
+    Raises:
+        UserError: none does, and one was kept from looking by what it asked for.
+    """
+    names, refusals = [], []
+    for name, cls in known.items():
+        try:
+            if cls.recognises(file):  # type: ignore[attr-defined]
+                names.append(name)
+        except UserError as error:
+            refusals.append(error)
+    if refusals and not names:
+        raise refusals[0]
+    return names
 
 
 def open_measurement(path: Path, layout: str | None = None, options: Mapping[str, Any] | None = None) -> Measurement:

@@ -45,6 +45,11 @@ def evaluate_file(
     linear: list[dict[str, float]] = []
     for i in range(len(result.mean)):
         target, mean, std = reference[i : i + 1][0], result.mean[i : i + 1][0], result.std[i : i + 1][0]
+        for name, image in (("truth", target), ("mean", mean), ("standard deviation", std)):
+            if not bool(image.isfinite().all()):
+                raise UserError(
+                    f"{recon}: the {name} of item {result.items[i]} has NaN or infinite values; run it again"
+                )
         rows.append(metrics.score(mean, target, span, std if uncertain else None, count))
         if result.linear is not None:
             linear.append(metrics.score(result.linear[i : i + 1][0], target, span))

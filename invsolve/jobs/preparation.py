@@ -10,7 +10,6 @@ from invsolve.api import choice
 from invsolve.api.loading import noise as make_noise
 from invsolve.contracts.prior import Prior
 from invsolve.engine import slabs
-from invsolve.errors import Unsuited
 from invsolve.files.opening import open_measurement
 from invsolve.jobs.request import Request, read_slices
 from invsolve.training import parallel
@@ -26,9 +25,9 @@ def prepare(
         team: the processes that share each volume; None is this one alone.
 
     Raises:
-        UserError: the parts do not fit, or a part of a coupled volume is asked for.
+        UserError: the parts do not fit.
     """
-    prior: Prior | None = api.load_prior(request.prior) if request.prior else None
+    prior: Prior | None = api.load_prior(request.prior, self_test=request.self_test) if request.prior else None
     measurement = open_measurement(request.scan, request.layout, request.read)
     if request.noise is not None:
         measurement.noise = make_noise(request.noise)
@@ -38,9 +37,8 @@ def prepare(
     run = api.plan(measurement, prior, request.strategy, options, request.parameters)
     run.only = read_slices(request.slices, len(measurement.y), request.scan)
     run.linear_too = True
-    if run.couples_items:
-        with choice.alternatives():
-            _refuse_parts(run, request)
+    if run.couples_items and run.only is not None and len(run.items) < len(measurement.y):
+        say(f"items {run.items.start}:{run.items.stop} are coupled with one another only, as a volume of their own")
     if team is not None:
         with choice.alternatives():
             slabs.share_volumes(run)
@@ -51,15 +49,3 @@ def prepare(
     if run.strategy.draws and options.samples == 1:
         say("one sample: the standard deviation is 0 by construction; --samples 8 gives an uncertainty")
     return run
-
-
-def _refuse_parts(run: engine.Run, request: Request) -> None:
-    asked = {"--slices": request.slices, "--workers": request.workers, "--scheduler": request.scheduler}
-    for option, value in asked.items():
-        if value is not None:
-            name = run.strategy.name or type(run.strategy).__name__
-            raise Unsuited(
-                f"{option} cuts a scan into parts, but strategy {name!r} couples all slices of a volume: leave {option} "
-                "out, or take a strategy that reconstructs items one by one",
-                run.strategy.takes_items_one_by_one,
-            )

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from invsolve.api import discrepancy
+from invsolve.api import closing, discrepancy
 from invsolve.api.provenance import provenance
 from invsolve.datasets import hdf5
 from invsolve.engine import slabs
@@ -55,15 +55,19 @@ def _reconstruct(
     from invsolve.jobs import shards
 
     # A kill after the result got its name, and the same command again: whether it is the same, the run must tell.
-    finished = team is None and not request.overwrite and _is_complete(request.out)
+    finished = not request.overwrite and (team is None or team.leads) and _is_complete(request.out)
     if team is None or team.leads:
         refuse_existing(request.out, request.overwrite or finished, request.scan)
+    if team is not None:
+        finished = bool(team.largest(float(finished))[0])
     run = prepare(request, say, team)
     run.should_stop = should_stop
     record = provenance(run) | {"command": command}
     every = request.snapshot_every
     told = {"output": str(request.out), "items": len(run.items)}
     began = time.perf_counter()
+    if finished and not run.processes.leads:
+        return told | {"seconds": 0.0}
     if not run.processes.leads:
         run.keeper = keeper_of(run, request.out, record, every)
         run.execute(slabs.NullSink())
@@ -80,11 +84,14 @@ def _reconstruct(
     kept = hdf5.read_result(request.out).diagnostics
     report = discrepancy.examine(kept, run)
     say(str(report))
+    remarks = closing.remarks(kept, run.strategy)
+    for line in remarks:
+        say(line)
     # NaN where the noise is said to be zero, infinite where the run diverged; neither is JSON.
     ratio, spread = (value if math.isfinite(value) else None for value in (report.ratio, report.spread))
     judged = bool(report.warning) or not math.isnan(report.ratio)
     summary = {"ratio": ratio, "spread": spread, "warning": report.warning} if judged else None
-    return told | {"seconds": seconds, "discrepancy": summary}
+    return told | {"seconds": seconds, "discrepancy": summary, "remarks": remarks}
 
 
 def _is_complete(out: Path) -> bool:

@@ -28,6 +28,7 @@ class Request:
         slices: "START:STOP", only these items.
         workers, scheduler: Dask's processes to start, or the address of a scheduler that has some.
         plugins: plugin files, for those workers.
+        self_test: whether a foreign checkpoint is tested first, where it has not been.
         snapshot_every: seconds between snapshots.
     """
 
@@ -46,6 +47,7 @@ class Request:
     scheduler: str | None = None
     plugins: tuple[Path, ...] = ()
     snapshot_every: float = 60.0
+    self_test: bool = True
 
 
 def read_slices(text: str | None, count: int, source: Path) -> range | None:

@@ -27,10 +27,11 @@ def sample_file(
     device: str,
     overwrite: bool,
     command: str = "",
+    self_test: bool = True,
 ) -> dict[str, Any]:
     """Draw images from a prior into an image file, with what they were drawn by in its attributes."""
     refuse_existing(out, overwrite, Path(prior))
-    loaded = api.load_prior(prior)
+    loaded = api.load_prior(prior, self_test=self_test)
     shape = sampling.image_shape(loaded, size)
     began = time.perf_counter()
     images = sampling.sample(loaded, count, shape, solver, steps, seed, batch_size, device)

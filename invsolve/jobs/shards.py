@@ -64,7 +64,7 @@ def reconstruct_in_shards(
     _stop_file(out).unlink(missing_ok=True)
     try:
         if request.workers is None and request.scheduler is None:
-            for shard in ranges_to_do(out, parts, run.items, len(run.items)):
+            for shard in _shards(out, parts, run, len(run.items)):
                 _run_here(run, out, shard, record, request.snapshot_every, say)
         else:
             _run_on_workers(request, run, record, parts, say)
@@ -83,6 +83,17 @@ def reconstruct_in_shards(
     hdf5.partial_path(out).unlink(missing_ok=True)
     SnapshotFile(out, record["config_sha256"]).remove()
     shutil.rmtree(folder(out))
+
+
+def _shards(out: Path, parts: Sequence[hdf5.Part], run: engine.Run, size: int) -> list[range]:
+    """Shards still to run; where the slices of a volume are coupled, a shard is a volume, or all of those that interleave."""
+    if not run.couples_items:
+        return ranges_to_do(out, parts, run.items, size)
+    done = {item for part in parts for item in part.done}
+    volumes = [volume for volume in run.volumes if not done.issuperset(volume)]
+    if any(len(range(volume[0], volume[-1] + 1)) != len(volume) for volume in volumes):
+        return [run.items]
+    return [range(volume[0], volume[-1] + 1) for volume in volumes]
 
 
 def ranges_to_do(out: Path, parts: Sequence[hdf5.Part], wanted: range, size: int) -> list[range]:
@@ -172,7 +183,8 @@ def _run_on_workers(
         scan=request.scan.resolve(),
         out=out.resolve(),
         options=replace(request.options, scale=run.scale),
-        slices=None,
+        # The slices that are coupled are part of the configuration; others a worker is told one shard at a time.
+        slices=request.slices if run.couples_items else None,
         overwrite=False,
         plugins=tuple(path.resolve() for path in request.plugins),
         # Where a worker's folder is another one, a relative path would lead elsewhere.
@@ -181,9 +193,11 @@ def _run_on_workers(
     with cluster.connect(request.workers, request.scheduler) as pool:
         share = -(-len(run.items) // (_SHARDS_A_WORKER * pool.workers))
         batch = run.items_per_batch
-        shards = ranges_to_do(out, parts, run.items, -(-share // batch) * batch)
-        threads = max(torch.get_num_threads() // pool.workers, 1) if pool.local else 0
-        say(f"{len(shards)} shards for {pool.workers} workers")
+        shards = _shards(out, parts, run, -(-share // batch) * batch)
+        busy = max(min(pool.workers, len(shards)), 1)
+        threads = max(torch.get_num_threads() // busy, 1) if pool.local else 0
+        why = "; the slices of a volume are coupled and go to one worker" if run.couples_items else ""
+        say(f"{len(shards)} shards for {pool.workers} workers{why}")
         tasks = [(told, shard, record["config_sha256"], record["command"], threads) for shard in shards]
         try:
             for k, task in enumerate(pool.run(run_shard, tasks, run.should_stop), start=1):

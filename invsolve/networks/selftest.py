@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -70,7 +70,9 @@ class _Reading:
         return f"{self.coordinates or 'denoiser'}{of}"
 
 
-def self_test(prior: Prior, images: Tensor | None = None, seed: int = 0) -> SelfTest:
+def self_test(
+    prior: Prior, images: Tensor | None = None, seed: int = 0, told: Callable[[], object] = lambda: None
+) -> SelfTest:
     """Denoise reference images at five noise levels, and find out whether the network is read as it was trained.
 
     A denoiser whose output is worse than its input is wrong. So is a reading of the network (parametrisation, schedule, value
@@ -82,6 +84,7 @@ def self_test(prior: Prior, images: Tensor | None = None, seed: int = 0) -> Self
         images: (N, C, *spatial) in network units, like those it was trained on. Default photographs (scikit-image's camera and
             astronaut) scaled to the prior's size, or 64 pixels where that is free; other dimensions a smooth random field.
         seed: of the noise.
+        told: called after each call of the network.
 
     Returns:
         SelfTest: its truth value, one line of text, and how the network should rather be read.
@@ -99,7 +102,7 @@ def self_test(prior: Prior, images: Tensor | None = None, seed: int = 0) -> Self
     sigmas = np.geomspace(low, high, 5)
     level = torch.tensor(np.repeat(sigmas, len(clean) // 5), dtype=torch.float32)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
-    bench = _Bench(prior, clean.to(place), (clean + per_row(level, clean) * noise).to(place), level.to(place))
+    bench = _Bench(prior, clean.to(place), (clean + per_row(level, clean) * noise).to(place), level.to(place), told)
 
     own = (
         _Reading(prior.coordinates, prior.network_range)
@@ -134,8 +137,10 @@ def self_test(prior: Prior, images: Tensor | None = None, seed: int = 0) -> Self
 class _Bench:
     """Noisy images, and what each reading of a prior makes of them; one network call serves all readings fed alike."""
 
-    def __init__(self, prior: Prior, clean: Tensor, noisy: Tensor, level: Tensor) -> None:
-        self.prior, self.clean, self.noisy, self.level = prior, clean, noisy, level
+    def __init__(
+        self, prior: Prior, clean: Tensor, noisy: Tensor, level: Tensor, told: Callable[[], object] = lambda: None
+    ) -> None:
+        self.prior, self.clean, self.noisy, self.level, self.told = prior, clean, noisy, level, told
 
     @torch.no_grad()
     def ratios(self, readings: list[_Reading]) -> dict[_Reading, tuple[float, ...]]:
@@ -145,6 +150,7 @@ class _Bench:
             key = (_fed(reading.coordinates), reading.range)
             if key not in outputs:
                 outputs[key] = self._output(reading)
+                self.told()
             out = outputs[key]
             ratios[reading] = (math.inf,) * 5 if out is None else self._ratios(reading, out)
         return ratios

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +100,13 @@ class Graph:
     jobs: tuple[Job, ...]
 
     def points(self) -> list[Choice]:
-        """Every combination of the sweeps, the last axis fastest: what `--index` counts."""
+        """Every combination of the sweeps, the last axis fastest: what `--index` counts.
+
+        Raises:
+            UserError: there are more than could be run.
+        """
+        if (total := math.prod(len(axis.values) for axis in self.axes)) > _LIMIT:
+            raise UserError(f"the sweeps have {total} combinations, more than {_LIMIT}; sweep over less")
         names = [axis.name for axis in self.axes]
         picks = itertools.product(*(range(len(axis.values)) for axis in self.axes))
         return [tuple(zip(names, pick, strict=True)) for pick in picks]
@@ -119,7 +126,8 @@ class Graph:
         Raises:
             UserError: there is no such axis or value.
         """
-        axes, pairs = {axis.name: axis for axis in self.axes}, []
+        axes = {axis.name: axis for axis in self.axes}
+        pairs: list[tuple[str, int]] = []
         for part in filter(None, (p.strip() for p in text.split(","))):
             name, equals, label = part.partition("=")
             if not axes:
@@ -128,6 +136,10 @@ class Graph:
                 raise UserError(f"--only {text}: there is no sweep {name!r}.{suggestion(name, axes)} Write NAME=VALUE")
             if label not in axes[name].labels:
                 raise UserError(f"--only {text}: {name} has no value {label!r}.{suggestion(label, axes[name].labels)}")
+            if name in dict(pairs):
+                raise UserError(
+                    f"--only {text}: names {name} twice, and takes one value of each; run it once for each value"
+                )
             pairs.append((name, axes[name].labels.index(label)))
         return tuple(pairs)
 

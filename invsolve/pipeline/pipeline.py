@@ -149,20 +149,22 @@ class Pipeline:
         """The readable name of each combination of the sweeps; [""] where nothing is swept."""
         return [self.graph.title(choice) for choice in self.graph.points()]
 
-    def jobs(self, only: str | None = None, index: int | None = None) -> tuple[Job, ...]:
+    def jobs(self, only: str | Sequence[str] | None = None, index: int | None = None) -> tuple[Job, ...]:
         """The jobs of the whole pipeline, or of one combination of the sweeps.
 
         Args:
-            only: such as "angles=24,recon.strategy=dps"; sweeps that it leaves out stay whole.
+            only: such as "angles=24,recon.strategy=dps"; sweeps that it leaves out stay whole. Several: what any of them names.
             index: position in `points`.
 
         Raises:
             UserError: there is no such combination.
         """
-        if only is not None and index is not None:
+        parts = [only] if isinstance(only, str) else list(only or ())
+        if parts and index is not None:
             raise UserError("--only and --index both choose a combination; give one")
-        if only is not None:
-            return self.graph.at(self.graph.named(only))
+        if parts:
+            chosen = {job for part in parts for job in self.graph.at(self.graph.named(part))}
+            return tuple(job for job in self.graph.jobs if job in chosen)
         if index is None:
             return self.graph.jobs
         points = self.graph.points()
@@ -170,7 +172,9 @@ class Pipeline:
             raise UserError(f"--index {index}: {self.where} has {len(points)} combinations, 0 to {len(points) - 1}")
         return self.graph.at(points[index])
 
-    def plan(self, only: str | None = None, index: int | None = None, force: Collection[str] = ()) -> Plan:
+    def plan(
+        self, only: str | Sequence[str] | None = None, index: int | None = None, force: Collection[str] = ()
+    ) -> Plan:
         """What would run, and why; computes and writes nothing but hashes of files.
 
         Args:

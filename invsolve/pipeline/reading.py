@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pydantic
 from pydantic import ConfigDict
 
+from invsolve.datasets.hdf5 import check_regular
 from invsolve.errors import UserError, suggestion
 from invsolve.pipeline import steps
 from invsolve.pipeline.variables import is_open
@@ -17,6 +19,9 @@ from invsolve.pipeline.variables import is_open
 #: Names that a step or variable may not have: they would be mistaken for something else.
 _RESERVED_STEPS = ("name", "work", "plugins", "variables", "steps")
 _RESERVED_VARIABLES = ("env", "branch")
+#: Bytes of a pipeline file; and names with so many dots that they are an attack.
+_LARGEST = 2**20
+_NESTED = re.compile(r"(?:[A-Za-z0-9_'\"-]{1,64}[ \t]*\.[ \t]*){64}")
 _PLAIN = "letters, digits, - and _, beginning with a letter"
 
 
@@ -47,17 +52,24 @@ def read(path: Path, changes: Mapping[str, Any] | None = None) -> Document:
     Raises:
         UserError: no such file, no TOML, an unknown key, or a change of something that is not there.
     """
+    check_regular(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        size = path.stat().st_size
+        text = path.read_text(encoding="utf-8") if size <= _LARGEST else ""
     except FileNotFoundError:
         near = suggestion(path.name, [p.name for p in path.parent.glob("*.toml")]) if path.parent.is_dir() else ""
         raise UserError(f"{path}: no such file.{near if 'Did you mean' in near else ''}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error}); give a TOML file") from None
+    # Of names nested in names the parser walks through all for each.
+    if size > _LARGEST or _NESTED.search(text):
+        what = f"has {size} bytes" if size > _LARGEST else "nests names more than 64 deep"
+        raise UserError(f"{path}: {what}, which no pipeline does; give a pipeline file")
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: is not TOML: {error}") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        reason = error if isinstance(error, tomllib.TOMLDecodeError) else "values are nested too deep"
+        raise UserError(f"{path}: is not TOML: {reason}") from None
     return check(change(raw, changes or {}), str(path), path.stem)
 
 

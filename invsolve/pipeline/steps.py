@@ -54,7 +54,7 @@ class Step(pydantic.BaseModel):
         except pydantic.ValidationError as error:
             try:
                 return inner(tomllib.loads(f"v = {value}")["v"])
-            except (tomllib.TOMLDecodeError, pydantic.ValidationError):
+            except (tomllib.TOMLDecodeError, RecursionError, pydantic.ValidationError):
                 raise error from None
 
     @property

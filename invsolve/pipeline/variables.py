@@ -13,6 +13,8 @@ from invsolve.errors import UserError, suggestion
 _REFERENCE = re.compile(r"(\$?)\$\{([^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 _LABEL = 40
+#: Values and letters that one key of a step may stand for, with all that its variables refer to.
+_LARGEST = 10**6
 
 
 class EnvironmentText(str):
@@ -69,13 +71,15 @@ def labels(axis: str, values: list[Any]) -> list[str]:
     Raises:
         UserError: two values would have one name.
     """
-    texts = [_label(value, k) for k, value in enumerate(values)]
-    for k, label in enumerate(texts):
-        if label in texts[:k]:
+    texts: dict[str, None] = {}
+    for k, value in enumerate(values):
+        label = _label(value, k)
+        if label in texts:
             raise UserError(
                 f"sweep of {axis}: two values are both called {label!r}; leave one out, or make them tables with a key 'name'"
             )
-    return texts
+        texts[label] = None
+    return list(texts)
 
 
 def _label(value: Any, position: int) -> str:
@@ -97,6 +101,7 @@ class Variables:
 
     def __init__(self, table: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
         self.table, self.chosen = table, chosen
+        self._size = 0
 
     def fill(self, value: Any, where: str, going: tuple[str, ...] = ()) -> Any:
         """A value with every reference and sweep replaced by what it stands for.
@@ -107,8 +112,16 @@ class Variables:
             going: variables that are being filled in, to find circles.
 
         Raises:
-            UserError: an unknown variable, one that refers to itself, or an environment variable that is not set.
+            UserError: an unknown variable, one that refers to itself, an environment variable that is not set, or variables
+                that refer to one another so often that what they stand for has no end in sight.
         """
+        if not going:
+            self._size = 0
+        self._size += 1 + (len(value) if isinstance(value, str) else 0)
+        if self._size > _LARGEST:
+            raise UserError(
+                f"{where}: stands for more than {_LARGEST} values and letters; variables multiply in it: use fewer"
+            )
         if is_sweep(value):
             return self.fill(self.chosen[where], where, going)
         if isinstance(value, EnvironmentText):
@@ -132,7 +145,9 @@ class Variables:
             value = self._value(match.group(2), where, going)
             if isinstance(value, Mapping | list):
                 raise UserError(f"{where}: {match.group(0)} is a {_kind(value)}, which cannot be part of a text")
-            return str(value).lower() if isinstance(value, bool) else str(value)
+            said = str(value).lower() if isinstance(value, bool) else str(value)
+            self._size += len(said)
+            return said
 
         return _REFERENCE.sub(part, text)
 
@@ -170,10 +185,19 @@ def _kind(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def axes_of(value: Any, where: str, table: Mapping[str, Any], going: frozenset[str] = frozenset()) -> list[str]:
-    """The axes that a value depends on: sweeps that stand in it, and in the variables that it refers to."""
+def axes_of(value: Any, where: str, table: Mapping[str, Any], seen: set[str] | None = None) -> list[str]:
+    """The axes that a value depends on: sweeps that stand in it, and in the variables that it refers to.
+
+    Args:
+        value: as written.
+        where: its place, which names the axis of a sweep there.
+        table: the variables.
+        seen: variables that were looked into.
+    """
+    seen = set() if seen is None else seen
     axes = [axis for axis, _ in sweeps_in(value, where)]
     for name in references(value):
-        if name in table and name not in going:
-            axes += axes_of(table[name], name, table, going | {name})
+        if name in table and name not in seen:
+            seen.add(name)
+            axes += axes_of(table[name], name, table, seen)
     return list(dict.fromkeys(axes))

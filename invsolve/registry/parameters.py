@@ -40,7 +40,16 @@ def _to_tensor(value: Any) -> Any:
             raise ValueError("expected numbers or the path of a .npy file")
         if not path.exists():
             raise ValueError(f"no such file {value!r}")
-        value = np.load(path, allow_pickle=False)
+        # Of a pipe np.load would wait for ever.
+        if not path.is_file():
+            raise ValueError(f"{value!r} is no file")
+        try:
+            value = np.load(path, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # NumPy raises many kinds on damaged headers
+            raise ValueError(f"{value!r} cannot be read ({' '.join(str(error).split())})") from None
+        if value.dtype.kind not in "biufc":
+            raise ValueError(f"the file holds {value.dtype}")
+        value = np.array(value)
     if isinstance(value, np.ndarray):
         value = from_array(value, "the array")
     if isinstance(value, list | tuple):

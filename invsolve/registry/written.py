@@ -44,6 +44,6 @@ def read_value(text: str) -> Any:
     for read in (int, float, lambda t: tomllib.loads(f"v = {t}")["v"]):
         try:
             return read(text)
-        except ValueError:  # also what tomllib raises
+        except (ValueError, RecursionError):  # also what tomllib raises
             continue
     return text.strip()

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from invsolve.errors import printable
+
 #: Codes are 16 bits; 0 says that a value is not a number.
 _LARGEST = 65534
 
@@ -72,7 +74,10 @@ def block(pictures: Mapping[str, tuple[np.ndarray, int, float]], more: Mapping[s
 
 
 def to_json(value: Any) -> str:
-    """JSON that may stand in a script element: nothing in it can close one or open a comment; NaN becomes null."""
+    """JSON that may stand in a script element: nothing in it can close one or open a comment; NaN becomes null.
+
+    Texts are escaped and cut as for a terminal.
+    """
     text = json.dumps(_plain(value), separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -82,6 +87,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
+    if isinstance(value, str):
+        return printable(value)
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

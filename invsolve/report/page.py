@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
 import math
 import re
@@ -187,17 +186,17 @@ def _around(
     parts = {
         "policy": f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}",
         "style": style,
-        "title": html.escape(result.path.name),
-        "subtitle": html.escape(words.subtitle(frames)),
-        "warnings": "".join(f'<p class="warning">{html.escape(line)}</p>' for line in words.warnings(result)),
+        "title": words.escaped(result.path.name),
+        "subtitle": words.escaped(words.subtitle(frames)),
+        "warnings": "".join(f'<p class="warning">{words.escaped(line)}</p>' for line in words.warnings(result)),
         "metrics": words.table(scores, "mean" if frames.samples > 1 else "reconstruction")
         or "<p>The truth is not known: <code>invsolve report --truth IMAGES.h5</code> adds it.</p>",
         "uncertainty": words.paragraphs(words.uncertainty(frames)),
         "discrepancy": words.paragraphs(words.discrepancy(result, measured)),
         "note": ' <a href="#about">The pictures are reduced.</a>' if len(reduced) > 1 else "",
         "reduced": words.paragraphs(reduced),
-        "facts": "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts(result)),
-        "record": html.escape(json.dumps(config, indent=2)),
+        "facts": "".join(f"<dt>{words.escaped(k)}</dt><dd>{words.escaped(v)}</dd>" for k, v in facts(result)),
+        "record": words.escaped(json.dumps(config, indent=2)),
         "meta": to_json(meta),
         "script": script,
     }

@@ -10,20 +10,27 @@ from typing import Any
 
 import numpy as np
 
+from invsolve.api import closing
 from invsolve.api.choice import strategies
 from invsolve.api.provenance import scatters_like_posterior
+from invsolve.errors import printable
 from invsolve.report.collect import Scores
 from invsolve.report.frames import Frames
-from invsolve.report.record import judged
+from invsolve.report.record import judged, strategy_of
 from invsolve.report.residual import Measured
 
 _HEADINGS = {"psnr": "PSNR dB", "ssim": "SSIM", "nrmse": "NRMSE"}
 _HEADINGS |= {"coverage_50": "truth in 50 % interval", "coverage_90": "truth in 90 % interval"}
 
 
+def escaped(text: str) -> str:
+    """Text as it may stand in a page: names from files could close an element, turn the line around or fill the screen."""
+    return html.escape(printable(text))
+
+
 def paragraphs(lines: Sequence[str]) -> str:
     """Lines as HTML paragraphs, the empty ones left out."""
-    return "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
+    return "".join(f"<p>{escaped(line)}</p>" for line in lines if line)
 
 
 def subtitle(frames: Frames) -> str:
@@ -75,7 +82,9 @@ def discrepancy(result: Any, measured: Measured) -> list[str]:
     judgement = judged(result.diagnostics, result.config)
     # Its advice stands at the top of the page.
     lines = [] if judgement is None else [_sentence(str(dataclasses.replace(judgement, warning="")))]
-    return [*lines, measured.why]
+    strategy = strategy_of(result.config)
+    remarks = [] if strategy is None else closing.remarks(result.diagnostics, strategy)
+    return [*lines, *map(_sentence, remarks), measured.why]
 
 
 def _sentence(text: str) -> str:
@@ -95,9 +104,9 @@ def table(scores: Scores, what: str) -> str:
     if scores.linear:
         known = [n for n in names if n in scores.linear[0]]
         lines.append(("linear baseline, average", {n: float(np.mean([r[n] for r in scores.linear])) for n in known}))
-    head = "".join(f"<th>{html.escape(_HEADINGS.get(n, n))}</th>" for n in names)
+    head = "".join(f"<th>{escaped(_HEADINGS.get(n, n))}</th>" for n in names)
     body = "".join(_line(label, [_figure(n, values.get(n)) for n in names]) for label, values in lines)
-    now = "".join(f'<td id="now-{html.escape(n)}"></td>' for n in names)
+    now = "".join(f'<td id="now-{escaped(n)}"></td>' for n in names)
     return (
         f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}"
         f'<tr class="now"><th>{what}, this slice</th>{now}</tr></tbody></table>'
@@ -105,7 +114,7 @@ def table(scores: Scores, what: str) -> str:
 
 
 def _line(label: str, cells: Sequence[str]) -> str:
-    return f"<tr><th>{html.escape(label)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    return f"<tr><th>{escaped(label)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
 def _figure(name: str, value: float | None) -> str:

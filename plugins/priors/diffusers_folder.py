@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from invsolve.errors import UserError
 from invsolve.networks import vp
 from invsolve.plugins.priors._checkpoint import CheckpointPrior, Negated
+from invsolve.plugins.priors._header import check_network
 from invsolve.plugins.priors._weights import fill, plain_weights, read_checkpoint, read_json
 
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
@@ -43,6 +44,10 @@ class DiffusersPrior(CheckpointPrior):
     """
 
     name = "diffusers"
+    published = (
+        r"(unet/)?config\.json|(scheduler/)?scheduler_config\.json|model_index\.json"
+        r"|(unet/)?[^/]+\.safetensors(\.index\.json)?"
+    )
 
     def __init__(
         self,
@@ -97,12 +102,12 @@ def _network(config: dict[str, Any], folder: Path) -> nn.Module:
     known = inspect.signature(UNet2DModel.__init__).parameters
     options = {key: value for key, value in config.items() if key in known}
     unknown = [key for key in config if key not in known and not key.startswith("_")]
-    try:
-        if unknown:
-            raise ValueError(f"unknown settings {', '.join(unknown)}; is a newer diffusers needed?")
-        net: Any = UNet2DModel(**options)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{str(folder / 'config.json')!r}: {str(error).splitlines()[0]}") from None
+    where = repr(str(folder / "config.json"))
+    if unknown:
+        raise UserError(f"{where}: unknown settings {', '.join(unknown)}; is a newer diffusers needed?")
+    made: Any = UNet2DModel
+    check_network(lambda: made(**options), options, weights, where)
+    net: Any = made(**options)
     fill(net, weights, folder)
     return net
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from invsolve.errors import UserError
+from invsolve.plugins.priors._bounds import check_bounds
 from invsolve.plugins.priors._checkpoint import COMMON, CheckpointPrior
 from invsolve.plugins.priors._weights import (
     fill,
@@ -59,12 +60,13 @@ class ScoreSdePrior(CheckpointPrior):
                 '"centered": false}, "training": {"sde": "vesde", "continuous": true}}'
             )
         said |= {key: value for key, value in {"data_range": data_range, "unit": unit}.items() if value is not None}
+        content = read_checkpoint(file)
+        check_bounds({"model": said["model"], "data": said["data"]}, find_state_dict(content, file), repr(path))
         try:
             net = NCSNpp(said["model"], said["data"])
             usual = _usual(said["model"], said["data"], said.get("training", {}), net)
         except UserError as error:
             raise UserError(f"{path!r}: {error}") from None
-        content = read_checkpoint(file)
         fill(net, _averaged(content, net, file), file, ignore=("sigmas",))
         common = {key: value for key, value in said.items() if key in COMMON}
         self._become(net, common, usual, file, (net.channels, None, None), 2 ** (net.levels - 1))

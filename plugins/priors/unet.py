@@ -13,6 +13,8 @@ from torch import Tensor
 
 from invsolve.contracts.prior import Prior, per_row
 from invsolve.errors import UserError
+from invsolve.plugins.priors._header import check_header, check_network
+from invsolve.plugins.priors._weights import read_checkpoint
 from invsolve.plugins.priors.nets.fast_unet import FastUNet
 from invsolve.plugins.priors.nets.unet import UNet
 
@@ -37,6 +39,7 @@ class UNetPrior(Prior):
 
     name = "unet"
     trainable: ClassVar[bool] = True
+    published = r"[^/]+\.safetensors"
     tileable = True
 
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()
@@ -46,23 +49,15 @@ class UNetPrior(Prior):
         self._read(Path(path))
 
     def _read(self, path: Path) -> None:
-        from safetensors.torch import load_file
-
         header = read_header(path)
         if header is None:
             raise UserError(f"{str(path)!r} is not an invsolve prior: a .safetensors file with an {HEADER!r} header")
-        if header.get("parametrisation") != "edm" or header.get("architecture", {}).get("class") not in NETWORKS:
-            raise UserError(
-                f"{str(path)!r}: this version reads parametrisation 'edm' of class {' or '.join(map(repr, NETWORKS))}, the "
-                f"header says {header.get('parametrisation')!r} of {header.get('architecture', {}).get('class')!r}"
-            )
-        weights = {name: value.float() for name, value in load_file(path).items()}
+        check_header(header, NETWORKS, repr(str(path)))
+        architecture = header["architecture"]
+        weights = {name: value.float() for name, value in read_checkpoint(path).items()}
+        check_network(lambda: make_network(architecture), architecture["config"], weights, repr(str(path)))
         self._describe(header)
-        try:
-            self.network.load_state_dict(weights)
-        except RuntimeError as error:
-            first = str(error).splitlines()[1].strip() if len(str(error).splitlines()) > 1 else str(error)
-            raise UserError(f"{str(path)!r}: weights do not fit the network of the header: {first}") from None
+        self.network.load_state_dict(weights)
         self.eval()
 
     def _describe(self, header: Mapping[str, Any]) -> None:
@@ -73,7 +68,7 @@ class UNetPrior(Prior):
         self.noise_label_scale = float(header["noise_label_scale"])
         self.sigma_min, self.sigma_max = float(header["sigma_min"]), float(header["sigma_max"])
         self.event_shape = tuple(header["event_shape"])
-        self.data_range = tuple(header["data_range"]) if header["data_range"] else None
+        self.data_range = tuple(header["data_range"]) if header.get("data_range") else None
         self.unit = header["unit"]
         self.source = header["source"]
         self.error_curve = header.get("error_curve")
@@ -147,15 +142,27 @@ def make_network(architecture: Mapping[str, Any]) -> torch.nn.Module:
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """The JSON header of a prior file, or None when the file is no prior of ours. Reads no weights, runs nothing."""
+    """The JSON header of a prior file, or None when the file is no prior of ours. Reads no weights, runs nothing.
+
+    Raises:
+        UserError: it has one, which is no JSON object.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(HEADER)
-        return json.loads(text) if text is not None else None
-    except (SafetensorError, OSError, json.JSONDecodeError):
+    except (SafetensorError, OSError):
         return None
+    if text is None:
+        return None
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise UserError(f"{str(path)!r}: its header is no JSON object; write the file again")
+    return header
 
 
 def save(

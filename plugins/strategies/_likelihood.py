@@ -84,12 +84,12 @@ def log_density(problem: Problem, x: Tensor, centre: Tensor, variance: float) ->
     with torch.enable_grad():
         if isinstance(problem.operator, LinearOperator):
             predicted = problem.operator(x).requires_grad_()
-            likelihood = problem.noise.log_likelihood(problem.y, predicted)
+            likelihood = problem.log_likelihood(predicted)
             (slope,) = torch.autograd.grad(likelihood.sum(), predicted)
             gradient = problem.operator.adjoint(slope)
         else:
             x = x.detach().requires_grad_()
-            likelihood = problem.noise.log_likelihood(problem.y, problem.operator(x))
+            likelihood = problem.log_likelihood(problem.operator(x))
             (gradient,) = torch.autograd.grad(likelihood.sum(), x)
     away = x.detach() - centre
     return likelihood.detach() - away.square().flatten(1).sum(1) / (2 * variance), gradient - away / variance

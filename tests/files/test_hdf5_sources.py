@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from invsolve.datasets.hdf5 import LazyRows, datasets, open_readonly, source_files
+import invsolve
+from invsolve.datasets.hdf5 import LazyRows, ResultFile, dataset, datasets, open_readonly, source_files, write_scan
+from invsolve.datasets.hdf5.guarded import GuardedGroup
+from invsolve.datasets.layouts.nxtomo import NXtomo
 from invsolve.errors import UserError
+from tests.support.results import CONFIG, write_result
 from tests.support.types import Cli
 
 VALUES = np.arange(1, 4 * 3 * 5 + 1, dtype=np.float32).reshape(4, 3, 5)
@@ -312,3 +316,116 @@ def test_compression_of_beamlines(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-P", "-c", code, path, *names], capture_output=True, text=True)
     assert done.stdout.split() == [str(float(599 * 300))] * len(names), done.stderr
     assert torch.equal(LazyRows(path, "Zstd")[5:6].flatten(), torch.arange(500.0, 600.0))
+
+
+def test_only_what_leads_outside_is_refused(secret: Path, cli: Cli) -> None:
+    path = secret.parents[1] / "scan" / "scan.h5"
+    operator, values = invsolve.operator("blur", sigma=1.0), np.ones((2, 1, 8, 8), np.float32)
+    write_scan(path, values, operator, invsolve.Gaussian(0.1))
+    with h5py.File(path, "a") as file:
+        file["away"] = h5py.ExternalLink(str(secret), "/x")
+        file["kspace"] = h5py.ExternalLink("../private/secret.h5", "/x")
+        layout = h5py.VirtualLayout(VALUES.shape, "f4")
+        layout[:] = h5py.VirtualSource("../private/secret.h5", "x", VALUES.shape)
+        file.create_virtual_dataset("joined", layout)
+        file.create_dataset("raw", (4, 8), "u1", external="/etc/passwd")
+        file["deep/soft"] = h5py.SoftLink("/away")
+    assert LazyRows(path, "y")[:].sum() == values.sum()
+    with open_readonly(path) as file:
+        assert "away" in file
+        assert datasets(file)["joined"] == "of numbers that lie elsewhere"
+        assert file.get("away", getlink=True).filename == str(secret)
+        for name in ("away", "deep/soft", "joined", "raw"):
+            with pytest.raises(UserError, match=r"outside of the folder|external storage"):
+                file[name][...]
+            with pytest.raises(UserError, match=r"outside of the folder|external storage"):
+                dataset(file, name)
+        with pytest.raises(UserError, match="external storage"):
+            file["raw"].read_direct(np.empty((4, 8), "u1"))
+        with pytest.raises(UserError, match="outside of the folder"):
+            file["deep"].file["joined"][...]
+    code, out, err = cli("inspect", path)
+    assert code == 0, err
+    assert "a measurement by operator blur" in out
+    assert "outside of the folder" in refuse(path, "away")
+    with h5py.File(path, "a") as file:
+        del file["operator"]
+    code, _, err = cli("inspect", path)
+    assert code == 2
+    assert "'kspace' is a link into '../private/secret.h5', outside of the folder" in err
+
+
+@pytest.mark.parametrize("link", ["L1/L1/L1", "/L1/L1/L1"])
+def test_links_and_sources_that_multiply_end(link: str, tmp_path: Path) -> None:
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w") as file:
+        # Each name leads three times through the next one: 3^40 ways.
+        for k in range(40):
+            file[f"L{k}"] = h5py.SoftLink(link.replace("L1", f"L{k + 1}"))
+        file["L40"] = h5py.SoftLink("/")
+        file["x"] = VALUES
+        # Each virtual dataset is twice assembled from the next: 2^30 parts.
+        for k in range(30):
+            layout = h5py.VirtualLayout(VALUES.shape, "f4")
+            for half in (slice(0, 2), slice(2, 4)):
+                layout[half] = h5py.VirtualSource(".", f"v{k + 1}" if k < 29 else "x", VALUES.shape)[half]
+            file.create_virtual_dataset(f"v{k}", layout)
+    assert "'/L0' is a link to" in refuse(path, "L0")
+    # 1 + 2 + 4 + ... of its sources, and itself.
+    assert f"is put together from {2**20 - 1} parts" in refuse(path, "v11")
+    assert torch.equal(LazyRows(path, "v26")[:], torch.from_numpy(VALUES))
+    with open_readonly(path) as file:
+        assert source_files(file["v26"]) == {path}
+
+
+def test_groups_that_hold_one_another_are_walked_once(tmp_path: Path) -> None:
+    path = tmp_path / "scan.nxs"
+    with h5py.File(path, "w") as file:
+        for k in range(60):
+            file.create_group(f"g{k}")
+        for k in range(60):
+            for other in range(60):
+                file[f"g{k}/to{other}"] = file[f"g{other}"]
+    looked = []
+    plain = GuardedGroup.__getitem__
+
+    def count(self: GuardedGroup, name: str) -> object:
+        looked.append(name)
+        return plain(self, name)
+
+    with pytest.MonkeyPatch.context() as patch, open_readonly(path) as file:
+        patch.setattr(GuardedGroup, "__getitem__", count)
+        assert not NXtomo.recognises(file)
+    # Four levels of sixty in each of sixty are 13 million.
+    assert len(looked) < 5 * 60 * 60
+
+
+def test_a_scan_file_does_not_name_arrays_elsewhere(secret: Path, cli: Cli) -> None:
+    np.save(secret.with_suffix(".npy"), np.ones((8, 8)))
+    path = secret.parents[1] / "scan" / "scan.h5"
+    operator, values = invsolve.operator("inpainting", mask=torch.ones(8, 8)), np.ones((2, 1, 8, 8), np.float32)
+    write_scan(path, values, operator, invsolve.Gaussian(0.1))
+    with h5py.File(path, "a") as file:
+        del file["operator/mask"]
+        file["operator"].attrs["mask"] = str(secret.with_suffix(".npy"))
+    code, out, err = cli("inspect", path)
+    assert code == 0
+    assert "names the file" in out
+    code, _, err = cli("reconstruct", path, "-o", path.with_name("r.h5"), "--strategy", "linear")
+    assert code == 2
+    assert f"{path}: group '/operator': mask names the file" in err
+
+
+def test_a_partial_result_whose_members_lie_elsewhere_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "r.h5"
+    partial = write_result(path, items=3, shape=(1, 8, 8), done=1)
+    (tmp_path / "private").mkdir()
+    target = tmp_path / "private" / "mean.h5"
+    with h5py.File(partial, "a") as file, h5py.File(target, "w") as other:
+        other["mean"] = file["mean"][...]
+        del file["mean"]
+        file["mean"] = h5py.ExternalLink(str(target), "/mean")
+    before = target.read_bytes()
+    with pytest.raises(UserError, match=r"its mean lies elsewhere.*--overwrite"):
+        ResultFile.create(path, 3, 4, CONFIG)
+    assert target.read_bytes() == before

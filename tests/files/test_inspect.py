@@ -1,6 +1,7 @@
 """`invsolve inspect`: what a file is, what is missing, and commands that run as they are printed."""
 
 import json
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,15 @@ import h5py
 import numpy as np
 import pytest
 
+from invsolve.datasets.hdf5 import write_images
+from invsolve.errors import UserError
+from invsolve.jobs import reconstruction
+from tests.conformance.test_layouts import EXAMPLES
 from tests.support.ct_files import write_dxchange, write_nxtomo
 from tests.support.mri_files import ismrmrd_lines, write_fastmri, write_lines
+from tests.support.results import write_result
 from tests.support.types import Cli, CliProcess
+from tests.support.volumes import PRIOR
 
 
 @pytest.fixture
@@ -184,3 +191,61 @@ def test_inspect_in_a_process_of_its_own(tmp_path: Path, cli_process: CliProcess
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert "invsolve reconstruct" in out
+
+
+#: Readings under which a layout's example is looked at, beside none.
+READINGS = {"array": ["axes=item,angle,detector", "angles=6", "values=integrals", "centre=4"], "lodopab": ["thin=250"]}
+
+
+@pytest.mark.parametrize("name", [*EXAMPLES, "images", "result"])
+def test_every_command_that_is_printed_runs(
+    name: str,
+    tmp_path: Path,
+    look: Callable[..., dict[str, Any]],
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As far as the first step: what comes before it can fail, and a network on a large image takes minutes."""
+
+    def prepared(*given: object) -> None:
+        raise UserError("all is prepared")
+
+    monkeypatch.setattr(reconstruction, "run_into_file", prepared)
+    (tmp_path / "example").mkdir()
+    if name in EXAMPLES:
+        path = EXAMPLES[name][1](tmp_path / "example")
+    elif name == "images":
+        write_images(
+            path := tmp_path / "example" / "-x.h5", np.random.default_rng(0).random((2, 1, 16, 16), np.float32)
+        )
+    else:
+        path = write_result(tmp_path / "example" / "r.h5", 1, (1, 16, 16), 2)
+    (tmp_path / "own.py").write_text(PRIOR)
+    # What is unusual on its way: a name that begins with a dash, a plugin of one's own, options.
+    os.chdir(path.parent)
+    plugin = ("--plugin", tmp_path / "own.py")
+    named = ("--layout", name) if name in EXAMPLES else ()
+    ran = set()
+    for way in (plugin, (*named, *[part for text in READINGS.get(name, []) for part in ("--read", text)])):
+        facts = look(f"./{path.name}" if path.name.startswith("-") else path, *way)
+        for command in (entry["command"] for entry in facts["commands"]):
+            assert (str(tmp_path / "own.py") in command) == (way is plugin and " evaluate " not in command), command
+            code, _, err = cli(*shlex.split(command)[1:])
+            assert code == 0 or "all is prepared" in err.splitlines()[-1], f"{command}\n{err}"
+            ran.add(command)
+            words = shlex.split(command)
+            if "-o" in words:
+                Path(words[words.index("-o") + 1]).unlink(missing_ok=True)
+    assert ran
+
+
+def test_images_of_one_value_and_of_none(tmp_path: Path, look: Callable[..., dict[str, Any]], cli: Cli) -> None:
+    write_images(tmp_path / "one.h5", np.full((1, 1, 1, 1), 3.0, np.float32))
+    (command,) = look(tmp_path / "one.h5")["commands"]
+    assert "gaussian:0.01" in command["command"]
+    run(cli, command["command"])
+    write_images(tmp_path / "none.h5", np.full((1, 1, 8, 8), np.nan, np.float32))
+    facts = look(tmp_path / "none.h5")
+    assert facts["commands"] == []
+    assert any("NaN" in line for line in facts["missing"])
+    assert facts["image"]["range_of_first"] == [None, None]

@@ -5,7 +5,9 @@ import multiprocessing
 import os
 import random
 import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -14,10 +16,12 @@ import torch
 
 import invsolve
 from invsolve import engine, jobs
+from invsolve.api.provenance import provenance
 from invsolve.contracts.problem import Problem
 from invsolve.datasets import hdf5
 from invsolve.datasets.hdf5 import LazyRows
 from invsolve.jobs import dryrun, shards
+from invsolve.jobs.preparation import prepare
 from tests.support.stops import kill_before_call, stop_at
 from tests.support.types import Cli, CliProcess
 from tests.support.volumes import ITEMS, plugin, request, samples_of, scan, whole
@@ -58,12 +62,49 @@ def test_wrong_slices_are_one_line(text: str, scan: Path, tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("part", [{"slices": "0:4"}, {"workers": 2}, {"scheduler": "tcp://nowhere:1"}], ids=str)
-def test_a_coupled_volume_is_not_cut(part: dict, scan: Path, tmp_path: Path) -> None:
-    with pytest.raises(invsolve.UserError, match=f"--{next(iter(part))} cuts .* 'dds-3d' couples all slices") as caught:
-        jobs.reconstruct_file(request(scan, tmp_path / "r.h5", strategy="dds-3d", **part))
-    assert "\n" not in str(caught.value)
-    assert not list(tmp_path.glob("r.h5*"))
+def test_some_slices_of_a_coupled_volume_are_one_by_themselves(scan: Path, tmp_path: Path) -> None:
+    """The same samples as of a file of these slices alone; not those of the whole, and never joined with others."""
+    coupled: dict[str, Any] = {"prior": None, "strategy": "tv-3d", "parameters": {"steps": 5}, "samples": 1}
+    coupled["scale"] = (-1.0, 1.0)
+    said: list[str] = []
+    jobs.reconstruct_file(request(scan, tmp_path / "some.h5", slices="4:10", **coupled), said.append)
+    assert "items 4:10 are coupled with one another only, as a volume of their own" in said
+    alone = tmp_path / "alone.h5"
+    with h5py.File(scan) as file, h5py.File(alone, "w") as other:
+        for name in ("operator", "noise"):
+            file.copy(name, other)
+        other["y"] = file["y"][4:10]
+    jobs.reconstruct_file(request(alone, tmp_path / "alone_r.h5", **coupled))
+    some = samples_of(tmp_path / "some.h5")
+    np.testing.assert_allclose(some, samples_of(tmp_path / "alone_r.h5"), atol=1e-5)
+    jobs.reconstruct_file(request(scan, tmp_path / "all.h5", slices=f"0:{ITEMS}", **coupled))
+    jobs.reconstruct_file(request(scan, tmp_path / "whole.h5", **coupled))
+    whole = samples_of(tmp_path / "whole.h5")
+    assert np.array_equal(samples_of(tmp_path / "all.h5"), whole)
+    assert not np.array_equal(some[0], whole[4])
+    jobs.reconstruct_file(request(scan, tmp_path / "rest.h5", slices="10:16", **coupled))
+    with pytest.raises(invsolve.UserError, match=r"another configuration.*slices"):
+        hdf5.join_results(tmp_path / "joined.h5", [tmp_path / "some.h5", tmp_path / "rest.h5"])
+
+
+def test_coupled_volumes_are_shards(scan: Path, tmp_path: Path) -> None:
+    """What workers are told, run here as they run it."""
+    coupled: dict[str, Any] = {"prior": None, "strategy": "tv-3d", "parameters": {"steps": 3}, "samples": 1}
+    with h5py.File(scan, "r+") as file:
+        file["volume"] = np.repeat([0, 1, 2], ITEMS // 3)
+    job = request(scan, tmp_path / "r.h5", slices="4:20", **coupled)
+    run = prepare(job)
+    assert shards._shards(job.out, [], run, 1) == [range(4, 8), range(8, 16), range(16, 20)]
+    record = provenance(run)
+    assert record["slices"] == [4, 20]
+    jobs.reconstruct_file(request(scan, tmp_path / "whole.h5", slices="4:20", **coupled))
+    shards.folder(job.out).mkdir()
+    for shard in (range(8, 16), range(4, 8)):
+        shards.run_shard(
+            replace(job, options=replace(job.options, scale=run.scale)), shard, record["config_sha256"], "", 0
+        )
+    jobs.reconstruct_file(job)
+    assert np.array_equal(samples_of(job.out), samples_of(tmp_path / "whole.h5"))
 
 
 def test_dry_run_of_coupled_volumes_counts_them(scan: Path, tmp_path: Path) -> None:
