@@ -76,11 +76,30 @@ def _to_tensor(value: Any) -> Any:
     return value
 
 
+class _Refused(UserError):
+    """What the object itself says of its text, which says it all."""
+
+
+def _from_text(kind: Any, value: Any) -> Any:
+    """Accept an object that can be stated as text, its text, or its arguments as a table."""
+    if value is None or isinstance(value, kind):
+        return value
+    if not isinstance(value, dict | str):
+        raise ValueError(f"expected a {kind.__name__}, its text or a table")
+    try:
+        return kind.from_table(value) if isinstance(value, dict) else kind.from_text(value)
+    except UserError as error:
+        raise _Refused(str(error)) from None
+
+
 def _annotation(hint: Any) -> Any:
     """Replace Tensor by a type that pydantic checks, anywhere in a union."""
     if hint is Tensor:
         return typing.Annotated[Any, pydantic.BeforeValidator(_to_tensor)]
     arguments = typing.get_args(hint)
+    stated = next((a for a in (hint, *arguments) if hasattr(a, "from_text")), None)
+    if stated is not None:
+        return typing.Annotated[Any, pydantic.BeforeValidator(partial(_from_text, stated))]
     if arguments and Tensor in arguments:
         return typing.Union[tuple(_annotation(a) for a in arguments)]  # noqa: UP007
     return hint
@@ -151,8 +170,13 @@ def build(plugin: type, kind: str, name: str, given: dict[str, Any]) -> Any:
     values = {p.name: getattr(model, p.name) for p in parameters(plugin)}
     made = _made(plugin, name, values)
     if hasattr(plugin, "parameters_given"):
-        made.parameters_given = {key: values[key] for key in given}
+        made.parameters_given = {key: _recorded(values[key]) for key in given}
     return made
+
+
+def _recorded(value: Any) -> Any:
+    """A parameter as records and files hold it: what can be stated as text by that text."""
+    return value.to_text() if hasattr(value, "to_text") else value
 
 
 def _made(plugin: type, name: str, values: dict[str, Any]) -> Any:
@@ -211,6 +235,9 @@ def check(plugin: type, kind: str, name: str, given: dict[str, Any], later: Coll
                 raise UserError(
                     f"{kind} {name!r} needs {key}=: {known[key].type}. {known[key].text}".rstrip()
                 ) from None
+            refused = wrong.get("ctx", {}).get("error")
+            if isinstance(refused, _Refused):
+                raise UserError(f"{kind} {name!r}: {refused}") from None
             what = wrong["msg"].removeprefix("Value error, ")
             value = _short(given[key])
             raise UserError(f"{kind} {name!r}: {key}={value} is not {known[key].type}: {what}") from None

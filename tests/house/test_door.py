@@ -245,6 +245,8 @@ def test_no_built_in_is_known_by_name() -> None:
     for file in _sources():
         for text, parent in _texts(ast.parse(file.read_text(encoding="utf-8"))):
             value = str(text.value)
+            if re.fullmatch(r"invsolve(\.\w+)+", value):
+                continue  # An import path, which the architecture test judges.
             for name in kinds:
                 equal = value == name and (name not in ordinary or _names_a_plugin(parent))
                 inside = name not in ordinary and re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", value)
