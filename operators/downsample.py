@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from invsolve.contracts.arguments import as_array, by_parts, is_image
 from invsolve.contracts.operator import LinearOperator, matching
 from invsolve.errors import UserError
 from invsolve.numerics.krylov import CG
@@ -41,11 +42,12 @@ class Downsample(LinearOperator):
         factor: f, a whole number; or [rows, columns], one for each axis.
         kernel: "area", the mean of the f x f pixels; "bicubic", stretched against aliasing as in Pillow and Matlab; or a
             point-spread function (rows, columns) in pixels of x, its centre at element (rows // 2, columns // 2), not normalised.
+            A kernel for each item is (items, rows, columns).
         boundary: what lies outside the image: its periodic repetition, its mirror image, or zeros.
         image_shape: [channels, rows, columns] of x, where it is to be fixed; without it any size that the factor divides.
 
     Raises:
-        UserError: a factor below 1, or a size that it does not divide.
+        UserError: a factor below 1, a size that it does not divide, or a kernel that is complex or not finite.
     """
 
     name = "downsample"
@@ -58,6 +60,8 @@ class Downsample(LinearOperator):
         {"factor": 2, "kernel": "bicubic", "boundary": "reflect", "image_shape": [1, 12, 10]},
         {"factor": 2, "kernel": [[0.2, 0.0, 0.3], [0.1, 0.3, 0.1]], "boundary": "zero", "image_shape": [1, 10, 10]},
     )
+    channelwise = True
+    item_axes: ClassVar[Mapping[str, int]] = {"kernel": 2}
 
     def __init__(
         self,
@@ -71,10 +75,12 @@ class Downsample(LinearOperator):
         if len(pair) != 2 or min(pair) < 1:
             raise UserError(f"operator 'downsample': factor must be N or [rows, columns], at least 1, got {factor}")
         self.factor = (pair[0], pair[1])
-        if isinstance(kernel, Tensor):
-            if kernel.ndim != 2 or kernel.is_complex():
+        if not isinstance(kernel, str):
+            kernel = as_array(kernel, "operator 'downsample': kernel")
+            if kernel.ndim != 2 or 0 in kernel.shape or kernel.is_complex() or not bool(kernel.isfinite().all()):
                 raise UserError(
-                    f"operator 'downsample': kernel must be real, (rows, columns), got {kernel.dtype} {tuple(kernel.shape)}"
+                    "operator 'downsample': kernel must be real, (rows, columns), and finite, or with items in front by "
+                    f"invsolve.operator, got {kernel.dtype} {tuple(kernel.shape)}"
                 )
             self.kernel = kernel.float()
         else:
@@ -124,7 +130,12 @@ class Downsample(LinearOperator):
         return i, j
 
     def forward(self, x: Tensor) -> Tensor:
+        is_image(x, "operator 'downsample'")
         self._divides(x.shape[-2:])
+        return by_parts(self._shrunk, x)
+
+    def _shrunk(self, x: Tensor) -> Tensor:
+        """The measurement of real images."""
         flat = x.flatten(0, 1)[:, None]
         reach = self._reach()
         if self.boundary == "circular":
@@ -144,8 +155,10 @@ class Downsample(LinearOperator):
         return F.conv2d(flat, weight, stride=self.factor).unflatten(0, x.shape[:2])[:, :, 0]
 
     def adjoint(self, y: Tensor) -> Tensor:
-        if self.boundary != "circular":
-            return super().adjoint(y)
+        return by_parts(super().adjoint if self.boundary != "circular" else self._spread, y)
+
+    def _spread(self, y: Tensor) -> Tensor:
+        """The adjoint of real measurements, over the periodic repetition."""
         rows, columns = y.shape[-2] * self.factor[0], y.shape[-1] * self.factor[1]
         left, right, top, bottom = self._reach()
         weight = matching(self.kernel, y).flip(0, 1)[None, None]
@@ -204,8 +217,11 @@ class Downsample(LinearOperator):
     def tikhonov(self, r: Tensor, rho: float | Tensor) -> Tensor | None:
         if self.boundary != "circular":
             return None
-        spectrum = torch.fft.rfft2(r) / (self._power(r) + rho)
-        return self.adjoint(torch.fft.irfft2(spectrum, s=r.shape[-2:]))
+
+        def divided(part: Tensor) -> Tensor:
+            return torch.fft.irfft2(torch.fft.rfft2(part) / (self._power(part) + rho), s=part.shape[-2:])
+
+        return self.adjoint(by_parts(divided, r))
 
     def prox(self, z: Tensor, y: Tensor, rho: float | Tensor, solver: CG = CG()) -> Tensor:
         step = self.tikhonov(y - self(z), rho)

@@ -91,6 +91,12 @@ class ISMRMRD(KSpaceLayout):
         if len(lines.keys) > 1:
             varied = [n for k, n in enumerate(_COUNTERS) if len({key[k] for key in lines.keys}) > 1]
             notes.append(f"{len(lines.keys)} images, told apart by {', '.join(varied)}")
+        averages = lines.averages()
+        if averages.max() > 1:
+            notes.append(f"lines that were measured {averages.min()} to {averages.max()} times are averaged")
+            if noise is not None:
+                # One level for all: that of the mean variance where some points have fewer averages.
+                noise = CoilNoise(noise.covariance * float((1 / averages).mean()), noise.count)
         masks = lines.masks()
         # Readout lines that are measured whole can be cut; where one image has others, none is.
         whole = in_columns(masks)
@@ -244,10 +250,19 @@ class _Lines:
         return [self._covered(self._chosen(item, self.image)) for item in range(len(self.keys))]
 
     def _covered(self, lines: np.ndarray) -> np.ndarray:
-        mask = np.zeros(self.header.encoded[:2], bool)
+        return self._times(lines) > 0
+
+    def _times(self, lines: np.ndarray) -> np.ndarray:
+        """How often each point of the encoded matrix is measured by these lines."""
+        times = np.zeros(self.header.encoded[:2], np.int32)
         for line in lines.tolist():
-            mask[self.row[line] + self.first[line] : self.row[line] + self.stop[line], self.column[line]] = True
-        return mask
+            times[self.row[line] + self.first[line] : self.row[line] + self.stop[line], self.column[line]] += 1
+        return times
+
+    def averages(self) -> np.ndarray:
+        """How often each measured point of the first image was measured, and averaged; (points,)."""
+        times = self._times(self._chosen(0, self.image))
+        return times[times > 0]
 
     def read(self, item: int) -> np.ndarray:
         """K-space of an image, (coils, readout, phase) complex64; repeated lines are averaged."""
@@ -261,15 +276,13 @@ class _Lines:
     def _assemble(self, lines: np.ndarray) -> np.ndarray:
         rows, columns = self.header.encoded[:2]
         kspace = np.zeros((self.coils, rows, columns), np.complex64)
-        times = np.zeros((rows, columns), np.float32)
         with open_readonly(self.path) as file:
             stored = file[self.name]
             for line in lines.tolist():
                 samples = self._samples(stored, line)
                 at = slice(self.row[line] + self.first[line], self.row[line] + self.stop[line])
                 kspace[:, at, self.column[line]] += samples[:, self.first[line] : self.stop[line]]
-                times[at, self.column[line]] += 1
-        return kspace / np.maximum(times, 1)
+        return kspace / np.maximum(self._times(lines), 1).astype(np.float32)
 
     def _samples(self, stored: h5py.Dataset, line: int) -> np.ndarray:
         """One line, (coils, samples), turned if it was read backwards."""

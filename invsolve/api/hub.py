@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from invsolve import registry
 from invsolve.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 PREFIX = "hf:"
-#: What a prior is read from; nothing else is fetched, so nothing that runs code. Names relative to the repository.
-_FILES = re.compile(
-    r"(unet/)?config\.json|(scheduler/)?scheduler_config\.json|model_index\.json|(unet/)?[^/]+\.safetensors(\.index\.json)?"
-)
 #: Copies of the weights that are not the ones to read.
 _OTHER_WEIGHTS = re.compile(r"\.(fp16|bf16|non_ema)\b")
 _PART = r"[0-9A-Za-z](?:[0-9A-Za-z._-]*[0-9A-Za-z_-])?"
@@ -146,10 +143,13 @@ def _chosen(info: ModelInfo, where: Place) -> list[RepoSibling]:
         raise UserError(
             f"prior '{where}' is a latent or text-conditional pipeline (it has {latent[0]}/); only images are read"
         )
+    # What registered formats read, and nothing else; nothing that runs code is among it.
+    patterns = [cls.published for cls in registry.available("prior").values() if cls.published]  # type: ignore[attr-defined]
     chosen = [
         file
         for file in info.siblings or []
-        if _FILES.fullmatch(file.rfilename) and not _OTHER_WEIGHTS.search(file.rfilename)
+        if any(re.fullmatch(pattern, file.rfilename) for pattern in patterns)
+        and not _OTHER_WEIGHTS.search(file.rfilename)
     ]
     if not any(file.rfilename.endswith(".safetensors") for file in chosen):
         pickled = any(name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl")) for name in names)
@@ -161,7 +161,7 @@ def _chosen(info: ModelInfo, where: Place) -> list[RepoSibling]:
 def _readable(folder: Path) -> Path:
     """The folder, or the one file in it where that is a prior by itself."""
     weights = sorted(folder.glob("*.safetensors"))
-    described = any((folder / name).is_file() for name in ("config.json", "unet/config.json"))
+    described = any(cls.opens(folder) for cls in registry.available("prior").values())  # type: ignore[attr-defined]
     return weights[0] if len(weights) == 1 and not described else folder
 
 

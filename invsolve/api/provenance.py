@@ -89,6 +89,7 @@ def provenance(run: Run) -> dict[str, Any]:
         "input": {"fingerprint": run.measurement.fingerprint, "file": run.measurement.source},
         "notes": run.measurement.notes,
         "doubt": run.doubt,
+        "draws": strategy.draws,
         "versions": {
             "invsolve": invsolve.__version__,
             "torch": torch.__version__,
@@ -104,8 +105,11 @@ def provenance(run: Run) -> dict[str, Any]:
 def scatters_like_posterior(config: dict[str, Any]) -> bool:
     """Whether the strategy of this record draws from the posterior, so that its spread is an uncertainty.
 
-    False for point estimates, however often they were repeated; True where the strategy is not known here.
+    False for point estimates, however often they were repeated. Records of before it was noted tell by the strategy's name;
+    True where that is not known here.
     """
+    if "draws" in config:
+        return bool(config["draws"])
     try:
         strategy: Any = registry.find("strategy", config["strategy"]["name"])
         return bool(strategy.draws)

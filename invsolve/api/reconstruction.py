@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from invsolve import engine
-from invsolve.api import choice, discrepancy
+from invsolve.api import choice, closing, discrepancy
 from invsolve.api.inputs import as_rows, resolve_noise, resolve_operator
 from invsolve.api.planning import execute, plan
 from invsolve.api.provenance import provenance
@@ -80,7 +80,8 @@ def reconstruct(
             mean=sink.stack("mean"),
             std=sink.stack("std"),
             samples=sink.stack("samples"),
-            diagnostics=diagnostics | {"discrepancy_report": str(report)},
+            diagnostics=diagnostics
+            | {"discrepancy_report": str(report), "remarks": closing.remarks(diagnostics, run.strategy)},
             provenance=provenance(run),
         )
     if report.warning:

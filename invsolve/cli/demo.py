@@ -21,7 +21,7 @@ SIZE, VIEWS, NOISE = 128, 24, 0.3
 PRIOR = "ct-128"
 METHODS: dict[str, dict[str, Any]] = {
     "linear": {},
-    "tv": {"steps": 600},
+    "tv": {"steps": 1500},
     "red-diff": {"steps": 80, "weight": 0.08},
     "dps": {"steps": 60},
     "moment": {"steps": 16},

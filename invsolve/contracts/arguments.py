@@ -58,11 +58,13 @@ def from_array(array: np.ndarray, name: str) -> Tensor:
         array = array.data
     if array.dtype.kind not in "biufc":
         raise UserError(f"{name} holds {array.dtype}, expected numbers; make it an array of one shape, dtype float32")
-    # Torch knows the machine's own byte order alone, and no extended precision.
+    # Torch knows the machine's own byte order alone, no extended precision, and of unsigned numbers little more than the names.
     widest = {"f": np.float64, "c": np.complex128}.get(array.dtype.kind)
     plain = array.dtype.newbyteorder("=")
     if widest is not None and plain.itemsize > np.dtype(widest).itemsize:
         plain = np.dtype(widest)
+    if array.dtype.kind == "u":
+        plain = np.dtype({1: np.uint8, 2: np.int32, 4: np.int64}.get(plain.itemsize, np.float64))
     return torch.from_numpy(np.ascontiguousarray(array, plain))
 
 
@@ -75,7 +77,7 @@ def as_array(value: Tensor | np.ndarray | Sequence[object], name: str) -> Tensor
     return value if isinstance(value, Tensor) else from_array(np.asanyarray(value), name)
 
 
-def rows_and_columns(size: int | Sequence[int] | None, where: str) -> tuple[int, int] | None:
+def rows_and_columns(size: int | Sequence[int] | None, where: str, name: str = "image_size") -> tuple[int, int] | None:
     """An image size, N for N x N pixels or [rows, columns], as (rows, columns); None stays None.
 
     Raises:
@@ -86,7 +88,7 @@ def rows_and_columns(size: int | Sequence[int] | None, where: str) -> tuple[int,
     pair = (size, size) if isinstance(size, int) else tuple(int(n) for n in size)
     if len(pair) != 2 or min(pair) < 1:
         got = size if isinstance(size, int) else list(pair)
-        raise UserError(f"{where}: image_size must be N or [rows, columns], above 0, got {got}")
+        raise UserError(f"{where}: {name} must be N or [rows, columns], above 0, got {got}")
     return pair[0], pair[1]
 
 

@@ -19,7 +19,7 @@ class PerItem(Operator):
     """One operator for each item of a measurement, all of one kind and with the same shapes.
 
     A run takes the operator of each item, `for_item`, and never this one: norms, closed forms, groups and what is measured
-    are then those of the item. Called itself, it takes all items at once, one a row: x (items, C, *spatial).
+    are then those of the item. Called itself, it takes all items at once, one per row: x (items, C, *spatial).
 
     Args:
         items: how many there are.
@@ -76,11 +76,11 @@ class PerItem(Operator):
         return f"operator {self.name or type(self).__name__!r} with parameters for each item"
 
     def _each(self, apply: Callable[..., Tensor], *values: Any) -> Tensor:
-        """`apply(operator, value, ...)` of each row, with the operator of its item; what has no row an item goes in whole."""
+        """`apply(operator, value, ...)` of each row, with the operator of its item; other values go in whole."""
         count = len(values[0])
         if count != self.items:
             raise UserError(
-                f"{self._title()} takes its {self.items} items at once, one a row, got {count} rows; for_item(k) is the "
+                f"{self._title()} takes its {self.items} items at once, one per row, got {count} rows; for_item(k) is the "
                 "operator of item k alone"
             )
 

@@ -35,6 +35,8 @@ class Prior(Module):
         tileable: True when images of free size may be denoised in overlapping parts, as by a network that looks at a
             neighbourhood of each pixel.
         passes: how often an image goes through the network in one call, for the count of network calls.
+        published: a regular expression of the file names, relative to a published model's folder, that this format reads;
+            empty where such models are not of it. No such file may run code.
         trainable: True when `create(header)` makes an untrained one, which `invsolve train` then trains.
         advised_for: operators, by name, with which `invsolve inspect` suggests it; "*" is any that no other is made for.
         examples: keyword arguments of small instances, from which the conformance tests make theirs.
@@ -53,6 +55,7 @@ class Prior(Module):
     passes: int = 1
     name: str = ""
     parameters_given: dict[str, Any] | None = None
+    published: ClassVar[str] = ""
     trainable: ClassVar[bool] = False
     advised_for: ClassVar[tuple[str, ...]] = ()
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)

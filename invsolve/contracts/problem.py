@@ -219,7 +219,7 @@ class Problem(DataStep):
         ratio = norm(self.residual(images) * weight) / total.sqrt()
         numbers = total**2 / variance.square().flatten(1).sum(1) * (2.0 if self.y.is_complex() else 1.0)
         # A residual that is no number is no residual of a draw: only zero noise leaves nothing to compare with.
-        return torch.where(total > 0, ratio.nan_to_num(nan=torch.inf), torch.nan), numbers
+        return torch.where(total > 0, torch.where(ratio.isnan(), torch.inf, ratio), torch.nan), numbers
 
     def reach(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Where images (B, C, *spatial) lie with regard to the prior's (`Prior.bounds`).

@@ -18,10 +18,12 @@ class Reconstruction:
         samples: (N, S, C, *spatial).
         diagnostics: `residual` (N, S, steps), norm of y - A(D) per step in units of its expected value, NaN for steps at
             which the strategy did not compute it; `discrepancy` (N, S), norm of y - A(sample) in the same units, for exact
-            draws 1 +- 1 / sqrt(2 `discrepancy_dof`); `discrepancy_report`, a line that judges it;
-            `inner_unconverged` (N, S), how many solves inside a sample's steps ended at their last iteration instead of at their
-            tolerance; per-item lists `network_calls`, `vjp_calls`, `operator_calls` (each per sample) and `seconds`; and what
-            the strategy's `diagnostics` returned.
+            draws 1 +- 1 / sqrt(2 `discrepancy_dof`), infinite where a run diverged; `discrepancy_report`, a line that judges it;
+            `reach` and `span` (N, S), where a sample lies in the prior's range, see `Problem.reach`; `inner_unconverged`
+            (N, S), how many solves inside a sample's steps ended at their last iteration instead of at their tolerance;
+            `at_ceiling` (N, S), 1 where an iterative strategy did the same; `remarks`, a line on either; per-item lists
+            `network_calls`, `vjp_calls`, `operator_calls` (each per sample) and `seconds`; and what the strategy's
+            `diagnostics` returned.
         provenance: versions, parameters, seed, scale, prior and its hash.
     """
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 #: Plain tensors whose first axis is the batch. "x" is the iterate; "residual" (B,), if present, is |y - A(D)|, a diagnostic;
 #: "stride" (B,), if present, what part of that residual the longest data step so far would have removed, to first order: above
-#: 1 it stepped over the data.
+#: 1 it stepped over the data. "converged" (B,), integers, if present: not zero in rows that no further step changes.
 State = dict[str, Tensor]
 
 #: What a strategy can declare in `needs`, with the words the engine uses when it is missing.
@@ -49,6 +49,7 @@ class Strategy:
             "stride" then tells. "steps" stands here where more steps bring samples that miss the data closer to them. It
             is what is advised when the residual does not fit the noise; `check_strategy` measures it.
         explains: False for images that are not meant to fit the data to within the noise, such as a filtered back-projection.
+        inner_limit: the parameter that limits the iterations of solves inside a step; empty where none does.
         decomposes: True when it works in the operator's singular basis, which large operators have only in closed form.
         preference: place in the order in which one is chosen where none is named, 0 first; None where it is never chosen.
         advice: what `invsolve inspect` suggests it for ("a quick look", "with a prior", "without a prior"), and with which
@@ -70,6 +71,7 @@ class Strategy:
     cost: ClassVar[str] = "forward"
     data_strength: ClassVar[Mapping[str, int]] = {}
     explains: ClassVar[bool] = True
+    inner_limit: ClassVar[str] = ""
     mean_error: ClassVar[float] = 0.5
     std_ratio: ClassVar[tuple[float, float]] = (0.7, 1.4)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.5, 2.0)

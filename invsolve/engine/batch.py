@@ -133,6 +133,8 @@ def run_batch(
                 keep(Snapshot(rng.chains, k, state, residuals, missed, seconds, problem.calls.counts()), stopping)
             if stopping:
                 raise Interrupted
+            if watch.all_converged(state, k):
+                break
         images = strategy.result(problem, state)
         check_tensor(images, (problem.batch, *problem.image_shape), who, "result")
         watch.finish(images)
@@ -140,6 +142,8 @@ def run_batch(
         diagnostics = strategy.diagnostics(problem, state) | {"reach": reach, "span": span}
         if "stride" in state:
             diagnostics["stride"] = state["stride"]
+        if "converged" in state:
+            diagnostics["at_ceiling"] = (state["converged"] == 0).int()
     with torch.no_grad():
         used = strategy.used(problem, state)
         discrepancy, numbers = problem.discrepancy(images, used)
@@ -184,6 +188,10 @@ class _Watch:
         self.first = torch.where((self.first == 0) & ~finite, step, self.first)
         if step % self.stride == 0:
             self._raise_if_bad()
+
+    def all_converged(self, state: State, step: int) -> bool:
+        """Whether no row needs a further step; asked as rarely as the rest."""
+        return "converged" in state and step % self.stride == 0 and bool((state["converged"] != 0).all())
 
     def finish(self, images: Tensor) -> None:
         self._raise_if_bad()

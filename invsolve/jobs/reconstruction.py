@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from invsolve.api import discrepancy
+from invsolve.api import closing, discrepancy
 from invsolve.api.provenance import provenance
 from invsolve.datasets import hdf5
 from invsolve.engine import slabs
@@ -84,11 +84,14 @@ def _reconstruct(
     kept = hdf5.read_result(request.out).diagnostics
     report = discrepancy.examine(kept, run)
     say(str(report))
+    remarks = closing.remarks(kept, run.strategy)
+    for line in remarks:
+        say(line)
     # NaN where the noise is said to be zero, infinite where the run diverged; neither is JSON.
     ratio, spread = (value if math.isfinite(value) else None for value in (report.ratio, report.spread))
     judged = bool(report.warning) or not math.isnan(report.ratio)
     summary = {"ratio": ratio, "spread": spread, "warning": report.warning} if judged else None
-    return told | {"seconds": seconds, "discrepancy": summary}
+    return told | {"seconds": seconds, "discrepancy": summary, "remarks": remarks}
 
 
 def _is_complete(out: Path) -> bool:

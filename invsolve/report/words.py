@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from invsolve.api import closing
 from invsolve.api.choice import strategies
 from invsolve.api.provenance import scatters_like_posterior
 from invsolve.errors import printable
 from invsolve.report.collect import Scores
 from invsolve.report.frames import Frames
-from invsolve.report.record import judged
+from invsolve.report.record import judged, strategy_of
 from invsolve.report.residual import Measured
 
 _HEADINGS = {"psnr": "PSNR dB", "ssim": "SSIM", "nrmse": "NRMSE"}
@@ -81,7 +82,9 @@ def discrepancy(result: Any, measured: Measured) -> list[str]:
     judgement = judged(result.diagnostics, result.config)
     # Its advice stands at the top of the page.
     lines = [] if judgement is None else [_sentence(str(dataclasses.replace(judgement, warning="")))]
-    return [*lines, measured.why]
+    strategy = strategy_of(result.config)
+    remarks = [] if strategy is None else closing.remarks(result.diagnostics, strategy)
+    return [*lines, *map(_sentence, remarks), measured.why]
 
 
 def _sentence(text: str) -> str:

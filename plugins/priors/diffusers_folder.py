@@ -44,6 +44,10 @@ class DiffusersPrior(CheckpointPrior):
     """
 
     name = "diffusers"
+    published = (
+        r"(unet/)?config\.json|(scheduler/)?scheduler_config\.json|model_index\.json"
+        r"|(unet/)?[^/]+\.safetensors(\.index\.json)?"
+    )
 
     def __init__(
         self,

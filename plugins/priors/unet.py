@@ -39,6 +39,7 @@ class UNetPrior(Prior):
 
     name = "unet"
     trainable: ClassVar[bool] = True
+    published = r"[^/]+\.safetensors"
     tileable = True
 
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()

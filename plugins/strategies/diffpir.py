@@ -47,6 +47,7 @@ class DiffPIR(Strategy):
     start: float = 20.0
     iterations: int = 20
 
+    inner_limit: ClassVar[str] = "iterations"
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
     mean_error: ClassVar[float] = 0.15
     std_ratio: ClassVar[tuple[float, float]] = (0.8, 0.9)

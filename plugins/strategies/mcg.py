@@ -43,6 +43,7 @@ class MCG(Strategy):
     iterations: int = 20
 
     data_strength: ClassVar[Mapping[str, int]] = {"zeta": 0, "steps": 1}
+    inner_limit: ClassVar[str] = "iterations"
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian")
     mean_error: ClassVar[float] = 0.75
     std_ratio: ClassVar[tuple[float, float]] = (0.6, 0.75)

@@ -50,6 +50,7 @@ class PiGDM(Strategy):
     iterations: int = 20
 
     data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
+    inner_limit: ClassVar[str] = "iterations"
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian")
     mean_error: ClassVar[float] = 0.25
     std_ratio: ClassVar[tuple[float, float]] = (0.9, 1.0)

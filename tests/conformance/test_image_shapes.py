@@ -19,24 +19,27 @@ from invsolve.datasets import hdf5
 from invsolve.engine import Options
 from invsolve.engine.volume import for_images
 from invsolve.files.opening import open_measurement
+from invsolve.registry.parameters import parameters
 from invsolve.testing import Case, checks
 from invsolve.testing.operators import dense
 from tests.support.types import linear_operator, offered
 
-ROWS, COLUMNS = 9, 13
+ROWS, COLUMNS = 9, 12
 NOISE = invsolve.Gaussian(0.01)
 #: What an operator cannot do without, beside the size.
 NEEDED: dict[str, dict[str, Any]] = {
     "blur": {"sigma": 0.8},
     "ct": {"angles": 5},
+    "downsample": {"factor": [3, 2]},
     "inpainting": {"fraction": 0.6},
     "mri": {"acceleration": 2},
 }
-OPERATORS = {
+BUILT_IN = {
     name: cls
     for name, cls in registry.available("operator").items()
     if issubclass(cls, Operator) and cls.__module__.startswith("invsolve.")
 }
+OPERATORS = {name: cls for name, cls in BUILT_IN.items() if name in NEEDED}
 COLOUR = [name for name, cls in OPERATORS.items() if cls.channelwise]
 GREY = [name for name in OPERATORS if name not in COLOUR]
 
@@ -57,6 +60,15 @@ def _cases() -> list[Any]:
         for name, shape in shapes
         for case in checks(made(name, shape), image_shape=shape)
     ]
+
+
+def test_every_operator_that_is_made_for_a_size_is_here() -> None:
+    for name, cls in BUILT_IN.items():
+        kind: Any = cls
+        sized = cls.channelwise or "image_size" in {p.name for p in parameters(kind)}
+        assert name in NEEDED or not sized or not issubclass(cls, invsolve.LinearOperator), (
+            f"{name}: add what it cannot do without to NEEDED"
+        )
 
 
 @pytest.mark.parametrize("case", _cases())
@@ -203,8 +215,8 @@ def test_masks_of_each_channel() -> None:
             "does not fit images of 3 channels",
         ),
         (
-            lambda: invsolve.simulate(images(), invsolve.operator("mri", mask=torch.ones(13)), NOISE),
-            r"image_size=\[9, 13\]",
+            lambda: invsolve.simulate(images(), invsolve.operator("mri", mask=torch.ones(12)), NOISE),
+            r"image_size=\[9, 12\]",
         ),
         (
             lambda: invsolve.simulate(images(3), invsolve.operator("inpainting", fraction=0.5, image_size=9), NOISE),
@@ -212,12 +224,12 @@ def test_masks_of_each_channel() -> None:
         ),
         (lambda: invsolve.simulate(images(3), made("inpainting"), NOISE), "channels=3"),
         (
-            lambda: invsolve.simulate(images(), invsolve.operator("inpainting", mask=torch.ones(2, 9, 13)), NOISE),
+            lambda: invsolve.simulate(images(), invsolve.operator("inpainting", mask=torch.ones(2, 9, 12)), NOISE),
             r"give mask\[:, None\], \(items, 1, rows, columns\)",
         ),
         (
             lambda: invsolve.reconstruct(
-                images(), invsolve.operator("inpainting", mask=torch.ones(2, 9, 13)), noise=NOISE
+                images(), invsolve.operator("inpainting", mask=torch.ones(2, 9, 12)), noise=NOISE
             ),
             r"give mask\[:, None\], \(items, 1, rows, columns\)",
         ),
@@ -227,3 +239,28 @@ def test_masks_of_each_channel() -> None:
 def test_what_does_not_fit_is_one_line(make: Callable[[], object], says: str) -> None:
     with pytest.raises(invsolve.UserError, match=says):
         make()
+
+
+def test_the_posterior_of_a_rectangular_field_is_the_matrix_formula() -> None:
+    """Prior and operator of one rectangle, against the dense posterior of their matrices."""
+    prior: Any = invsolve.load_prior("gaussian-field", size=[ROWS, COLUMNS], std=0.5, length=1.5)
+    frequencies = [np.fft.fftfreq(n) * 2 * np.pi * 1.5 for n in (ROWS, COLUMNS)]
+    power = (1 + frequencies[0][:, None] ** 2 + frequencies[1] ** 2) ** -1.5
+    power *= 0.25 / power.mean()
+    # The covariance of two pixels of a stationary field is the Fourier transform of its spectrum at their distance.
+    correlation = np.fft.ifft2(power).real
+    i, j = (index.ravel() for index in np.indices((ROWS, COLUMNS)))
+    covariance = torch.from_numpy(correlation[(i[:, None] - i) % ROWS, (j[:, None] - j) % COLUMNS])
+    torch.testing.assert_close(prior.covariance(), covariance)
+    operator = linear_operator("ct", image_size=[ROWS, COLUMNS], angles=4)
+    matrix = dense(operator.double(), (1, ROWS, COLUMNS))[0]
+    truth = (torch.linalg.cholesky(covariance) @ torch.randn(len(i), dtype=torch.float64)).view(1, 1, ROWS, COLUMNS)
+    noise = invsolve.Gaussian(0.5)
+    y = invsolve.simulate(truth, operator, noise)
+    gain = covariance @ matrix.T @ torch.linalg.inv(matrix @ covariance @ matrix.T + 0.25 * torch.eye(len(matrix)))
+    exact = (gain @ y.double().flatten()).view(ROWS, COLUMNS)
+    std = (covariance - gain @ matrix @ covariance).diagonal().sqrt().view(ROWS, COLUMNS)
+    result = invsolve.reconstruct(y, operator, prior, noise=noise, strategy="moment", samples=32, dtype="float64")
+    # A mean of 32 draws is off by 1 / sqrt(32) of their width; pixels are correlated, so the bound is wide.
+    assert float(((result.mean[0, 0] - exact) / std).square().mean()) < 3 / 32
+    assert float((result.std[0, 0] / std).square().mean()) == pytest.approx(1, abs=0.3)

@@ -221,12 +221,19 @@ def test_solves_that_do_not_converge_are_in_the_diagnostics(monkeypatch: pytest.
     y = Hard()(invsolve.sample(prior, 2, seed=0))
     y[1] = 0
 
-    def missed(operator: Operator, iterations: int) -> Tensor:
+    def solved(operator: Operator, iterations: int) -> invsolve.Reconstruction:
         chosen = invsolve.strategy("diffpir", steps=6, iterations=iterations)
-        run = invsolve.reconstruct(y, operator, prior, noise=noise, strategy=chosen, samples=2, scale=Scale())
-        return run.diagnostics["inner_unconverged"]
+        return invsolve.reconstruct(y, operator, prior, noise=noise, strategy=chosen, samples=2, scale=Scale())
 
-    short = missed(Hard(), 1)
+    def missed(operator: Operator, iterations: int) -> Tensor:
+        counts: Tensor = solved(operator, iterations).diagnostics["inner_unconverged"]
+        return counts
+
+    stopped = solved(Hard(), 1)
+    short = stopped.diagnostics["inner_unconverged"]
+    (remark,) = stopped.diagnostics["remarks"]
+    assert remark.startswith(f"{int(short.sum())} inner solves of 4 of 4 samples ended at their last iteration")
+    assert remark.endswith("raise iterations, now 1")
     assert short.shape == (2, 2)
     assert bool((short >= 4).all() and (short <= 6).all())
     assert int(missed(Hard(), 500).sum()) == 0

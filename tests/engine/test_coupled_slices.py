@@ -172,7 +172,7 @@ def test_tv_3d_of_a_step_across_slices_has_a_closed_form() -> None:
     everything = invsolve.operator("inpainting", mask=torch.ones(4, 4))
     problem = make_problem(None, everything, invsolve.Gaussian(sigma), y, (1, 4, 4), Scale())
     problem.through_plane = AlongRows()
-    strategy = invsolve.strategy("tv-3d", weight=weight, through_plane=across, steps=3000)
+    strategy = invsolve.strategy("tv-3d", weight=weight, through_plane=across, steps=3000, tolerance=1e-6)
     x = run_batch(problem, strategy, ChainRandom(0, [(i, 0) for i in range(9)])).images
     move = weight * across * sigma**2
     wanted = torch.where(y > 0, 1 - move / 6, move / 3).double()

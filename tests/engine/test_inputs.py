@@ -65,11 +65,13 @@ def test_arrays_are_the_same_numbers_in_every_form(kind: str) -> None:
     assert torch.allclose(likely, invsolve.log_likelihood(prior(), truth(), steps=1, exact=True).nats, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [">f4", ">f8", "longdouble", ">i2"])
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "longdouble", ">i2", "u2", "u4", "u8"])
 def test_parameters_of_operators_in_every_form(dtype: str) -> None:
     kernel = np.arange(6).reshape(2, 3)
     own = offered(invsolve.operator("blur", kernel=kernel.astype(dtype)))
     assert torch.equal(own.kernel, torch.from_numpy(kernel).float())
+    mask = invsolve.operator("inpainting", mask=(kernel > 2).astype(dtype))
+    assert torch.equal(offered(mask).mask, torch.from_numpy(kernel > 2))
     degrees = invsolve.operator("ct", image_size=np.int64(4), angles=np.array([0, 90]).astype(dtype))
     assert offered(degrees).geometry.angles == (0.0, 90.0)
 
@@ -188,11 +190,12 @@ def test_what_stands_where_nothing_is_measured_is_no_data(given: float) -> None:
     assert torch.equal(result.diagnostics["discrepancy"], wanted.diagnostics["discrepancy"])
 
 
-@pytest.mark.parametrize("name", ["blur", "ct", "inpainting"])
+@pytest.mark.parametrize("name", ["blur", "ct", "downsample", "inpainting"])
 def test_complex_images_go_through_real_operators_part_by_part(name: str) -> None:
     operator = {
         "blur": blur,
         "ct": lambda: linear_operator("ct", image_size=SIZE, angles=5),
+        "downsample": lambda: linear_operator("downsample", factor=2, kernel="bicubic"),
         "inpainting": lambda: linear_operator("inpainting", fraction=0.5, image_size=SIZE),
     }[name]()
     x = torch.complex(*torch.randn(2, 3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)))

@@ -41,6 +41,7 @@ CASES: dict[str, tuple[str, dict[str, torch.Tensor], dict[str, Any]]] = {
         {"mask": _mask(ITEMS, SIZE[1])[1]},
     ),
     "kernel": ("blur", {"kernel": torch.rand(ITEMS, 3, 2, generator=GENERATOR) / 3}, {}),
+    "fewer pixels": ("downsample", {"kernel": torch.rand(ITEMS, 3, 2, generator=GENERATOR) / 3}, {"factor": 2}),
     "kernel, edges": ("blur", {"kernel": torch.rand(ITEMS, 3, 2, generator=GENERATOR) / 3}, {"boundary": "zero"}),
 }
 STRATEGIES = {

@@ -52,7 +52,8 @@ def test_commands_of_the_volumes_page_run_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., tuple[int, str, str]]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    hdf5.write_images("truth.h5", torch.rand(6, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
+    truth = 2200 * torch.rand(6, 1, 32, 32, generator=torch.Generator().manual_seed(0)) - 1000
+    hdf5.write_images("truth.h5", truth, unit="HU")
     page = (ROOT / "docs" / "volumes.md").read_text(encoding="utf-8")
     commands = re.findall(r"^\$ invsolve (.*)$", page, re.MULTILINE)
     assert len(commands) >= 9

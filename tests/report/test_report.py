@@ -230,3 +230,17 @@ def test_the_command_shows_what_is_asked_for(tmp_path: Path, cli: Callable) -> N
         assert code == 2
         assert text in err
         assert len(err.strip().splitlines()) == 1
+
+
+def test_a_point_estimate_has_no_coverage_even_where_its_strategy_is_not_installed(tmp_path: Path) -> None:
+    unknown = {**CONFIG, "strategy": {"name": "somebody-elses", "parameters": {}}}
+    point = write_result(tmp_path / "point.h5", config={**unknown, "draws": False})
+    drawn = write_result(tmp_path / "drawn.h5", config={**unknown, "draws": True})
+    assert "coverage_90" not in evaluate_file(point, None, None)["mean"]
+    # Truth and samples are draws from one distribution there: 9 in 10, give or take the number of pixels.
+    assert evaluate_file(drawn, None, None)["mean"]["coverage_90"] == pytest.approx(0.9, abs=0.05)
+    write_report(point, tmp_path / "point.html")
+    page = (tmp_path / "point.html").read_text()
+    assert "interval</th>" not in page
+    assert '"all":[]' in page.split('"coverage":')[1]
+    assert "somebody-elses finds one image" in page

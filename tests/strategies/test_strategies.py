@@ -104,7 +104,7 @@ def test_total_variation_of_a_step_has_a_closed_form() -> None:
     y = torch.zeros(1, 1, 6, 10, dtype=torch.float64)
     y[..., 4:] = 1.0
     sigma, weight = 0.5, 0.6
-    strategy = invsolve.strategy("tv", weight=weight, steps=3000)
+    strategy = invsolve.strategy("tv", weight=weight, steps=3000, tolerance=1e-6)
     x = run_batch(identity_problem(y, sigma), strategy, ChainRandom(0, [(0, 0)])).images
     # Each plateau moves towards the other by weight sigma^2 over its width.
     wanted = torch.where(y > 0, 1 - weight * sigma**2 / 6, weight * sigma**2 / 4).double()
@@ -115,7 +115,7 @@ def test_total_variation_meets_the_discrepancy() -> None:
     y = torch.randn(2, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     y[1] += torch.linspace(0, 3, 12, dtype=torch.float64)
     problem = identity_problem(y, 0.4)
-    x = run_batch(problem, invsolve.strategy("tv", steps=3000), ChainRandom(0, [(0, 0), (1, 0)])).images
+    x = run_batch(problem, invsolve.strategy("tv", steps=3000, tolerance=1e-5), ChainRandom(0, [(0, 0), (1, 0)])).images
     misfit = problem.misfit(problem.residual(x))
     torch.testing.assert_close(misfit, problem.expected_misfit(), atol=1e-3, rtol=0)
 

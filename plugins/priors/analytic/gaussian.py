@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from invsolve.contracts.arguments import rows_and_columns
 from invsolve.contracts.operator import matching
 from invsolve.contracts.prior import Prior, per_row
 from invsolve.errors import UserError
@@ -17,15 +18,15 @@ from invsolve.numerics.random import ChainRandom
 class GaussianField(Prior):
     """A stationary Gaussian field; analytic, for tests and for proof.
 
-    A stationary Gaussian field on the periodic N x N grid, with D(x, sigma) = mean + F^-1 [S / (S + sigma^2) F (x - mean)].
+    A stationary Gaussian field on a periodic grid, with D(x, sigma) = mean + F^-1 [S / (S + sigma^2) F (x - mean)].
 
     Args:
-        size: N, rows and columns.
+        size: N for N x N pixels, or [rows, columns].
         std: standard deviation of a pixel.
-        length: correlation length in pixels, of the power spectrum S(k) ~ (1 + (2 pi k length / N)^2)^(-decay).
+        length: correlation length in pixels, of the power spectrum S(k) ~ (1 + (2 pi k length)^2)^(-decay); k per pixel.
         decay: exponent of that spectrum; 1.5 gives exponential correlations.
         mean: of every pixel.
-        spectrum: instead of std and length, any power spectrum (N, N), frequency zero first (as torch.fft.fft2 orders
+        spectrum: instead of std and length, any power spectrum (rows, columns), frequency zero first (as torch.fft.fft2 orders
             them), >= 0, whose mean is the pixel variance.
 
     Raises:
@@ -35,11 +36,11 @@ class GaussianField(Prior):
     name = "gaussian-field"
 
     spectrum: Tensor
-    examples = ({"size": 12, "std": 0.4}, {"size": 11, "mean": 0.3, "length": 1.0})
+    examples = ({"size": 12, "std": 0.4}, {"size": [9, 14], "mean": 0.3, "length": 1.0})
 
     def __init__(
         self,
-        size: int = 64,
+        size: int | list[int] = 64,
         std: float = 0.3,
         length: float = 3.0,
         decay: float = 1.5,
@@ -48,9 +49,13 @@ class GaussianField(Prior):
     ) -> None:
         super().__init__()
         if spectrum is None:
-            spectrum = power_spectrum(size, std, length, decay)
-        if spectrum.ndim != 2 or spectrum.shape[0] != spectrum.shape[1] or bool((spectrum < 0).any()):
-            raise UserError(f"prior 'gaussian-field': spectrum must be (N, N) and >= 0, got {tuple(spectrum.shape)}")
+            sides = rows_and_columns(size, "prior 'gaussian-field'", "size")
+            assert sides is not None
+            spectrum = power_spectrum(sides, std, length, decay)
+        if spectrum.ndim != 2 or bool((spectrum < 0).any()):
+            raise UserError(
+                f"prior 'gaussian-field': spectrum must be (rows, columns) and >= 0, got {tuple(spectrum.shape)}"
+            )
         self.spectrum = spectrum.double()
         self.sigma_min = min(self.sigma_min, float(self.spectrum.mean().sqrt()) / 50)
         self.mean = mean
@@ -76,11 +81,11 @@ class GaussianField(Prior):
         return -(power / variance).flatten(1).sum(1) / 2
 
     def sample(self, rng: ChainRandom, like: Tensor) -> Tensor:
-        """Draw images (B, 1, N, N) of the dtype and device of `like`."""
+        """Draw images (B, 1, rows, columns) of the dtype and device of `like`."""
         white = rng.normal(like.new_zeros(len(rng.chains), 1, *self.spectrum.shape))
         root = matching(self.spectrum, white).sqrt()
         return self.mean + filtered(white, root)
 
     def covariance(self) -> Tensor:
-        """Dense covariance (N^2, N^2), float64."""
+        """Dense covariance (pixels, pixels), float64."""
         return circulant(self.spectrum.cpu())
