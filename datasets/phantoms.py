@@ -1,4 +1,4 @@
-"""Phantoms made of ellipses: their pictures, and their sinograms in closed form."""
+"""Phantoms made of ellipses, ellipsoids and blobs: their pictures, and their line integrals in closed form."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from invsolve.errors import UserError
+from invsolve.operators.ct.geometry import Geometry
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,47 @@ class Ellipse:
     x: float = 0.0
     y: float = 0.0
     degrees: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ellipsoid:
+    """One ellipsoid, in coordinates where the longest side of the image spans [-1, 1]; x to the right, y up, z with the slices.
+
+    Args:
+        value: what it adds inside.
+        a, b, c: semi-axes.
+        x, y, z: centre.
+        degrees: angle from the x axis to semi-axis `a`, anticlockwise around z.
+    """
+
+    value: float
+    a: float
+    b: float
+    c: float
+    x: float = 0.0
+    y: float = 0.0
+    z: float = 0.0
+    degrees: float = 0.0
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A round Gaussian in the plane or in space, in the coordinates of `Ellipsoid`.
+
+    Args:
+        value: at its centre.
+        width: standard deviation.
+        x, y, z: centre; z does not count in the plane.
+    """
+
+    value: float
+    width: float
+    x: float = 0.0
+    y: float = 0.0
+    z: float = 0.0
+
+
+Shape = Ellipse | Ellipsoid | Blob
 
 
 def shepp_logan() -> list[Ellipse]:
@@ -142,3 +184,81 @@ def _primitive(t: np.ndarray, r2: np.ndarray) -> np.ndarray:
     r = np.sqrt(r2)
     t = np.clip(t, -r, r)
     return t * np.sqrt(np.clip(r2 - t * t, 0, None)) / r2 + np.arcsin(t / r)
+
+
+def exact_measurement(shapes: Sequence[Shape], geometry: Geometry) -> Tensor:
+    """Line integrals in closed form along the rays through the middles of a geometry's detector pixels, float64.
+
+    Args:
+        shapes: the phantom, whose [-1, 1] spans the longest side of the image around its middle.
+        geometry: of operator "ct".
+
+    Returns:
+        (*geometry.measurement_shape,), values times length.
+    """
+    views, half = geometry.views(), _half_side(geometry)
+    total = np.zeros((len(geometry.angles), geometry.detector_rows, geometry.detectors))
+    for view in range(len(total)):
+        place = views.pixels(view)
+        way = (
+            np.broadcast_to(views.source[view], place.shape)
+            if geometry.beam == "parallel"
+            else place - views.source[view]
+        )
+        way = way / np.linalg.norm(way, axis=-1, keepdims=True)
+        place = (place - np.asarray(geometry.image_offset)) / half
+        total[view] = half * sum(_along(shape, place, way) for shape in shapes)
+    return torch.from_numpy(total).view(geometry.measurement_shape)
+
+
+def sampled(shapes: Sequence[Shape], geometry: Geometry, supersample: int = 1) -> Tensor:
+    """Draw the phantom on a geometry's image, each pixel the mean of supersample^dimensions points; (1, *image_size), float64."""
+    sides = [geometry.slice_thickness, geometry.pixel_size, geometry.pixel_size][-geometry.dimensions :]
+    axes = []
+    for count, side in zip(geometry.image_size, sides, strict=True):
+        points = count * supersample
+        axes.append((np.arange(points) - (points - 1) / 2) * side / supersample / _half_side(geometry))
+    grid = list(np.meshgrid(*axes, indexing="ij"))
+    grid[-2] = -grid[-2]
+    place = np.stack(grid[::-1], -1)
+    image = np.zeros(place.shape[:-1])
+    for shape in shapes:
+        if isinstance(shape, Blob):
+            distance = ((place - _centre(shape, place.shape[-1])) ** 2).sum(-1)
+            image += shape.value * np.exp(-distance / (2 * shape.width**2))
+        else:
+            image += shape.value * ((_round(shape, place, True) ** 2).sum(-1) <= 1)
+    cut = [n for count in geometry.image_size for n in (count, supersample)]
+    return torch.from_numpy(image.reshape(cut).mean(tuple(range(1, len(cut), 2))))[None]
+
+
+def _half_side(geometry: Geometry) -> float:
+    return max(geometry.width, geometry.slices * geometry.slice_thickness if geometry.dimensions == 3 else 0.0) / 2
+
+
+def _centre(shape: Shape, dimensions: int) -> np.ndarray:
+    return np.array([shape.x, shape.y, getattr(shape, "z", 0.0)])[:dimensions]
+
+
+def _round(shape: Ellipse | Ellipsoid, vectors: np.ndarray, place: bool) -> np.ndarray:
+    """Vectors in the axes in which an ellipse or ellipsoid is the unit sphere; places also relative to its centre."""
+    if place:
+        vectors = vectors - _centre(shape, vectors.shape[-1])
+    cos, sin = np.cos(np.deg2rad(shape.degrees)), np.sin(np.deg2rad(shape.degrees))
+    turned = [vectors[..., 0] * cos + vectors[..., 1] * sin, vectors[..., 1] * cos - vectors[..., 0] * sin]
+    axes = [shape.a, shape.b]
+    if isinstance(shape, Ellipsoid):
+        turned, axes = [*turned, vectors[..., 2]], [*axes, shape.c]
+    return np.stack(turned, -1) / np.array(axes)
+
+
+def _along(shape: Shape, place: np.ndarray, way: np.ndarray) -> np.ndarray:
+    """The integral of a shape along lines through `place` in the direction of unit vectors `way`."""
+    if isinstance(shape, Blob):
+        from_centre = place - _centre(shape, place.shape[-1])
+        squared = (from_centre**2).sum(-1) - (from_centre * way).sum(-1) ** 2
+        return shape.value * shape.width * np.sqrt(2 * np.pi) * np.exp(-squared / (2 * shape.width**2))
+    start, step = _round(shape, place, True), _round(shape, way, False)
+    # |start + t step| = 1 at two t, whose distance is the chord.
+    a, b, c = (step**2).sum(-1), (start * step).sum(-1), (start**2).sum(-1) - 1
+    return shape.value * 2 * np.sqrt(np.clip(b * b - a * c, 0, None)) / a

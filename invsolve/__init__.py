@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from invsolve.numerics import schedules as schedules
     from invsolve.numerics.ode import solvers as solvers
     from invsolve.numerics.random import ChainRandom as ChainRandom
+    from invsolve.operators.ct.geometry import Geometry as Geometry
     from invsolve.pipeline import Pipeline as Pipeline
 
 
@@ -88,6 +89,7 @@ HOME = {
     "Gaussian": "invsolve.contracts.noise",
     "Poisson": "invsolve.contracts.noise",
     "Scale": "invsolve.contracts.scale",
+    "Geometry": "invsolve.operators.ct.geometry",
     "Measurement": "invsolve.contracts.measurement",
     "Reconstruction": "invsolve.contracts.result",
     "Pipeline": "invsolve.pipeline",

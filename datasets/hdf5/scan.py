@@ -56,7 +56,7 @@ def _attribute(group: h5py.Group, key: str, where: str) -> Any:
 def _parameter(value: Any, where: str) -> Any:
     if isinstance(value, bytes | str) or (isinstance(value, np.ndarray) and value.dtype.kind in "OSU"):
         said = text(value)
-        if said.endswith(".npy"):
+        if said.endswith((".npy", ".json")):
             raise UserError(
                 f"{where} names the file '{shown(said)}', which is not followed; store the numbers themselves"
             )

@@ -20,8 +20,9 @@ from invsolve.datasets.hdf5 import (
     stored_text,
     to_tensor,
 )
+from invsolve.datasets.mri.acquired import Acquired
 from invsolve.datasets.mri.header import Header, parse_header
-from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
+from invsolve.datasets.mri.kspace import KSpaceLayout
 from invsolve.errors import UserError
 
 _TRUTHS = ("reconstruction_rss", "reconstruction_esc")

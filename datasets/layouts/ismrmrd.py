@@ -11,8 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from invsolve.datasets.hdf5 import check_stored, dataset, open_readonly, stored_text
+from invsolve.datasets.mri.acquired import Acquired
 from invsolve.datasets.mri.header import Header, parse_header
-from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
+from invsolve.datasets.mri.kspace import KSpaceLayout
 from invsolve.datasets.mri.masks import in_columns
 from invsolve.datasets.mri.noise import CoilNoise, sample_covariance
 from invsolve.errors import UserError

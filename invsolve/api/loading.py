@@ -175,7 +175,7 @@ def fill_image_size(name: str, given: Mapping[str, Any], image_shape: Sequence[i
     square = len(set(size)) == 1
     told: dict[str, Any] = {}
     # A mask tells the size itself, but for one of columns, of which there are as many as rows if nothing else is said.
-    if "image_size" in takes and not (square and "mask" in given):
+    if "image_size" in takes and "geometry" not in given and not (square and "mask" in given):
         told["image_size"] = size[0] if square else size
     if "channels" in takes and channels > 1:
         told["channels"] = channels

@@ -37,6 +37,8 @@ _QUICK, _WITH, _WITHOUT = "a quick look", "with a prior", "without a prior"
 _LISTED = 12
 #: Whole numbers that are shown themselves, such as an image's size or a box.
 _FEW = 4
+#: Characters of a text parameter that are shown.
+_LONG = 80
 
 
 def inspect_file(
@@ -412,11 +414,13 @@ def _smaller(shape: tuple[int, ...], cls: type, options: dict[str, Any]) -> tupl
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as JSON: numbers as they are, arrays as their shape and range."""
+    """Parameters as JSON: numbers as they are, text from its beginning, arrays as their shape and range."""
     facts: dict[str, Any] = {}
     for key, value in values.items():
         array = value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-        if isinstance(value, str | int | float | bool) or value is None:
+        if isinstance(value, str):
+            facts[key] = value if len(value) <= _LONG else f"{value[: _LONG - 3]}..."
+        elif isinstance(value, int | float | bool) or value is None:
             facts[key] = value
         elif array.size == 1:
             facts[key] = array.ravel()[0].item()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any
 import docstring_parser
 import numpy as np
 import pydantic
+import tifffile
+from PIL import Image
 from torch import Tensor
 
 from invsolve.contracts.arguments import from_array
@@ -32,20 +34,34 @@ class Parameter:
     text: str
 
 
+def _png(path: Path) -> Any:
+    with Image.open(path) as picture:
+        return np.array(picture)
+
+
+#: Files of arrays, by the ends of their names.
+_READERS: dict[str, Callable[[Path], Any]] = {
+    ".npy": lambda path: np.load(path, mmap_mode="r", allow_pickle=False),
+    ".tif": tifffile.imread,
+    ".tiff": tifffile.imread,
+    ".png": _png,
+}
+
+
 def _to_tensor(value: Any) -> Any:
-    """Accept a tensor, an array, a (nested) list of numbers, or the path of a .npy file."""
+    """Accept a tensor, an array, a (nested) list of numbers, or the path of a .npy, .tif or .png file."""
     if isinstance(value, str):
         path = Path(value)
-        if path.suffix != ".npy":
-            raise ValueError("expected numbers or the path of a .npy file")
+        if path.suffix.lower() not in _READERS:
+            raise ValueError("expected numbers or the path of a .npy, .tif or .png file")
         if not path.exists():
             raise ValueError(f"no such file {value!r}")
-        # Of a pipe np.load would wait for ever.
+        # Of a pipe reading would wait for ever.
         if not path.is_file():
             raise ValueError(f"{value!r} is no file")
         try:
-            value = np.load(path, mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # NumPy raises many kinds on damaged headers
+            value = _READERS[path.suffix.lower()](path)
+        except Exception as error:  # NumPy and others raise many kinds on damaged headers
             raise ValueError(f"{value!r} cannot be read ({' '.join(str(error).split())})") from None
         if value.dtype.kind not in "biufc":
             raise ValueError(f"the file holds {value.dtype}")
@@ -60,11 +76,30 @@ def _to_tensor(value: Any) -> Any:
     return value
 
 
+class _Refused(UserError):
+    """What the object itself says of its text, which says it all."""
+
+
+def _from_text(kind: Any, value: Any) -> Any:
+    """Accept an object that can be stated as text, its text, or its arguments as a table."""
+    if value is None or isinstance(value, kind):
+        return value
+    if not isinstance(value, dict | str):
+        raise ValueError(f"expected a {kind.__name__}, its text or a table")
+    try:
+        return kind.from_table(value) if isinstance(value, dict) else kind.from_text(value)
+    except UserError as error:
+        raise _Refused(str(error)) from None
+
+
 def _annotation(hint: Any) -> Any:
     """Replace Tensor by a type that pydantic checks, anywhere in a union."""
     if hint is Tensor:
         return typing.Annotated[Any, pydantic.BeforeValidator(_to_tensor)]
     arguments = typing.get_args(hint)
+    stated = next((a for a in (hint, *arguments) if hasattr(a, "from_text")), None)
+    if stated is not None:
+        return typing.Annotated[Any, pydantic.BeforeValidator(partial(_from_text, stated))]
     if arguments and Tensor in arguments:
         return typing.Union[tuple(_annotation(a) for a in arguments)]  # noqa: UP007
     return hint
@@ -135,8 +170,13 @@ def build(plugin: type, kind: str, name: str, given: dict[str, Any]) -> Any:
     values = {p.name: getattr(model, p.name) for p in parameters(plugin)}
     made = _made(plugin, name, values)
     if hasattr(plugin, "parameters_given"):
-        made.parameters_given = {key: values[key] for key in given}
+        made.parameters_given = {key: _recorded(values[key]) for key in given}
     return made
+
+
+def _recorded(value: Any) -> Any:
+    """A parameter as records and files hold it: what can be stated as text by that text."""
+    return value.to_text() if hasattr(value, "to_text") else value
 
 
 def _made(plugin: type, name: str, values: dict[str, Any]) -> Any:
@@ -195,6 +235,9 @@ def check(plugin: type, kind: str, name: str, given: dict[str, Any], later: Coll
                 raise UserError(
                     f"{kind} {name!r} needs {key}=: {known[key].type}. {known[key].text}".rstrip()
                 ) from None
+            refused = wrong.get("ctx", {}).get("error")
+            if isinstance(refused, _Refused):
+                raise UserError(f"{kind} {name!r}: {refused}") from None
             what = wrong["msg"].removeprefix("Value error, ")
             value = _short(given[key])
             raise UserError(f"{kind} {name!r}: {key}={value} is not {known[key].type}: {what}") from None

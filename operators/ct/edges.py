@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve.operators.ct.geometry import ParallelBeam
+from invsolve.operators.ct.geometry import Geometry
 
 # Part of the strongest mean line integral from which on an edge counts as cutting the object off: below it may be noise, or
 # the last pixel of an object that just fits.
@@ -31,20 +31,25 @@ def is_full_turn(degrees: np.ndarray) -> bool:
     return bool(gaps.max() < min(max(5 * np.median(gaps), 4.0), 30.0))
 
 
-def angle_weights(geometry: ParallelBeam) -> np.ndarray:
+def angle_weights(geometry: Geometry) -> np.ndarray:
     """Part of the half circle, in radians, that each angle stands for; on a full turn half of its part of the circle."""
     degrees = np.asarray(geometry.angles)
-    if not is_full_turn(degrees):
-        return geometry.angle_weights()
-    turned = np.mod(degrees, 360)
+    if is_full_turn(degrees):
+        return parts_of_circle(degrees, 360) / 2
+    return parts_of_circle(degrees, 180)
+
+
+def parts_of_circle(degrees: np.ndarray, turn: float) -> np.ndarray:
+    """What each angle stands for of a turn of so many degrees, in radians: half the gaps to both neighbours."""
+    turned = np.mod(degrees, turn)
     order = np.argsort(turned, kind="stable")
-    gaps = np.diff(np.concatenate([turned[order], turned[order][:1] + 360]))
+    gaps = np.diff(np.concatenate([turned[order], turned[order][:1] + turn]))
     weights = np.empty(len(turned))
-    weights[order] = (gaps + np.roll(gaps, 1)) / 4
+    weights[order] = (gaps + np.roll(gaps, 1)) / 2
     return np.deg2rad(weights)
 
 
-def ray_weights(geometry: ParallelBeam) -> np.ndarray | None:
+def half_acquisition(geometry: Geometry) -> np.ndarray | None:
     """What a ray counts on a full turn, (detectors,); None where all count one.
 
     A ray at s is measured again from the other side, at -s, if the detector reaches that far. Both weights add up to two:
@@ -69,7 +74,7 @@ def ray_weights(geometry: ParallelBeam) -> np.ndarray | None:
     return step(side + overlap) + 1 - step(overlap - side)
 
 
-def overlap(geometry: ParallelBeam) -> float:
+def overlap(geometry: Geometry) -> float:
     """How far from the axis the detector reaches on both sides, length units."""
     s = geometry.positions()
     return float(min(-s[0], s[-1])) + geometry.detector_spacing / 2
@@ -83,7 +88,7 @@ def cut_off(y: Tensor) -> Tensor:
     return edges > _CUT * mean.amax(1, keepdim=True)
 
 
-def extended(y: Tensor, geometry: ParallelBeam, pad: int) -> Tensor:
+def extended(y: Tensor, geometry: Geometry, pad: int) -> Tensor:
     """Projections with `pad` more detector pixels at both sides: zero, or where an edge cuts the object off going on.
 
     Cut off, the filter takes the missing rest for a wall, which brightens all that is left. What is missing is thought to
@@ -130,7 +135,7 @@ def extended(y: Tensor, geometry: ParallelBeam, pad: int) -> Tensor:
     return out
 
 
-def backproject(rays: Tensor, geometry: ParallelBeam, first: int) -> Tensor:
+def backproject(rays: Tensor, geometry: Geometry, first: int) -> Tensor:
     """Each pixel's sum over the angles of its ray's value, linearly between detector pixels; (B, 1, rows, columns).
 
     The transpose of the projector knows the detector's own pixels only. On a half acquisition the filter also answers where

@@ -1,192 +1,216 @@
-"""Parallel-beam geometry, its fold by the symmetries of the square, and Joseph's line weights as a sparse matrix."""
+"""Geometries of tomographic scans: parallel, fan and cone beams in 2-D and 3-D, in the words of other packages, and as text."""
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from scipy import sparse
 
-# Angles and detector positions are compared as integers: 1e-8 degrees and 1e-8 pixels.
-_TURN = 360 * 10**8
-_HALF = 180 * 10**8
-_QUARTER = 90 * 10**8
-
-#: The square's symmetries as (transpose, a, b). Plain: f_g(x, y) = f(a x, b y). Transposed: f_g(x, y) = f(a y, b x).
-SYMMETRIES = [
-    (False, 1, 1),
-    (False, -1, -1),
-    (True, 1, 1),
-    (True, -1, -1),
-    (False, -1, 1),
-    (False, 1, -1),
-    (True, 1, -1),
-    (True, -1, 1),
-]
-#: Subgroups to fold by: all eight, those that serve a rotation centre off the detector's middle, the half turn alone, and
-#: none. Which pays depends on which rays exist.
-SUBGROUPS = ([0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3], [0, 1, 4, 5], [0, 1], [0, 2], [0, 4], [0])
-#: Those that also leave a rectangle as it is: without transposes.
-OF_RECTANGLES = ([0, 1, 4, 5], [0, 1], [0, 4], [0])
+from invsolve.errors import UserError, suggestion
+from invsolve.operators.ct import astra_convention, cil_convention
+from invsolve.operators.ct.scan import Scan
 
 
-@dataclass(frozen=True)
-class ParallelBeam:
-    """Rays x cos(angle) + y sin(angle) = s, with x to the right, y up, and the image centred on the rotation axis.
+class Geometry(Scan):
+    """A tomographic scan. Two that are equal measure the same.
 
-    Attributes:
-        rows, columns: of the image.
-        angles: degrees.
-        detectors: detector pixels an angle.
-        detector_spacing, pixel_size: in one length unit.
-        centre: detector index (0-based, may be fractional) onto which the rotation axis projects.
-    """
-
-    rows: int
-    columns: int
-    angles: tuple[float, ...]
-    detectors: int
-    detector_spacing: float
-    pixel_size: float
-    centre: float
-
-    @property
-    def is_square(self) -> bool:
-        return self.rows == self.columns
-
-    @property
-    def pixels(self) -> int:
-        return self.rows * self.columns
-
-    @property
-    def width(self) -> float:
-        """The longer side of the image, length units."""
-        return max(self.rows, self.columns) * self.pixel_size
-
-    def positions(self) -> np.ndarray:
-        """Detector coordinate s of each detector pixel, length units."""
-        return (np.arange(self.detectors) - self.centre) * self.detector_spacing
-
-    def angle_weights(self) -> np.ndarray:
-        """Part of the half circle, in radians, that each angle stands for (half the gap to both neighbours)."""
-        angles = np.asarray(self.angles) % 180
-        order = np.argsort(angles, kind="stable")
-        ordered = angles[order]
-        gaps = np.diff(np.concatenate([ordered, ordered[:1] + 180]))
-        weights = np.empty(len(angles))
-        weights[order] = (gaps + np.roll(gaps, 1)) / 2
-        return np.deg2rad(weights)
-
-
-@dataclass(frozen=True)
-class Folded:
-    """Rays that the image's symmetries map onto one another share one matrix row.
-
-    Attributes:
-        matrix: (distinct rays, rows * columns), line weights of the representatives, in length units.
-        row, copy: (angles * detectors,): ray r of the image is row `row[r]` applied to its copy `copy[r]`.
-        symmetries: the copies, entries of SYMMETRIES.
-    """
-
-    matrix: sparse.csr_matrix
-    row: np.ndarray
-    copy: np.ndarray
-    symmetries: list[tuple[bool, int, int]]
-
-
-def fold(geometry: ParallelBeam) -> Folded:
-    """Choose the subgroup that moves the fewest bytes in a product, and build its matrix."""
-    angle = np.round(np.asarray(geometry.angles) % 360 * 1e8).astype(np.int64)
-    position = np.round(geometry.positions() / geometry.pixel_size * 1e8).astype(np.int64)
-    angle, position = (a.ravel() for a in np.broadcast_arrays(angle[:, None], position[None]))
-    best: tuple[int, list[int], np.ndarray, np.ndarray, np.ndarray] | None = None
-    for members in SUBGROUPS if geometry.is_square else OF_RECTANGLES:
-        keys = np.stack([np.stack(_line(angle, position, SYMMETRIES[g]), -1) for g in members])
-        chosen = np.lexsort((keys[..., 1], np.abs(keys[..., 1]), keys[..., 0]), axis=0)[0]
-        canonical = np.take_along_axis(keys, chosen[None, :, None], 0)[0]
-        distinct, row = np.unique(canonical, axis=0, return_inverse=True)
-        # Bytes a stored weight moves: its index and value, and one number of each copy.
-        cost = len(distinct) * (2 + len(members))
-        if best is None or cost < best[0]:
-            best = (cost, members, distinct, row.ravel(), chosen)
-    assert best is not None
-    _, members, distinct, row, chosen = best
-    matrix = (
-        joseph((geometry.rows, geometry.columns), distinct[:, 0] * 1e-8, distinct[:, 1] * 1e-8) * geometry.pixel_size
-    )
-    return Folded(matrix.tocsr(), row, chosen, [SYMMETRIES[g] for g in members])
-
-
-def _line(angle: np.ndarray, position: np.ndarray, symmetry: tuple[bool, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The line, as (angle in [0, 180), position), on which the transformed image has the same integral."""
-    transpose, a, b = symmetry
-    if not transpose:
-        turned = {(1, 1): angle, (-1, 1): _HALF - angle, (1, -1): -angle, (-1, -1): angle + _HALF}[a, b]
-    else:
-        turned = {
-            (1, 1): _QUARTER - angle,
-            (-1, 1): angle - _QUARTER,
-            (1, -1): angle + _QUARTER,
-            (-1, -1): 3 * _QUARTER - angle,
-        }[a, b]
-    turned = turned % _TURN
-    return turned % _HALF, np.where(turned >= _HALF, -position, position)
-
-
-def joseph(size: tuple[int, int], degrees: np.ndarray, position: np.ndarray) -> sparse.csr_matrix:
-    """Joseph's method (1982): along the axis the ray runs closer to, linear interpolation across it; pixel units.
+    x runs to the right, y up, z with the slices; the origin is on the rotation axis, which is z. At angle a the source is at
+    source_distance * (sin a, -cos a), and the detector's columns run along (cos a, sin a), its rows along z. Rays of a
+    parallel beam are x cos a + y sin a = s. `docs/tomography.md` has pictures of it.
 
     Args:
-        size: rows and columns.
-        degrees, position: one line each, (rays,).
+        beam: "parallel" (image of 2 or 3 axes), "fan" (2) or "cone" (3).
+        image_size: N for N x N pixels, [rows, columns], or [slices, rows, columns].
+        angles: degrees, one a view, or a count: equally spaced on [0, 180) for parallel beams, on [0, 360) for others.
+        detectors: detector pixels a view, or a row of it; default covers the circle around the image.
+        detector_spacing: from one to the next, in a length of your choice (along the arc, if curved); default the image's
+            pixel, as it appears on the detector.
+        pixel_size: side of an image pixel, in the same length.
+        centre: detector index (0-based, may be fractional) onto which the rotation axis projects, seen at right angles to the
+            detector; default the middle, (detectors - 1) / 2.
+        source_distance: from source to axis; infinite for parallel beams.
+        detector_distance: from axis to detector.
+        source_offset: of the source along the detector's columns.
+        curved: whether the detector is an arc around the source.
+        detector_rows, row_spacing, row_centre: the same for rows; default those of the columns.
+        slice_thickness: side of a voxel along z; default pixel_size.
+        roll: degrees by which the detector is turned in its plane, anticlockwise.
+        tilt: degrees by which source and detector are lifted out of the plane across the axis (laminography).
+        feed: length by which source and detector climb along z in a turn (helix); they pass z = 0 at the middle angle.
+        image_offset: where the middle of the image is, (x, y) or (x, y, z).
+        unit: name of the length, such as "mm".
+        vectors: instead of all that places source and detector, one row a view, as ASTRA has it: source (ray, for parallel
+            beams), middle of the detector, step from one column to the next, and in 3-D from one row to the next;
+            (views, 6) or (views, 12), in the axes above.
 
-    Returns:
-        (rays, rows * columns), row-major pixels.
+    Raises:
+        UserError: what cannot be such a scan: sizes that are not positive, a source inside the image, a fan of volumes.
     """
-    rows, columns = size
-    middle_row, middle_column = (rows - 1) / 2, (columns - 1) / 2
-    parts = []
-    for start in range(0, len(degrees), 4096):
-        theta = np.deg2rad(degrees[start : start + 4096])
-        s = position[start : start + 4096]
-        steep = np.abs(np.cos(theta)) >= np.abs(np.sin(theta))
-        for chosen, along, across in ((steep, rows, columns), (~steep, columns, rows)):
-            ray = np.flatnonzero(chosen)
-            cos, sin, at = np.cos(theta[ray])[:, None], np.sin(theta[ray])[:, None], s[ray][:, None]
-            step = np.arange(along)
-            # In which column a steep ray crosses each row (y = middle - row), in which row a flat one each column.
-            if chosen is steep:
-                crossing = (at - (middle_row - step) * sin) / cos + middle_column
-            else:
-                crossing = middle_row - (at - (step - middle_column) * cos) / sin
-            low = np.floor(crossing).astype(np.int64)
-            upper = crossing - low
-            length = np.broadcast_to(1 / np.maximum(np.abs(cos), np.abs(sin)), low.shape)
-            of = np.broadcast_to(ray[:, None] + start, low.shape)
-            for tap, weight in ((low, 1 - upper), (low + 1, upper)):
-                pixel = step * columns + tap if chosen is steep else tap * columns + step
-                kept = (tap >= 0) & (tap < across) & (weight > 1e-7)
-                parts.append((of[kept], pixel[kept], length[kept] * weight[kept]))
-    ray, pixels, weights = (np.concatenate(p) for p in zip(*parts, strict=True))
-    return sparse.csr_matrix((weights, (ray, pixels)), shape=(len(degrees), rows * columns))
 
+    @classmethod
+    def from_astra(cls, projection: Mapping[str, Any], volume: Mapping[str, Any], unit: str = "") -> Geometry:
+        """The geometry of ASTRA's dictionaries: an array that ASTRA projects is projected alike.
 
-def ramp_filter(detectors: int, spacing: float, window: str) -> np.ndarray:
-    """Frequency response (rfft of 2^k >= 2 * detectors points) of the ramp filter (Kak & Slaney, eq. 3.29).
+        Args:
+            projection: as `astra.create_proj_geom` makes it: parallel, fanflat, parallel3d, cone, or one of them with `_vec`.
+            volume: as `astra.create_vol_geom` makes it, with square pixels.
+            unit: of its lengths.
 
-    Args:
-        detectors: detector pixels.
-        spacing: detector spacing, length units.
-        window: "ramp" for none, or "hann".
-    """
-    points = 2 ** math.ceil(math.log2(2 * detectors))
-    n = np.fft.fftfreq(points, 1 / points).astype(np.int64)
-    kernel = np.zeros(points)
-    kernel[0] = 1 / (4 * spacing**2)
-    odd = n % 2 == 1
-    kernel[odd] = -1 / (np.pi * n[odd] * spacing) ** 2
-    response = np.fft.rfft(kernel).real * spacing
-    if window == "hann":
-        response = response * (0.5 + 0.5 * np.cos(np.pi * np.arange(len(response)) / (len(response) - 1)))
-    return response
+        Raises:
+            UserError: another type, an entry that is missing, or pixels that are not square.
+        """
+        return cls(**astra_convention.read(projection, volume), unit=unit)
+
+    def to_astra(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """ASTRA's projection and volume geometry, as dictionaries that its functions take.
+
+        Measurements of ASTRA in 3-D are (detector rows, views, detectors).
+
+        Raises:
+            UserError: a curved detector, which ASTRA does not know.
+        """
+        if self.curved:
+            raise UserError("geometry: ASTRA has no curved detectors; resample the measurement onto a flat one")
+        views = self.views()
+        # A step of one pixel; centred, as ASTRA wants it.
+        steps = (views.a[1:] - views.a[:-1]).mean() if self.detectors > 1 else self.detector_spacing
+        rises = (views.m[1:] - views.m[:-1]).mean() if self.detector_rows > 1 else self.row_spacing
+        middle = views.middle + views.a.mean() * views.u + views.m.mean() * views.v
+        parts = [views.source, middle, steps * views.u, rises * views.v]
+        table = np.concatenate(parts[: 2 + self.dimensions - 1], 1)
+        sides = (self.columns * self.pixel_size, self.rows * self.pixel_size, self.slices * self.slice_thickness)
+        return astra_convention.write(
+            self.beam, table, self.detectors, self.detector_rows, self.image_size, sides, self.image_offset
+        )
+
+    @classmethod
+    def from_cil(cls, acquisition: Any, image: Any) -> Geometry:
+        """The geometry of CIL's `AcquisitionGeometry` and `ImageGeometry`, or of objects with their attributes.
+
+        Arrays keep their meaning: rows of CIL's images, which go up, are the rows here.
+
+        Raises:
+            UserError: pixels that are not square, or a kind that is not known.
+        """
+        return cls(**cil_convention.read(acquisition, image))
+
+    def to_cil(self) -> dict[str, Any]:
+        """What CIL's constructors take: {"create": name, "system": {...}, "angles": {...}, "panel": {...}, "image": {...}}.
+
+        With it, `getattr(AcquisitionGeometry, d["create"])(**d["system"]).set_angles(**d["angles"]).set_panel(**d["panel"])`
+        and `ImageGeometry(**d["image"])` are the same scan.
+
+        Raises:
+            UserError: vectors, a helix, a curved detector: what turns in no circle, or CIL has no name for.
+        """
+        if self.vectors or self.feed or self.curved:
+            raise UserError("geometry: CIL describes circular scans with flat detectors; use to_astra for this one")
+        one = replace(self, angles=(0.0,)).views()
+        return cil_convention.write(self, one)
+
+    def to_text(self) -> str:
+        """JSON, which `ct` takes as `geometry=` and `Geometry.from_text` reads."""
+        values = {key: value for key, value in asdict(self).items() if value not in ((), math.inf)}
+        return json.dumps(values)
+
+    @classmethod
+    def from_text(cls, text: str) -> Geometry:
+        """A geometry from JSON of its arguments, or from the path of a .json file with them.
+
+        Raises:
+            UserError: no such file, no JSON, or an argument that is not known.
+        """
+        where = "geometry"
+        if text.endswith(".json"):
+            where = text
+            try:
+                text = Path(text).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(
+                    f"{where}: cannot be read ({type(error).__name__}); give the path of a JSON file"
+                ) from None
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{where}: is no JSON ({error}); write it with Geometry.to_text()") from None
+        if not isinstance(values, dict):
+            raise UserError(
+                f'{where}: must be a JSON object such as {{"beam": "fan", ...}}, got {type(values).__name__}'
+            )
+        return cls.from_table(values, where)
+
+    @classmethod
+    def from_table(cls, values: Mapping[str, Any], where: str = "geometry") -> Geometry:
+        """A geometry from its arguments.
+
+        Args:
+            values: of the arguments, by name.
+            where: they are from, for messages.
+
+        Raises:
+            UserError: an argument that is not known or not of its kind, or what the geometry itself refuses.
+        """
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise UserError(f"{where}: unknown entry {key!r}.{suggestion(key, known)}")
+        if "image_size" not in values:
+            raise UserError(f"{where}: image_size is missing; give N, [rows, columns] or [slices, rows, columns]")
+        try:
+            return cls(**values)
+        except UserError as error:
+            raise UserError(f"{where}: {str(error).removeprefix('geometry: ')}") from None
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: holds something that is no number where one belongs ({error})") from None
+
+    def __str__(self) -> str:
+        """One line, for tables and messages."""
+        unit = f" {self.unit}" if self.unit else ""
+        size = " x ".join(map(str, self.image_size))
+        detector = f"{self.detector_rows} x {self.detectors}" if self.dimensions == 3 else str(self.detectors)
+        parts = [f"{self.beam} beam{' on an arc' if self.curved else ''}: {size} pixels of {self.pixel_size:g}{unit}"]
+        span = f"{min(self.angles):g} to {max(self.angles):g} degrees"
+        parts.append(f"{len(self.angles)} views" + (" by vectors" if self.vectors else f" from {span}"))
+        parts.append(f"{detector} detectors of {self.detector_spacing:g}{unit}")
+        if not self.vectors:
+            parts.append(f"axis at {self.centre:g}")
+            if self.beam != "parallel":
+                parts.append(
+                    f"source {self.source_distance:g}{unit} and detector {self.detector_distance:g}{unit} away"
+                )
+            parts += [f"{name} {getattr(self, name):g}" for name in ("roll", "tilt", "feed") if getattr(self, name)]
+        return ", ".join(parts)
+
+    def plot(self, ax: Any = None, views: Sequence[int] = (0,)) -> Any:
+        """Draw image, sources and detectors, seen along the axis; returns matplotlib's axes.
+
+        Args:
+            ax: where to draw; default a new figure.
+            views: whose detector and outermost rays are drawn.
+        """
+        import matplotlib.pyplot as plt
+
+        if ax is None:
+            _, ax = plt.subplots(layout="constrained")
+        all_views, (x, y) = self.views(), self.image_offset[:2]
+        width, height = self.columns * self.pixel_size, self.rows * self.pixel_size
+        ax.add_patch(plt.Rectangle((x - width / 2, y - height / 2), width, height, alpha=0.3))
+        ax.plot(0, 0, "k+")
+        for view in views:
+            place = all_views.pixels(view)[0, :, :2]
+            source = all_views.source[view, :2]
+            ax.plot(*place.T, lw=3)
+            for end in (place[0], place[-1]):
+                start = end - 4 * self.radius * source if self.beam == "parallel" else source
+                ax.plot(*np.stack([start, end]).T, "0.5", lw=0.8)
+        if self.beam != "parallel":
+            ax.plot(*all_views.source[:, :2].T, ".", ms=3)
+        ax.set_aspect("equal")
+        ax.set_xlabel(f"x{f' / {self.unit}' if self.unit else ''}")
+        ax.set_ylabel(f"y{f' / {self.unit}' if self.unit else ''}")
+        return ax

@@ -11,7 +11,7 @@ import invsolve
 from invsolve.datasets.layouts.array import Array
 from invsolve.datasets.phantoms import Ellipse, sinogram
 from invsolve.errors import UserError
-from invsolve.operators.ct.geometry import ParallelBeam
+from invsolve.operators.ct.geometry import Geometry
 
 #: A disc of attenuation 0.02 and radius 12 on a detector of 40 pixels, over a whole turn.
 DEGREES = np.arange(72) * 5.0
@@ -29,7 +29,7 @@ def test_a_whole_turn_by_range(tmp_path: Path) -> None:
     path = tmp_path / "sino.tif"
     tifffile.imwrite(path, LINES.astype(np.float32))
     scan = Array(axes="angle,column", angles="0:360", values="integrals").open(path, invsolve.make)
-    assert np.allclose(cast(ParallelBeam, scan.operator.geometry).angles, DEGREES)
+    assert np.allclose(cast(Geometry, scan.operator.geometry).angles, DEGREES)
     assert abs(scan.operator.geometry.centre - 19.5) < 0.2
     image = invsolve.reconstruct(scan, strategy="linear", noise=invsolve.Gaussian(0.01)).mean[0, 0].numpy()
     inside = np.hypot(np.arange(40) - 21.5, (np.arange(40) - 18.5)[:, None]) < 8

@@ -108,7 +108,7 @@ def test_thin_bin_rows_and_units(path: Path) -> None:
     g = offered(scan.operator).geometry
     assert len(scan.y) == 2
     assert np.allclose(g.angles, DEGREES[::3])
-    assert (g.detectors, g.image_size, g.pixel_size, g.detector_spacing) == (48, 40, 1.0, 1.0)
+    assert (g.detectors, g.image_size, g.pixel_size, g.detector_spacing) == (48, (40, 40), 1.0, 1.0)
     # Binned pixel k covers unbinned 2k and 2k + 1: its middle is at 2k + 0.5.
     assert g.centre == pytest.approx((CENTRE - 0.5) / 2)
     pairs = fine.y[1:3][:, ::3].reshape(2, 30, 48, 2).exp().mean(-1).log()

@@ -63,8 +63,8 @@ CASES: dict[str, tuple[Callable[[Tensor], LinearOperator], Callable[[int], Tenso
     "mri, coils": (lambda t: linear_operator("mri", coil_maps=t), maps, "coil_maps"),
     "ct": (
         lambda t: with_weights(t),
-        lambda s: offered(with_weights(None)).rows_weight * (1 + s),
-        "rows_weight",
+        lambda s: offered(with_weights(None)).projector.rows_weight * (1 + s),
+        "projector.rows_weight",
     ),
     "matrix": (Matrix, lambda s: draw(s, 5, SIZE).double() * (1 + s), "matrix"),
     "a stranger's": (Own, lambda s: draw(s, SIZE, SIZE) * (1 + s), "weight"),
@@ -75,19 +75,21 @@ def with_weights(weights: Tensor | None) -> LinearOperator:
     """CT whose line weights, and those of the transpose, are a multiple of Joseph's."""
     operator = invsolve.operator("ct", image_size=SIZE, angles=5)
     if weights is not None:
-        operator.columns_weight.mul_(weights.sum() / operator.rows_weight.sum())
-        operator.rows_weight = weights
+        stored = offered(operator).projector
+        stored.columns_weight.mul_(weights.sum() / stored.rows_weight.sum())
+        stored.rows_weight = weights
     return operator  # type: ignore[return-value]
 
 
 def assigned(operator: LinearOperator, name: str, other: LinearOperator) -> None:
     for key, value in other.named_buffers():
-        setattr(operator, key, value.clone())
+        owner, _, buffer = key.rpartition(".")
+        setattr(operator.get_submodule(owner), buffer, value.clone())
 
 
 def written(operator: LinearOperator, name: str, other: LinearOperator) -> None:
     for key, value in other.named_buffers():
-        getattr(operator, key).copy_(value)
+        operator.get_buffer(key).copy_(value)
 
 
 def loaded(operator: LinearOperator, name: str, other: LinearOperator) -> None:
