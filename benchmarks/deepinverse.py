@@ -1,7 +1,7 @@
 """Side by side with DeepInverse 0.5.0: the same problem, prior and number of evaluations, in one run.
 
     pip install deepinv==0.5.0
-    OMP_NUM_THREADS=1 python benchmarks/deepinverse.py [--evaluations 100] [--problem inpainting] [--strategy dps]
+    OMP_NUM_THREADS=1 python benchmarks/deepinverse.py [--evaluations 100] [--problem inpainting] [--strategy dps-fitted]
 
 A 16 x 16 Gaussian field (pixel sd 0.15 in network units, exact denoiser) seen through three operators with sigma_y 0.05,
 256 samples; the posterior is known in closed form. Each library runs in its own units: ours with images from -1 to 1, theirs
@@ -191,7 +191,7 @@ def contenders() -> dict[str, list[tuple[str, Sampler, str]]]:
     s = dinv.sampling
     every = "inpainting blur ct"
     return {
-        "dps": [
+        "dps-fitted": [
             ("defaults", dps(), every),
             ("weight=100", dps(weight=100.0), every),
             ("weight=300", dps(weight=300.0), every),

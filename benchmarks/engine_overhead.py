@@ -64,8 +64,7 @@ def main() -> None:
 
         for strategy, raw in (("dps", raw_dps), ("red-diff", raw_red_diff)):
             measurement = invsolve.Measurement(y.cpu(), operator, invsolve.Gaussian(0.1))
-            paper = {"length": "paper"} if strategy == "dps" else {}
-            chosen = invsolve.strategy(strategy, steps=arguments.steps, **paper)
+            chosen = invsolve.strategy(strategy, steps=arguments.steps)
 
             def ours(measurement: invsolve.Measurement = measurement, chosen: invsolve.Strategy = chosen) -> None:
                 run = api.plan(measurement, prior, chosen, engine.Options(batch_size=4, device=device))

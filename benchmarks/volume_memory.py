@@ -24,7 +24,7 @@ from invsolve import jobs
 from invsolve.cli.app import run
 scan, out, steps, batch = sys.argv[1:]
 code = run(["reconstruct", scan, "-o", out, "--prior", "field", "--plugin", str(Path(scan).with_name("field.py")),
-            "--strategy", "dps", "--set", f"steps={steps}", "--batch-size", batch])
+            "--strategy", "dps-fitted", "--set", f"steps={steps}", "--batch-size", batch])
 if code:
     sys.exit(code)
 """

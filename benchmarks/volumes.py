@@ -31,7 +31,7 @@ PRIORLESS = ("linear", "tv", "tv-3d")
 
 
 #: Network calls of the methods that take few, and of those that take many.
-FEW, MANY = ("dds", "dds-3d"), ("dps", "mbir")
+FEW, MANY = ("dds", "dds-3d"), ("dps-fitted", "mbir")
 
 
 def read_volume(path: Path, slices: int, size: int, zoom: float) -> Tensor:
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=60)
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--zoom", type=float, default=1.0, help="resample the volume by this factor first")
-    parser.add_argument("--methods", nargs="+", default=["linear", "tv-3d", "dps", "dds", "mbir", "dds-3d"])
+    parser.add_argument("--methods", nargs="+", default=["linear", "tv-3d", "dps-fitted", "dds", "mbir", "dds-3d"])
     parser.add_argument("--few", type=int, default=50, help="network calls a slice for dds and dds-3d")
     parser.add_argument("--many", type=int, default=1000, help="network calls a slice for mbir and dps")
     parser.add_argument("--set", nargs="*", default=[], metavar="METHOD.KEY=VALUE", help="parameters of a method")

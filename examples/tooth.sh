@@ -23,7 +23,7 @@ invsolve reconstruct "$scan" -o "$out/linear.h5" --strategy linear "${sparse[@]}
 invsolve reconstruct "$scan" -o "$out/tv.h5" --strategy tv --set steps=2000 "${sparse[@]}" --overwrite
 invsolve reconstruct "$scan" -o "$out/red-diff.h5" --strategy red-diff --set steps=150 --set weight=0.08 "${sparse[@]}" --overwrite
 invsolve reconstruct "$scan" -o "$out/moment.h5" --strategy moment --samples 2 "${sparse[@]}" --overwrite
-invsolve reconstruct "$scan" -o "$out/dps.h5" --strategy dps --set steps=300 --samples 4 "${sparse[@]}" --overwrite
+invsolve reconstruct "$scan" -o "$out/dps.h5" --strategy dps-fitted --set steps=300 --samples 4 "${sparse[@]}" --overwrite
 for method in linear tv red-diff moment dps; do
     echo "== $method"
     invsolve evaluate "$out/$method.h5" --truth "$out/truth.h5"

@@ -230,13 +230,13 @@ class Downsample(LinearOperator):
     def pinv(self, y: Tensor, solver: CG = CG(1e-6, 200)) -> Tensor:
         if self.boundary != "circular":
             return super().pinv(y, solver)
-        power = self._power(y)
+        power = self._power(y.real)
         inverse = safe_reciprocal(torch.where(power > RELATIVE_CUT**2 * power.max(), power, 0.0))
-        return self.adjoint(torch.fft.irfft2(torch.fft.rfft2(y) * inverse, s=y.shape[-2:]))
+        return self.adjoint(by_parts(lambda v: torch.fft.irfft2(torch.fft.rfft2(v) * inverse, s=v.shape[-2:]), y))
 
     def svd(self, image_shape: Sequence[int], like: Tensor) -> SingularSystem | None:
         """U the Hartley basis of the small image, V what is folded onto one of its frequencies; for circular boundaries."""
-        if self.boundary != "circular":
+        if self.boundary != "circular" or like.is_complex():
             return None
         values, ratio = self._modes(like)
         seen = (values > 0).to(values.dtype)
@@ -257,4 +257,4 @@ class Downsample(LinearOperator):
             return super().norm(like)
         if like is None or self.image_shape is not None:
             like = self.kernel.new_empty(1, *self.measurement_shape(self.image_shape or ()))
-        return float(self._power(like).max().sqrt())
+        return float(self._power(like.real).max().sqrt())

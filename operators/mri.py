@@ -194,11 +194,15 @@ class MRI(MaskableOperator):
         inverse = safe_reciprocal(values)
         return SingularSystem(values, hartley, hartley, lambda y: inverse * hartley(self.adjoint(y).real))
 
+    @property
+    def baseline_floor(self) -> float | None:
+        return 1e-3 if "coil_maps" in self._buffers else None
+
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """Zero-filled for one coil, SENSE (Pruessmann 1999; lightly regularised) for several."""
         if "coil_maps" not in self._buffers:
             return self.adjoint(y)
-        rho = 1e-3 * self.norm() ** 2
+        rho = (self.baseline_floor or 0.0) * self.norm() ** 2
         return self.prox(torch.zeros_like(self.adjoint(y)), y, rho, CG(1e-4, 50))
 
     def measured(self) -> Tensor | None:

@@ -18,6 +18,7 @@ from invsolve.datasets.hdf5.reading import (
     fingerprint,
     open_readonly,
     read,
+    stored_text,
     text,
     to_tensor,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "source_files",
     "squared",
     "stored_config",
+    "stored_text",
     "sync",
     "text",
     "tiff_folder",

@@ -287,6 +287,21 @@ def text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
+def stored_text(group: h5py.Group, name: str) -> bytes:
+    """The text of a dataset, one or the first of several, as bytes.
+
+    Raises:
+        UserError: it is a group, or holds no text.
+    """
+    member = group[name]
+    where = f"{group.file.filename}: {group.name.rstrip('/')}/{name}"
+    if not isinstance(member, h5py.Dataset) or member.dtype.kind not in "OSU" or not member.size:
+        what = f"holds {member.dtype}" if isinstance(member, h5py.Dataset) else "is a group"
+        raise UserError(f"{where}: {what}, expected a dataset of text; write it again")
+    first = np.asarray(member[()]).ravel()[0]
+    return first if isinstance(first, bytes) else str(first).encode(errors="replace")
+
+
 def fingerprint(path: str | Path) -> str:
     """A hash that changes when the file does: "sha256:..." of all of it below 64 MB, else "sampled:...".
 

@@ -17,7 +17,8 @@ from invsolve.datasets.extras import check_regular
 from invsolve.datasets.hdf5.arrays import Source, files_of, open_array, opens_array
 from invsolve.datasets.hdf5.reading import doubles, fingerprint
 from invsolve.datasets.hdf5.rows import OneByOne
-from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
+from invsolve.datasets.mri.acquired import Acquired
+from invsolve.datasets.mri.kspace import KSpaceLayout
 from invsolve.datasets.mri.masks import where_not_zero
 from invsolve.datasets.tomography.centre import find_centre
 from invsolve.datasets.tomography.counts import kept

@@ -12,8 +12,9 @@ from invsolve.contracts.layout import Make
 from invsolve.contracts.measurement import Images, Measurement
 from invsolve.datasets.hdf5.reading import fingerprint
 from invsolve.datasets.hdf5.rows import OneByOne
+from invsolve.datasets.mri.acquired import Acquired
 from invsolve.datasets.mri.cfl import DIMENSIONS, is_cfl, read_cfl
-from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
+from invsolve.datasets.mri.kspace import KSpaceLayout
 from invsolve.datasets.mri.masks import where_not_zero
 from invsolve.datasets.tomography.projections import option_hash
 from invsolve.errors import UserError

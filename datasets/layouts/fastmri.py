@@ -10,9 +10,19 @@ import numpy as np
 
 from invsolve.contracts.arguments import as_mask
 from invsolve.contracts.measurement import Images
-from invsolve.datasets.hdf5 import LazyRows, WithChannel, dataset, fingerprint, open_readonly, read, to_tensor
+from invsolve.datasets.hdf5 import (
+    LazyRows,
+    WithChannel,
+    dataset,
+    fingerprint,
+    open_readonly,
+    read,
+    stored_text,
+    to_tensor,
+)
+from invsolve.datasets.mri.acquired import Acquired
 from invsolve.datasets.mri.header import Header, parse_header
-from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
+from invsolve.datasets.mri.kspace import KSpaceLayout
 from invsolve.errors import UserError
 
 _TRUTHS = ("reconstruction_rss", "reconstruction_esc")
@@ -107,9 +117,7 @@ def _header(file: h5py.File, path: Path, missing: list[str]) -> Header | None:
     if "ismrmrd_header" not in file:
         missing.append("ismrmrd_header: without it nothing is cropped, and columns of zeros count as not measured")
         return None
-    stored = file["ismrmrd_header"][()]
-    xml = bytes(np.asarray(stored).ravel()[0]) if not isinstance(stored, bytes | str) else stored
-    return parse_header(xml.encode() if isinstance(xml, str) else xml, f"{path}: ismrmrd_header")
+    return parse_header(stored_text(file, "ismrmrd_header"), f"{path}: ismrmrd_header")
 
 
 def _stated(file: h5py.File, path: Path, kspace: h5py.Dataset) -> np.ndarray | None:

@@ -10,9 +10,10 @@ import h5py
 import numpy as np
 from torch import Tensor
 
-from invsolve.datasets.hdf5 import check_stored, dataset, open_readonly
+from invsolve.datasets.hdf5 import check_stored, dataset, open_readonly, stored_text
+from invsolve.datasets.mri.acquired import Acquired
 from invsolve.datasets.mri.header import Header, parse_header
-from invsolve.datasets.mri.kspace import Acquired, KSpaceLayout
+from invsolve.datasets.mri.kspace import KSpaceLayout
 from invsolve.datasets.mri.masks import in_columns
 from invsolve.datasets.mri.noise import CoilNoise, sample_covariance
 from invsolve.errors import UserError
@@ -78,7 +79,7 @@ class ISMRMRD(KSpaceLayout):
         notes: list[str] = []
         with open_readonly(path) as file:
             group = self._group(file, path)
-            header = parse_header(_xml(group), f"{path}: {group.name}/xml", self.encoding)
+            header = parse_header(stored_text(group, "xml"), f"{path}: {group.name}/xml", self.encoding)
             if header.trajectory not in ("cartesian", ""):
                 raise UserError(f"{path}: its trajectory is {header.trajectory!r}; this layout reads cartesian ones")
             lines = _Lines(path, f"{group.name}/data", header, _heads(group, path), self.encoding)
@@ -145,12 +146,6 @@ def _groups(file: Any) -> list[str]:
         if isinstance(data, h5py.Dataset) and data.dtype.names == ("head", "traj", "data"):
             names.append(name)
     return names
-
-
-def _xml(group: h5py.Group) -> bytes:
-    stored = np.asarray(group["xml"][()]).ravel()
-    value = stored[0] if len(stored) else b""
-    return value if isinstance(value, bytes) else str(value).encode()
 
 
 def _heads(group: h5py.Group, path: Path) -> np.ndarray:

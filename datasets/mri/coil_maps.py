@@ -95,7 +95,8 @@ def espirit(
         size: rows and columns of the maps.
         sigma: standard deviation of the real and imaginary part of the noise: what it alone would put into the calibration
             matrix is taken for noise.
-        crop, rank: see `CROP` and `RANK`.
+        crop: least eigenvalue of maps that are not zero; 0 leaves all, as for `CROP`.
+        rank: see `RANK`.
 
     Returns:
         Maps whose phase is relative to the strongest combination of coils, so that it is smooth.
@@ -124,7 +125,7 @@ def espirit(
         matrices = np.ascontiguousarray(matrices)
         vectors, values = _leading(matrices, start[:, block].transpose(1, 2, 0))
         maps[:, block], eigenvalue[block] = vectors.transpose(2, 0, 1), values
-        signal = values >= crop
+        signal = values >= CROP
         if coils > 1 and signal.any():
             first_set, others = vectors[signal], matrices[signal]
             others = others - values[signal][:, None, None] * first_set[:, :, None] * first_set[:, None].conj()
@@ -166,6 +167,19 @@ def low_resolution(calibration: np.ndarray, size: tuple[int, int]) -> np.ndarray
     padded[:, part[0], part[1]] = calibration * window
     axes = (1, 2)
     return np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(padded, axes), norm="ortho"), axes)
+
+
+def everywhere(maps: np.ndarray) -> np.ndarray:
+    """The maps (coils, rows, columns) without holes: what no coil sees is taken as seen by all alike.
+
+    A hole is left to the prior, which paints what it likes into it. So filled, the data say what is there: nothing.
+    """
+    length = np.linalg.norm(maps, axis=0)
+    seen = length > 0
+    if seen.all() or not seen.any():
+        return maps
+    alike = np.median(length[seen]) / np.sqrt(len(maps))
+    return np.where(seen, maps, alike).astype(maps.dtype)
 
 
 def absorb_phase(maps: np.ndarray, calibration: np.ndarray) -> np.ndarray:

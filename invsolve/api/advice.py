@@ -142,7 +142,8 @@ def _noise(conditions: Conditions, ratio: float) -> str:
         return (
             f"sigma {sigma:.3g} is stated, {sigma * ratio:.3g} would fit: --noise {Gaussian.name}:{sigma * ratio:.3g}"
         )
-    return f"by a factor {max(ratio, 1 / ratio):.2g} in standard deviation"
+    factor = max(ratio, 1 / ratio) if ratio > 0 else math.inf
+    return f"by a factor {factor:.2g} in standard deviation"
 
 
 def _range(conditions: Conditions) -> str:

@@ -51,7 +51,7 @@ def default_strategy(problem: Problem) -> str:
         cls = registry.find("strategy", name)
         assert issubclass(cls, Strategy)
         try:
-            check_needs(cls(), problem)
+            check_needs(cls(), problem, scaled=False)
         except Unsuited as error:
             first = first or error
             continue

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.module import placed
+from invsolve.contracts.noise import Gaussian
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.returned import called, check_rows
 from invsolve.contracts.scale import Scale
+from invsolve.contracts.whitening import weighted, white
 from invsolve.engine.reading import read_rows
 from invsolve.errors import UserError
 
@@ -78,6 +81,8 @@ def check_measurement(measurement: Measurement, shape: tuple[int, ...]) -> None:
             f"{where}y has measurements of shape {got}, but operator {forward.name or type(forward).__name__!r} gives "
             f"{wanted} for images {shape}{hint}"
         )
+    if measurement.noise is not None:
+        measurement.noise.check_shape((len(measurement.y), *got))
     name = f"operator {forward.name or type(forward).__name__!r}"
     if predicted.is_complex() and not measurement.y[:1].is_complex():
         raise UserError(f"{where}y is real, but {name} measures complex numbers; give complex64 data")
@@ -107,6 +112,14 @@ def check_items(operator: Operator, items: int, where: str) -> None:
             f"{where}: has {items} items, but operator {operator.name or type(operator).__name__!r} has parameters for "
             f"{operator.items}; give it as many as there are items, or one for all"
         )
+
+
+def noisiest(measurement: Measurement) -> int:
+    """The item whose best entry is noisier than that of any other; 0 where all have the same noise."""
+    noise, axes = measurement.noise, measurement.y[:1].ndim
+    if isinstance(noise, Gaussian) and isinstance(noise.sigma, Tensor) and noise.sigma.ndim == axes:
+        return int(noise.sigma.flatten(1).amin(1).argmax())
+    return 0
 
 
 def choose_scale(
@@ -166,6 +179,11 @@ def _extent(
         y = read_rows(measurement, item, item + 1).to(device)
         y = y.to(dtype.to_complex() if y.is_complex() else dtype)
         own = placed(measurement.operator_for(item), device) if measurement.items_differ else forward
+        noise = measurement.noise
+        if isinstance(noise, Gaussian):
+            _, weight = white(noise.rows([item], y.ndim).sigma, y, own.measured())
+            if weight is not None:
+                own, y = weighted(own, weight, shared=False), weight * y
         assert isinstance(own, LinearOperator)
         with torch.no_grad():
             image = own.baseline(y, 0.0)

@@ -89,9 +89,12 @@ def _plan(
                 "(coil maps, say): take a strategy that takes slices one by one",
                 chosen.takes_items_one_by_one,
             )
-    check_needs(chosen, run.problem([(0, s) for s in range(options.samples if chosen.couples_samples else 1)]))
+    item = fit.noisiest(measurement)
+    chains = [(item, s) for s in range(options.samples if chosen.couples_samples else 1)]
+    check_needs(chosen, run.problem(chains), scaled=False)
     run.scale = usable(fit.choose_scale(measurement, forward, knowledge, options.scale, shape, place, run.dtype))
     units.check_range(run)
+    check_needs(chosen, run.problem(chains))
     return run
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import invsolve
 from invsolve import registry
+from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.contracts.strategy import settings
 from invsolve.engine.run import Run
@@ -50,6 +51,11 @@ def operator_record(operator: Operator) -> dict[str, Any]:
     }
 
 
+def noise_record(noise: Noise) -> dict[str, Any]:
+    """Name and parameters."""
+    return {"name": noise.name or type(noise).__name__, **plain(noise.settings())}
+
+
 def _coupled(run: Run) -> dict[str, Any]:
     """The slices that were a volume by themselves, where they are only some: others, and all, make other images of them."""
     if not run.couples_items or run.only is None or len(run.items) == len(run.measurement.y):
@@ -64,7 +70,7 @@ def provenance(run: Run) -> dict[str, Any]:
     scale = {"factor": plain(run.scale.factor), "offset": plain(run.scale.offset), "origin": run.scale.origin}
     config = {
         "operator": operator_record(run.measurement.operator),
-        "noise": {"name": noise.name or type(noise).__name__, **plain(noise.settings())} if noise is not None else None,
+        "noise": noise_record(noise) if noise is not None else None,
         "prior": None
         if prior is None
         else {

@@ -51,7 +51,9 @@ def simulate(
             clean = own(image) if forward.complex_image else by_parts(own, image)
             clean = check_rows(clean, image, called("operator", own), "forward")
             # Keyed apart from the samplers' draws, so that a run with the same seed never reuses the noise it fights.
-            drawn = model.sample(clean, ChainRandom(seed, [(item, 2**32 - 2)]))
+            noise_of_item = model.rows([item], clean.ndim)
+            noise_of_item.check_shape(clean.shape)
+            drawn = noise_of_item.sample(clean, ChainRandom(seed, [(item, 2**32 - 2)]))
             noisy = check_images(drawn, clean, called("noise", model), "sample")
             # Only now, as an operator of free size takes it from the first image.
             measured = own.measured()

@@ -67,7 +67,8 @@ def check_range(run: Run) -> None:
     if place.span == 0 or not math.isfinite(place.span):
         return
     stated = prior.data_range is not None
-    wide = place.far > FAR and place.far > FAR + 4 * noise / place.half
+    # What an active strategy does not acquire is no data: it may hold anything.
+    wide = "maskable" not in run.strategy.needs and place.far > FAR and place.far > FAR + 4 * noise / place.half
     narrow = stated and place.span < NARROW
     given = run.options.scale is not None or measurement.scale is not None
     unnamed = bool(prior.unit) and not measurement.unit

@@ -23,7 +23,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "linear": {},
     "tv": {"steps": 1500},
     "red-diff": {"steps": 80, "weight": 0.08},
-    "dps": {"steps": 60},
+    "dps-fitted": {"steps": 60},
     "moment": {"steps": 16},
 }
 #: One sample of most; two of the last, for a mean and a first idea of the uncertainty within the minute.

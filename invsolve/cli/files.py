@@ -51,7 +51,10 @@ def simulate(
     operator: Annotated[str, typer.Option(help="Registered operator, see `invsolve plugins list`.")],
     set_: Settings = None,
     noise: Annotated[
-        str, typer.Option(help="NAME:VALUE of a registered noise, in units of the measurement.")
+        str,
+        typer.Option(
+            help="NAME:VALUE of a registered noise, in units of the measurement; gaussian:SIGMA.npy is an array."
+        ),
     ] = "gaussian:0.01",
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     layout: Annotated[str | None, typer.Option(help="Layout of the file, where it is not recognised.")] = None,
@@ -82,7 +85,8 @@ def reconstruct(
     strategy: Annotated[str, typer.Option(help="Strategy; auto: the preferred one whose needs are met.")] = "auto",
     set_: Settings = None,
     noise: Annotated[
-        str | None, typer.Option(help="NAME:VALUE, as gaussian:0.01, where the file does not say.")
+        str | None,
+        typer.Option(help="NAME:VALUE, as gaussian:0.01 or gaussian:SIGMA.npy, where the file does not say."),
     ] = None,
     options: Options,
     slices: Annotated[str | None, typer.Option(help="Only these items of the file.", metavar="START:STOP")] = None,

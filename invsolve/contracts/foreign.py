@@ -87,10 +87,12 @@ class Arrays(LinearOperator):
         return self._tensor(back if self.complex_image else back.real, y, self.image_shape, self.complex_image)
 
     def _array(self, tensor: Tensor) -> Any:
-        array = tensor.detach().cpu().resolve_conj().contiguous().numpy()
-        if self.precision is None:
-            return array
-        return array.astype(np.result_type(self.precision, np.complex64) if tensor.is_complex() else self.precision)
+        array = tensor.detach().cpu().resolve_conj().numpy()
+        wanted = array.dtype
+        if self.precision is not None:
+            wanted = np.result_type(self.precision, np.complex64) if tensor.is_complex() else self.precision
+        # Always a copy: foreign code may write to what it is given, or give it back.
+        return np.array(array, wanted, order="C")
 
     def _tensor(self, array: Any, like: Tensor, shape: tuple[int, ...], is_complex: bool) -> Tensor:
         array = np.asarray(array)
@@ -100,7 +102,9 @@ class Arrays(LinearOperator):
                 f"{'complex' if is_complex else 'real'} {shape} was expected"
             )
         real = like.dtype.to_real() if like.is_complex() else like.dtype
-        tensor = torch.from_numpy(np.ascontiguousarray(array)).reshape(len(like), *shape)
+        # Torch wants the machine's own byte order, and memory that it may write to.
+        plain = np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
+        tensor = torch.from_numpy(plain).reshape(len(like), *shape)
         return tensor.to(like.device, real.to_complex() if is_complex else real)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -43,16 +44,64 @@ class Noise:
         """The parameters, as the constructor takes them."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
+    def rows(self, items: Sequence[int], axes: int) -> Self:
+        """The noise of these items of y, one a row.
+
+        A parameter that is a tensor broadcasts against y (items, *measurement): with as many axes it has an entry an item, or
+        one for all; with fewer it is the same for every item.
+
+        Args:
+            items: their numbers.
+            axes: of y, that of the items included.
+
+        Raises:
+            UserError: an item beyond those that a parameter has entries for.
+        """
+        picked: dict[str, Tensor] = {}
+        for key, value in self.settings().items():
+            if isinstance(value, Tensor) and value.ndim == axes and len(value) > 1:
+                if max(items) >= len(value):
+                    raise UserError(
+                        f"noise {self.name}: {key} is of {len(value)} items; there is an item {max(items)}, counted from 0"
+                    )
+                picked[key] = value[list(items)]
+        return replace(self, **picked) if picked else self
+
+    def differs_within(self, axes: int) -> bool:
+        """Whether a parameter has an entry for each number of y and other ones for each item: items then go one by one."""
+        tensors = [value for value in self.settings().values() if isinstance(value, Tensor) and value.ndim == axes]
+        return any(len(value) > 1 and value[0].numel() > 1 for value in tensors)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Refuse parameters that do not fit a y of this shape (items, *measurement).
+
+        Raises:
+            UserError: says which, and what would fit.
+        """
+        for key, value in self.settings().items():
+            if isinstance(value, Tensor):
+                try:
+                    fits = torch.broadcast_shapes(value.shape, tuple(shape)) == tuple(shape)
+                except RuntimeError:
+                    fits = False
+                if not fits:
+                    each = (shape[0], *[1] * (len(shape) - 1))
+                    raise UserError(
+                        f"noise {self.name}: {key} {tuple(value.shape)} does not broadcast against y {tuple(shape)}: give one "
+                        f"number, one an item {each}, or one an entry of a measurement {tuple(shape[1:])}"
+                    )
+
 
 @dataclass(frozen=True)
 class Gaussian(Noise):
-    """White noise of one standard deviation, or one per entry: `gaussian:SIGMA`.
+    """Gaussian noise, of one level or one per item, coil or entry: `gaussian:SIGMA`, `gaussian:FILE.npy`.
 
-    Additive white Gaussian noise.
+    Additive Gaussian noise, independent from entry to entry.
 
     Args:
-        sigma: standard deviation in units of y; of the real and of the imaginary part each where y is complex. A tensor
-            (B, 1, ...) gives each item its own.
+        sigma: standard deviation in units of y; of the real and of the imaginary part each where y is complex. A number, or an
+            array that broadcasts against y (items, *measurement): (items, 1, ...) gives each item its own, (coils, 1, 1) each
+            coil of a k-space, a map of the shape of one measurement each entry. What is not measured may have any.
     """
 
     sigma: float | Tensor
@@ -61,17 +110,26 @@ class Gaussian(Noise):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"sigma": 0.5}, {"sigma": [[0.2], [0.4], [0.8]]})
 
     def __post_init__(self) -> None:
-        if not bool((torch.as_tensor(self.sigma) >= 0).all()):
-            raise UserError(f"noise gaussian: sigma must be >= 0, got {self.sigma}")
+        given = torch.as_tensor(self.sigma)
+        if given.is_complex() or given.dtype == torch.bool:
+            raise UserError(
+                f"noise gaussian: sigma must be real numbers, got {str(given.dtype).removeprefix('torch.')}"
+            )
+        wrong = given[~((given >= 0) & given.isfinite())]
+        if len(wrong):
+            raise UserError(f"noise gaussian: sigma must be >= 0 and finite, got {float(wrong[0]):g}")
+        if not isinstance(self.sigma, int | float | Tensor):
+            # A frozen dataclass is set up like this; an array or a list becomes the tensor that the rest expects.
+            object.__setattr__(self, "sigma", given)
 
     def sample(self, clean: Tensor, rng: ChainRandom) -> Tensor:
-        return clean + torch.as_tensor(self.sigma).to(clean.real) * rng.normal(clean)
+        return clean + self.std(clean) * rng.normal(clean)
 
     def log_likelihood(self, y: Tensor, predicted: Tensor) -> Tensor:
-        return -((y - predicted).abs() ** 2 / (2 * torch.as_tensor(self.sigma).to(y.real) ** 2)).flatten(1).sum(1)
+        return -((y - predicted).abs() ** 2 / (2 * self.std(y) ** 2)).flatten(1).sum(1)
 
     def std(self, predicted: Tensor) -> Tensor:
-        return torch.as_tensor(self.sigma).to(predicted.real)
+        return torch.as_tensor(self.sigma, dtype=predicted.real.dtype, device=predicted.device)
 
 
 @dataclass(frozen=True)

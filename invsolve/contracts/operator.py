@@ -40,6 +40,9 @@ class Operator(Module):
         closed_forms: what of it is computed directly, in words, for tables.
         advice: options with which `invsolve inspect` suggests it for images; empty where it does not.
         examples: keyword arguments of small instances, from which the conformance tests make theirs.
+        surrogate: why autograd's gradient is not the derivative of `forward`, such as "straight through the rounding"; empty
+            where it is.
+        shapes_tried: image shapes (C, *spatial) with which the conformance tests try those of free size.
         parameters_given: the keyword arguments it was made from, as written to scan files.
         items: how many items it has parameters of their own for; None where one operator measures all items.
         channelwise: True when it takes images of any number of channels, and measures each of them alike.
@@ -58,6 +61,8 @@ class Operator(Module):
     closed_forms: ClassVar[str] = ""
     advice: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    surrogate: ClassVar[str] = ""
+    shapes_tried: ClassVar[tuple[tuple[int, ...], ...]] = ((1, 12, 13), (1, 11, 11))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return A(x); refuses images whose size the operator was not made for, and numbers that it does not calculate with."""
@@ -203,6 +208,14 @@ class LinearOperator(Operator):
         """The same for an operator with complex images, restricted to images of one real channel."""
         return None
 
+    @property
+    def baseline_floor(self) -> float | None:
+        """Least ridge of the least-squares solve that `baseline` is, over the squared norm; None where it is a formula instead.
+
+        A solve weighs entries by their noise; formulas such as filtered back-projection take y as it is.
+        """
+        return 1e-6 if type(self).baseline is LinearOperator.baseline else None
+
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """Return the linear reconstruction that users of this instrument know (FBP, zero-filled, Wiener).
 
@@ -212,7 +225,7 @@ class LinearOperator(Operator):
                 deviation taken as 0.5, half of a [-1, 1] range.
         """
         rho = (torch.as_tensor(sigma, dtype=torch.float64) / 0.5) ** 2
-        floor = 1e-6 * self.norm(y) ** 2
+        floor = (self.baseline_floor or 0.0) * self.norm(y) ** 2
         rho = rho.clamp_min(floor).to(y.device, y.real.dtype)
         start = self.adjoint(y)
         rho = rho.reshape(-1, *[1] * (start.ndim - 1)) if rho.ndim else rho

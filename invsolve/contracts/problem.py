@@ -17,6 +17,7 @@ from invsolve.contracts.returned import called, check_images, check_spread, chec
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.through_plane import ThroughPlane
 from invsolve.contracts.views import InPhysicalUnits, real_view
+from invsolve.contracts.whitening import weighted, white
 from invsolve.numerics.linalg import norm, size_of
 
 
@@ -48,7 +49,7 @@ class Problem(DataStep):
         operator: maps real network-unit images (B, C, *spatial) to y. Linear whenever the instrument's is.
         noise: in the units of `y`.
         y: (B, *measurement); where operator and noise allow, already shifted and scaled so that y = A x + noise holds for
-            network-unit x.
+            network-unit x, and weighted so that Gaussian noise is white in every row.
         image_shape: (C, *spatial).
         samples_per_item: rows that belong to one item, consecutive, for strategies that couple them.
         calls: counters the engine reads.
@@ -253,13 +254,18 @@ def make_problem(
     """Bring an instrument's operator and data, in physical units, to the prior's network units.
 
     Args:
-        operator, noise, y: as the instrument states them; y (B, *measurement).
+        operator, noise, y: as the instrument states them; y (B, *measurement), and the noise that of these rows.
         image_shape: (C, *spatial) of the prior's images.
         scale: one value, or one a row of y.
     """
     if operator.complex_image:
         operator = real_view(operator, image_shape[0])
     shift: tuple[Tensor, float | Tensor] | None = None
+    weight: Tensor | None = None
+    shared = isinstance(noise, Gaussian) and isinstance(noise.sigma, Tensor) and noise.sigma.ndim < y.ndim
+    if isinstance(noise, Gaussian):
+        level, weight = white(noise.sigma, y, operator.measured())
+        noise = Gaussian(level)
     if isinstance(operator, LinearOperator) and isinstance(noise, Gaussian):
         factor, offset = scale.broadcast(y)
         if isinstance(factor, Tensor) or factor != 1.0:
@@ -271,4 +277,7 @@ def make_problem(
             y = y - shift[0]
     elif any(isinstance(v, Tensor) or v != same for v, same in ((scale.factor, 1.0), (scale.offset, 0.0))):
         operator = InPhysicalUnits(operator, scale)
+    if weight is not None:
+        operator, y = weighted(operator, weight, shared), weight * y
+        shift = None if shift is None else (weight * shift[0], shift[1])
     return Problem(prior, operator, noise, y, tuple(image_shape), samples_per_item, shift=shift)

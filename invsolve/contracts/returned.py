@@ -87,14 +87,17 @@ def check_schedule(levels: Any, who: str) -> Tensor:
     """Refuse noise levels that are no schedule.
 
     Raises:
-        UserError: no tensor of one axis, no level, one that is negative or not finite, or some that rise.
+        UserError: no tensor of one axis, no level, one that is negative or not finite, or the first is not the largest and the
+            last the smallest; between them a strategy may travel back up.
     """
     if not isinstance(levels, Tensor) or levels.ndim != 1:
         got = f"a tensor of shape {tuple(levels.shape)}" if isinstance(levels, Tensor) else type(levels).__name__
         raise UserError(f"{who}: schedule returned {got}, expected a tensor (steps + 1,) of noise levels")
     if not len(levels):
         raise UserError(f"{who}: its schedule is empty; expected the level to begin with, and one for each step")
-    if not bool((levels.isfinite() & (levels >= 0)).all()) or bool((levels[1:] > levels[:-1]).any()):
+    if not bool((levels.isfinite() & (levels >= 0)).all()) or bool(
+        (levels > levels[0]).any() | (levels < levels[-1]).any()
+    ):
         raise UserError(f"{who}: schedule returned levels that rise, are negative or not finite; expected them to fall")
     return levels
 

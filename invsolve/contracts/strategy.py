@@ -27,6 +27,7 @@ NEEDS = {
     "operator-gradient": "an operator whose forward is differentiable torch code",
     "linearisation": "a linear operator with Gaussian noise, or an operator whose forward is differentiable torch code",
     "gaussian": "Gaussian noise",
+    "low-noise": "noise well below what the prior's images vary by",
 }
 
 

@@ -94,6 +94,11 @@ class WrappedLinear(Wrapped):
     def svd_on_real_images(self, like: Tensor) -> SingularSystem | None:
         return self.inner.svd_on_real_images(like)
 
+    @property
+    def baseline_floor(self) -> float | None:
+        floor: float | None = self.inner.baseline_floor
+        return floor
+
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         return self.inner.baseline(y, sigma)
 

@@ -1,6 +1,9 @@
-"""What a strategy needs, held against what a problem has."""
+"""What a strategy needs, held against what a problem has, its noise included."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import replace
 
 import torch
 
@@ -11,10 +14,19 @@ from invsolve.contracts.problem import Problem
 from invsolve.contracts.returned import called
 from invsolve.contracts.strategy import NEEDS, Strategy
 from invsolve.errors import Unsuited, UserError
+from invsolve.numerics.random import ChainRandom
+
+#: The most that noise counted as low may be, of what the prior's images vary by.
+LOW_NOISE = 0.4
 
 
-def check_needs(strategy: Strategy, problem: Problem) -> None:
+def check_needs(strategy: Strategy, problem: Problem, scaled: bool = True) -> None:
     """Raise Unsuited when the problem lacks what the strategy declares to need.
+
+    Args:
+        strategy: what is to run.
+        problem: what it is to run on.
+        scaled: the problem is in network units; else what depends on them is left for later.
 
     Raises:
         UserError: the strategy is to take no step, or fewer.
@@ -22,7 +34,7 @@ def check_needs(strategy: Strategy, problem: Problem) -> None:
     steps = getattr(strategy, "steps", None)
     if isinstance(steps, int) and steps < 1:
         raise UserError(f"{called('strategy', strategy)}: steps={steps} makes no step; take 1 or more")
-    need = _unmet(type(strategy), problem)
+    need = _unmet(type(strategy), problem, scaled)
     if need is None:
         return
     operator, noise, known = problem.operator, problem.noise, problem.known
@@ -33,13 +45,37 @@ def check_needs(strategy: Strategy, problem: Problem) -> None:
         "operator-gradient": "it is not",
     }
     reason = got.get(need, f"{operator.name or type(operator).__name__!r} is not")
+    if need == "low-noise":
+        part = noise_over_spread(problem)
+        reason = f"it is {part:.2g} of that, and more than {LOW_NOISE:g} would be fitted as if it were signal"
     raise Unsuited(
         f"strategy {strategy.name or type(strategy).__name__!r} needs {NEEDS[need]}; {reason}",
-        lambda other: issubclass(other, Strategy) and _unmet(other, problem) is None,
+        lambda other: issubclass(other, Strategy) and _unmet(other, problem, scaled) is None,
     )
 
 
-def _unmet(strategy: type[Strategy], problem: Problem) -> str | None:
+def noise_over_spread(problem: Problem) -> float:
+    """Root mean square of the noise over what the prior's images vary by, seen through the operator at its largest gain.
+
+    Of several rows the noisiest. The gain of an operator that is not linear is that of its tangent at a typical image.
+    """
+    prior, y = problem.prior, problem.y
+    spread = math.sqrt(prior.error(prior.sigma_max))
+    expected = problem.expected_misfit() / problem.dof() ** 0.5
+    with torch.no_grad():
+        if isinstance(problem.operator, LinearOperator):
+            gain = problem.operator_norm()
+        else:
+            # A problem of its own, so that this call is not counted as the run's.
+            one = replace(problem, y=y[:1])
+            image = one.denoise(one.zeros(), prior.sigma_max)
+            image = image + spread * ChainRandom(0, [(0, 0)]).normal(image)
+            gain = problem.operator.linearise(image).norm()
+    seen = gain * spread
+    return float(expected.max()) / seen if seen > 0 else math.inf
+
+
+def _unmet(strategy: type[Strategy], problem: Problem, scaled: bool) -> str | None:
     """The first need of a strategy that a problem does not meet."""
     operator, known = problem.operator, problem.known
     have = {
@@ -50,6 +86,7 @@ def _unmet(strategy: type[Strategy], problem: Problem) -> str | None:
         "operator-gradient": lambda: _differentiable(problem),
         "linearisation": lambda: linear_gaussian(problem) or _differentiable(problem),
         "gaussian": lambda: isinstance(problem.noise, Gaussian),
+        "low-noise": lambda: not scaled or noise_over_spread(problem) <= LOW_NOISE,
     }
     return next((need for need in strategy.needs if not have[need]()), None)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.module import placed
+from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.problem import Problem, make_problem
@@ -150,8 +151,9 @@ class Run:
             yield from batches_of_volumes(self.volumes, self.options.samples, set(remaining), had)
             return
         chains = [(item, s) for item in remaining for s in range(self.options.samples) if (item, s) not in had]
-        # Items that each have an operator of their own do not share a batch.
-        runs = groupby(chains, lambda chain: chain[0]) if self.measurement.items_differ else [(None, chains)]
+        # Items that each have an operator of their own, or another noise in every entry, do not share a batch.
+        apart = self.measurement.items_differ or self._noise().differs_within(self.measurement.y[:1].ndim)
+        runs = groupby(chains, lambda chain: chain[0]) if apart else [(None, chains)]
         for run in (list(group) for _, group in runs):
             yield from batches(run, lambda: self.chains_per_batch, self._together(run))
 
@@ -264,8 +266,8 @@ class Run:
         y = y.to(home, self.dtype.to_complex() if y.is_complex() else self.dtype)
         where = {item: row for row, item in enumerate(distinct)}
         y = y[[where[item] for item in items]]
-        noise = self.measurement.noise
-        assert noise is not None
+        # Where all rows are one item's, what belongs to it is one row.
+        noise = self._noise().rows(distinct if len(distinct) == 1 else items, y.ndim)
         coupled = self.options.samples if self.strategy.couples_samples else 1
         operator, prior = self._operator_for(items[0]), self.prior
         if self.couples_items:
@@ -278,6 +280,10 @@ class Run:
         elif len(self.image_shape) == 4:
             problem.through_plane = AlongAxis()
         return problem
+
+    def _noise(self) -> Noise:
+        assert self.measurement.noise is not None
+        return self.measurement.noise
 
     def _operator_for(self, item: int) -> Operator:
         """The operator of an item on the device; kept until another is asked for, with what it remembers."""

@@ -143,6 +143,12 @@ def share_volumes(run: Run) -> None:
         )
     if run.options.planes != 1:
         raise UserError("planes=3 needs the whole volume in one process: start it without torchrun, or with planes=1")
+    noise = run.measurement.noise
+    if noise is not None and noise.differs_within(run.measurement.y[:1].ndim):
+        # What the slices are divided by is the norm of all of them, which one process does not see.
+        raise UserError(
+            "noise that differs by entry and by slice needs the whole volume in one process: start it without torchrun"
+        )
     processes = Slabs()
     for volume in run.volumes:
         processes.bounds(len(volume))

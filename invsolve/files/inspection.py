@@ -26,6 +26,7 @@ from invsolve.datasets import hdf5
 from invsolve.datasets.hdf5 import check_regular, datasets, is_matlab, is_square, open_array, open_readonly
 from invsolve.engine.reading import read_rows
 from invsolve.errors import UserError
+from invsolve.files.commands import hint, joined, output_beside, reading_options, word
 from invsolve.files.opening import find_layout, plain_arrays
 from invsolve.registry.parameters import build, parameters
 
@@ -61,7 +62,7 @@ def inspect_file(
         UserError: the file cannot be opened, or the options are wrong.
     """
     facts = _inspected(path, layout, dict(read or {}))
-    more = "".join(f" --plugin {_name(file)}" for file in plugins)
+    more = "".join(f" --plugin {word(file)}" for file in plugins)
     for entry in facts["commands"]:
         # Scoring is the one command that takes none.
         entry["command"] += "" if entry["command"].startswith("invsolve evaluate ") else more
@@ -96,14 +97,14 @@ def _is_hdf5(path: Path) -> bool:
 def _prior(path: Path) -> dict[str, Any] | None:
     for kind, cls in registry.available("prior").items():
         if cls.opens(path):  # type: ignore[attr-defined]
-            name = _name(path)
+            name = word(path)
             return {
                 "kind": "prior",
                 "format": kind,
                 "text": f"a prior, of format {kind}",
                 "commands": [
-                    _command("what it knows", f"invsolve prior show {name}"),
-                    _command("use it", f"invsolve reconstruct SCAN.h5 -o RECON.h5 --prior {name}"),
+                    hint("what it knows", f"invsolve prior show {name}"),
+                    hint("use it", f"invsolve reconstruct SCAN.h5 -o RECON.h5 --prior {name}"),
                 ],
             }
     return None
@@ -118,10 +119,10 @@ def _result(path: Path) -> dict[str, Any] | None:
             return None
     view = hdf5.read_result(path)
     items, size = len(view.mean), " x ".join(map(str, view.mean.shape[1:]))
-    name = _name(path)
-    commands = [_command("pictures", f"invsolve report {name} -o {_beside(path, '_report.html')}")]
+    name = word(path)
+    commands = [hint("pictures", f"invsolve report {name} -o {output_beside(path, '_report.html')}")]
     if view.truth is not None:
-        commands.append(_command("score against the truth it carries", f"invsolve evaluate {name}"))
+        commands.append(hint("score against the truth it carries", f"invsolve evaluate {name}"))
     strategy, prior = (view.config.get(k) or {} for k in ("strategy", "prior"))
     state = "" if view.complete else f", unfinished ({len(view.items)} items are done; the same command goes on)"
     return {
@@ -140,7 +141,7 @@ def _result(path: Path) -> dict[str, Any] | None:
 def _by_layout(path: Path, name: str, options: dict[str, Any], given: bool) -> dict[str, Any]:
     cls = registry.find("layout", name)
     reader: Layout = build(cls, "layout", name, options)
-    reading = _reading(name if given else None, options)
+    reading = reading_options(name if given else None, options)
     problems = []
     opened: Measurement | Images
     for method in ("open", "images"):
@@ -188,11 +189,11 @@ def _measurement(
         missing.append(f"the commands below take noise {sigma:.3g}, estimated from neighbouring values")
         missing = [line for line in missing if not line.startswith("noise level: give")]
     commands = []
-    name = _name(path)
+    name = word(path)
     if quick := _advised(_QUICK):
-        begin = f"invsolve reconstruct {name} -o {_beside(path, '_pinv.h5')}"
-        commands.append(_command(_QUICK, _join(begin, quick, reading, extra)))
-    begin = f"invsolve reconstruct {name} -o {_beside(path, '_recon.h5')}"
+        begin = f"invsolve reconstruct {name} -o {output_beside(path, '_pinv.h5')}"
+        commands.append(hint(_QUICK, joined(begin, quick, reading, extra)))
+    begin = f"invsolve reconstruct {name} -o {output_beside(path, '_recon.h5')}"
     smaller, note = _smaller(shape, cls, options)
     if note:
         missing.append(note)
@@ -203,7 +204,7 @@ def _measurement(
         # A file without a unit cannot be told from the prior's unit by itself.
         chosen += " --scale auto" if prior.unit and not measurement.unit else ""
     if chosen:
-        commands.append(_command(_WITH if prior else _WITHOUT, _join(begin, chosen, [*reading, *smaller], extra)))
+        commands.append(hint(_WITH if prior else _WITHOUT, joined(begin, chosen, [*reading, *smaller], extra)))
     return {
         "kind": "measurement",
         "text": f"a measurement by operator {operator.name}",
@@ -231,16 +232,16 @@ def _measurement(
 def _images(path: Path, images: Images, reading: list[str]) -> dict[str, Any]:
     first = images.x[0:1]
     shape = list(first.shape[1:])
-    name = _name(path)
+    name = word(path)
     span = _spread(first) or 1.0
     finite = bool(first.isfinite().all())
     grey = len(shape) == 3 and shape[0] == 1
     how, summed = _advised_operator(grey and (images.spacing is None or is_square(images.spacing)))
     # A ray crosses the whole image; a pixel is measured alone.
     sigma = 0.01 * span * (shape[-1] if summed else 1)
-    begin = f"invsolve simulate {name} -o {_beside(path, '_scan.h5')}"
+    begin = f"invsolve simulate {name} -o {output_beside(path, '_scan.h5')}"
     noise = ["--noise", f"{Gaussian.name}:{sigma:.3g}"]
-    commands = [_command("measure them", _join(begin, how, reading, noise))] if how else []
+    commands = [hint("measure them", joined(begin, how, reading, noise))] if how else []
     return {
         "kind": "images",
         "text": "images",
@@ -278,8 +279,8 @@ def _hdf5(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     with open_readonly(path) as file:
         likely = [name for name, cls in registry.available("layout").items() if cls.resembles(file)]  # type: ignore[attr-defined]
     for name in likely:
-        command = f"invsolve inspect {_name(path)} --layout {name}"
-        hints.insert(0, _command(f"if it is of layout {name}", command))
+        command = f"invsolve inspect {word(path)} --layout {name}"
+        hints.insert(0, hint(f"if it is of layout {name}", command))
     return {
         "kind": "unknown",
         "text": "HDF5 of no known layout",
@@ -344,13 +345,13 @@ def _guesses(
         # In MATLAB rows, columns, then the rest: in the file the rest, columns, rows.
         axes = axes.replace("row,column", "column,row")
     what = f"{name} {shape}" if name else f"the array {shape}"
-    begin = f"invsolve inspect {_name(path)}"
+    begin = f"invsolve inspect {word(path)}"
     if name:
         begin += f" --layout {plain_arrays()} --read {shlex.quote(f'dataset={name}')}"
-    hints = [_command(f"if the axes of {what} are {axes}", f"{begin} --read axes={axes}")]
+    hints = [hint(f"if the axes of {what} are {axes}", f"{begin} --read axes={axes}")]
     if kind != "c" and len(shape) == 3 and not reverse:
         command = f"{begin} --read axes=row,angle,detector --read angles={shape[1]} --read values=integrals"
-        hints.append(_command(f"if it holds sinograms of {shape[1]} angles on [0, 180) degrees", command))
+        hints.append(hint(f"if it holds sinograms of {shape[1]} angles on [0, 180) degrees", command))
     return hints
 
 
@@ -408,35 +409,6 @@ def _smaller(shape: tuple[int, ...], cls: type, options: dict[str, Any]) -> tupl
         f"size: {shape[-2]} x {shape[-1]} pixels take a prior long; the command with a prior averages {factor} detector "
         "pixels, leave --read bin out for all"
     )
-
-
-def _reading(layout: str | None, options: Mapping[str, Any]) -> list[str]:
-    parts = [] if layout is None else ["--layout", layout]
-    for key, value in options.items():
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        parts += ["--read", f"{key}={text}"]
-    return parts
-
-
-def _join(begin: str, chosen: str, *parts: list[str]) -> str:
-    return " ".join([begin, chosen, *(shlex.quote(p) for part in parts for p in part)])
-
-
-def _name(path: Path) -> str:
-    """A path as a word of a command; one that begins with a dash would be taken for an option."""
-    text = str(path)
-    return shlex.quote(f"./{text}" if text.startswith("-") else text)
-
-
-def _command(does: str, command: str) -> dict[str, str]:
-    return {"does": does, "command": command}
-
-
-def _beside(path: Path, ending: str) -> str:
-    """An output name in the working directory."""
-    # A longer name would leave no room for those of unfinished files.
-    stem = path.name.split(".")[0][:48].lstrip("-") or "scan"
-    return shlex.quote(f"{stem}{ending}")
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:

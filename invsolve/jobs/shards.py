@@ -26,6 +26,7 @@ from invsolve.jobs.one_file import run_into_file
 from invsolve.jobs.preparation import prepare
 from invsolve.jobs.request import Request
 from invsolve.jobs.snapshot_file import SnapshotFile
+from invsolve.registry.written import with_absolute_files
 
 #: Shards a worker gets, more or less: enough that a slow or lost one costs little, few enough that opening files does.
 _SHARDS_A_WORKER = 4
@@ -189,6 +190,7 @@ def _run_on_workers(
         plugins=tuple(path.resolve() for path in request.plugins),
         # Where a worker's folder is another one, a relative path would lead elsewhere.
         prior=str(Path(request.prior).resolve()) if request.prior and Path(request.prior).exists() else request.prior,
+        noise=None if request.noise is None else with_absolute_files(request.noise, Path.cwd()),
     )
     with cluster.connect(request.workers, request.scheduler) as pool:
         share = -(-len(run.items) // (_SHARDS_A_WORKER * pool.workers))

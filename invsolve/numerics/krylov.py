@@ -110,6 +110,7 @@ class GCR:
         direction: Callable[[Tensor], Direction],
         b: Tensor,
         first: Direction | None = None,
+        enough: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Solve M u = b, every row for itself, and accumulate the image that belongs to u beside it.
 
@@ -118,6 +119,7 @@ class GCR:
             direction: r -> p, an approximate solution of M p = r up to a factor, and A'p.
             b: right-hand sides, (B, *measurement).
             first: tried as the first direction, with the length that suits it best: a poor one does no harm.
+            enough: (B,), rows for which one product is enough; the others do not change them.
 
         Returns:
             u, its image, and b - M u.
@@ -138,6 +140,8 @@ class GCR:
             square = inner(q, q).clamp_min(torch.finfo(image.dtype).tiny)
             basis.append((q, square))
             lengths.append(inner(q, r) / square)
+            if k > 0 and enough is not None:
+                lengths[k] = torch.where(enough, 0.0, lengths[k])
             r = torch.addcmul(r, rows(lengths[k], q), q, value=-1)
         # The basis is a triangular combination of the products: solved backwards for how much of each direction to take.
         for j in reversed(range(self.products)):

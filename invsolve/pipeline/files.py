@@ -17,6 +17,7 @@ from invsolve.datasets.hdf5 import open_readonly, replace
 from invsolve.errors import UserError, suggestion
 from invsolve.files.opening import find_layout
 from invsolve.pipeline import steps
+from invsolve.registry.written import files_in, with_absolute_files
 
 #: A file that changed this short a time ago may change again within the clock's resolution.
 _FRESH = 2.0
@@ -32,12 +33,14 @@ class Product:
 
 
 def locate(step: steps.Step, base: Path) -> steps.Step:
-    """The step with every file that it names as an absolute path: `path`, `prior`, and file names in `set` and `read`."""
+    """The step with its files as absolute paths: `path`, `prior`, and file names in `set`, `read` and `noise`."""
     changes: dict[str, Any] = {}
     for key, value in step:
         prior = key == "prior" and value is not None and value not in registry.available("prior")
         if key == "path" or prior:
             changes[key] = str(_absolute(value, base))
+        elif key == "noise" and value is not None:
+            changes[key] = with_absolute_files(value, base)
         elif key in ("set", "read"):
             changes[key] = {name: _file_in(inner, base) for name, inner in value.items()}
     return step.model_copy(update=changes)
@@ -60,7 +63,8 @@ def files_of(step: steps.Step) -> set[Path]:
     single = (getattr(step, key, None) for key in ("path", "prior"))
     nested = (value for key in ("set", "read") for value in getattr(step, key, {}).values())
     texts = (value for value in (*single, *nested) if isinstance(value, str) and "\0" not in value)
-    return {Path(text) for text in texts if Path(text).is_absolute() and Path(text).exists()}
+    files = {Path(text) for text in texts if Path(text).is_absolute() and Path(text).exists()}
+    return files | set(files_in(getattr(step, "noise", None) or ""))
 
 
 def inside(path: Path, folder: Path) -> bool:

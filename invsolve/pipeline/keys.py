@@ -15,6 +15,7 @@ import invsolve
 from invsolve.datasets.hdf5 import differences
 from invsolve.pipeline import steps
 from invsolve.pipeline.files import Hashes
+from invsolve.registry.written import files_in
 
 _SOURCES = (".py", ".safetensors", ".json", ".txt")
 
@@ -62,6 +63,8 @@ def ingredients(
     """
     left_out = {"type", *step.free, *step.inputs}
     values = {key: _content(value, hashes) for key, value in step if key not in left_out}
+    for file in files_in(values.get("noise") or ""):
+        values["noise"] = values["noise"].replace(str(file), f"file {hashes.of(file)}")
     parts: dict[str, Any] = {"type": step.type, "parameters": values, "inputs": dict(inputs), "code": code_version()}
     if isinstance(step, steps.Load):
         parts["content"] = hashes.of(Path(step.path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any
 import docstring_parser
 import numpy as np
 import pydantic
+import tifffile
+from PIL import Image
 from torch import Tensor
 
 from invsolve.contracts.arguments import from_array
@@ -32,20 +34,34 @@ class Parameter:
     text: str
 
 
+def _png(path: Path) -> Any:
+    with Image.open(path) as picture:
+        return np.array(picture)
+
+
+#: Files of arrays, by the ends of their names.
+_READERS: dict[str, Callable[[Path], Any]] = {
+    ".npy": lambda path: np.load(path, mmap_mode="r", allow_pickle=False),
+    ".tif": tifffile.imread,
+    ".tiff": tifffile.imread,
+    ".png": _png,
+}
+
+
 def _to_tensor(value: Any) -> Any:
-    """Accept a tensor, an array, a (nested) list of numbers, or the path of a .npy file."""
+    """Accept a tensor, an array, a (nested) list of numbers, or the path of a .npy, .tif or .png file."""
     if isinstance(value, str):
         path = Path(value)
-        if path.suffix != ".npy":
-            raise ValueError("expected numbers or the path of a .npy file")
+        if path.suffix.lower() not in _READERS:
+            raise ValueError("expected numbers or the path of a .npy, .tif or .png file")
         if not path.exists():
             raise ValueError(f"no such file {value!r}")
-        # Of a pipe np.load would wait for ever.
+        # Of a pipe reading would wait for ever.
         if not path.is_file():
             raise ValueError(f"{value!r} is no file")
         try:
-            value = np.load(path, mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # NumPy raises many kinds on damaged headers
+            value = _READERS[path.suffix.lower()](path)
+        except Exception as error:  # NumPy and others raise many kinds on damaged headers
             raise ValueError(f"{value!r} cannot be read ({' '.join(str(error).split())})") from None
         if value.dtype.kind not in "biufc":
             raise ValueError(f"the file holds {value.dtype}")

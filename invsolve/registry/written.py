@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from pathlib import Path
 from typing import Any
 
 from invsolve import registry
@@ -26,17 +27,49 @@ def read_written(kind: str, text: str) -> tuple[str, dict[str, Any]]:
     """
     name, colon, rest = text.partition(":")
     names = [p.name for p in parameters(registry.find(kind, name))]
-    # A comma inside brackets belongs to a list.
-    parts = re.split(r",(?![^\[]*\])", rest) if colon else []
     given: dict[str, Any] = {}
     free = iter(names)
-    for part in parts:
-        key, equals, value = part.partition("=")
-        key, value = (key.strip(), value) if equals else (next(free, ""), part)
+    for part in _parts(rest) if colon else []:
+        key, value = _pair(part)
+        key = key or next(free, "")
         if not key or not value.strip():
             raise UserError(f"{kind} {text!r}: write {name}:{','.join(n.upper() for n in names) or '(no parameters)'}")
         given[key] = read_value(value)
     return name, given
+
+
+def with_absolute_files(text: str, base: Path) -> str:
+    """The same text with every value that is the name of a .npy file in `base` as its absolute path."""
+    name, colon, rest = text.partition(":")
+    parts = []
+    for part in _parts(rest):
+        key, value = _pair(part)
+        if _names_file(value):
+            file = base / Path(value.strip()).expanduser()
+            value = str(file.absolute()) if file.is_file() else value
+        parts.append(f"{key}={value}" if key else value)
+    return name + colon + ",".join(parts)
+
+
+def files_in(text: str) -> list[Path]:
+    """The .npy files that exist among the values of such a text."""
+    values = (_pair(part)[1].strip() for part in _parts(text.partition(":")[2]))
+    return [Path(value) for value in values if _names_file(value) and Path(value).is_file()]
+
+
+def _names_file(value: str) -> bool:
+    return value.strip().endswith(".npy") and "\0" not in value
+
+
+def _parts(text: str) -> list[str]:
+    # A comma inside brackets belongs to a list.
+    return re.split(r",(?![^\[]*\])", text)
+
+
+def _pair(part: str) -> tuple[str, str]:
+    """Key and value of `key=value`; an empty key where there is the value alone."""
+    key, equals, value = part.partition("=")
+    return (key.strip(), value) if equals and key.strip().isidentifier() else ("", part)
 
 
 def read_value(text: str) -> Any:

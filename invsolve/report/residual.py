@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from invsolve.api.provenance import operator_record
+from invsolve.api.provenance import noise_record, operator_record
 from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.problem import real_view
@@ -91,7 +91,11 @@ def _usable(measurement: Measurement, result: Any) -> Measured:
         return Measured(None, why="The result is a part of what the data see, so A(mean) cannot be computed from it.")
     if len(result.mean.shape) > 4:
         return Measured(None, why="Residuals are drawn of images with one or two spatial axes.")
-    return Measured(measurement, noise_of(result.config) or measurement.noise)
+    noise, known = noise_of(result.config), measurement.noise
+    # Of a large array the record has the hash alone.
+    if noise is None and known is not None and noise_record(known) == result.config.get("noise", noise_record(known)):
+        noise = known
+    return Measured(measurement, noise)
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ def standardised(measured: Measured, mean: torch.Tensor, item: int) -> Residual:
     y = measurement.y[item : item + 1]
     with torch.no_grad():
         rest = y - operator(mean[None].to(y.real.dtype))
-        std = torch.zeros(()) if measured.noise is None else measured.noise.std(y)
+        std = torch.zeros(()) if measured.noise is None else measured.noise.rows([item], y.ndim).std(y)
         relative = bool((std > 0).all())
         if relative:
             rest = rest / std

@@ -48,7 +48,7 @@ class Exact:
         prior: covariance of the prior, (pixels, pixels), whose mean is zero.
         matrix: of the operator, (real numbers measured, pixels).
         data: what was measured, (real numbers measured,).
-        noise: standard deviation of each of them.
+        noise: standard deviation of each of them, a number or (real numbers measured,).
     """
 
     problem: Problem
@@ -58,7 +58,7 @@ class Exact:
     prior: Tensor
     matrix: Tensor
     data: Tensor
-    noise: float
+    noise: float | Tensor
 
     @property
     def std(self) -> Tensor:
@@ -88,24 +88,28 @@ class Exact:
             used: boolean, one measurement's shape (*measurement): the entries that count.
         """
         kept = used.expand(self.problem.y.shape[1:]).flatten().cpu()
-        kept = torch.cat([kept, kept]) if self.problem.y.is_complex() else kept
-        mean, covariance = _condition(self.prior, self.matrix[kept], self.data[kept], self.noise)
-        return replace(self, mean=mean, covariance=covariance, matrix=self.matrix[kept], data=self.data[kept])
+        kept = kept.repeat_interleave(2) if self.problem.y.is_complex() else kept
+        noise = self.noise[kept] if isinstance(self.noise, Tensor) else self.noise
+        mean, covariance = _condition(self.prior, self.matrix[kept], self.data[kept], noise)
+        return replace(
+            self, mean=mean, covariance=covariance, matrix=self.matrix[kept], data=self.data[kept], noise=noise
+        )
 
     def _white(self, count: int, seed: int) -> Tensor:
         return ChainRandom(seed, [(2, s) for s in range(count)]).normal(self.mean.expand(count, -1))
 
 
-def _condition(prior: Tensor, matrix: Tensor, data: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+def _condition(prior: Tensor, matrix: Tensor, data: Tensor, noise: float | Tensor) -> tuple[Tensor, Tensor]:
     """Mean and covariance of N(0, prior) given data = matrix x + noise n."""
-    gram = matrix @ prior @ matrix.T + noise**2 * torch.eye(len(matrix), dtype=torch.float64)
+    variance = torch.as_tensor(noise, dtype=torch.float64).expand(len(matrix)) ** 2
+    gram = matrix @ prior @ matrix.T + variance.diag()
     gain = torch.linalg.solve(gram, matrix @ prior).T
     return gain @ data, prior - gain @ matrix @ prior
 
 
 def exact_posterior(
     operator: LinearOperator | None = None,
-    sigma: float = 0.05,
+    sigma: float | Tensor = 0.05,
     samples: int = 128,
     size: int = 16,
     pixel_std: float = 0.15,
@@ -117,7 +121,7 @@ def exact_posterior(
 
     Args:
         operator: real-image linear operator on (1, size, size); default measures half of the pixels.
-        sigma: noise standard deviation.
+        sigma: noise standard deviation; a tensor broadcasts against one measurement.
         samples: rows of the problem, all with the same y.
         size: rows and columns of the image.
         pixel_std: of the prior.
@@ -134,10 +138,13 @@ def exact_posterior(
     mask = operator.measured()
     y = y if mask is None else y * mask
     covariance = prior.covariance()
-    matrix = torch.cat([matrix.real, matrix.imag]) if matrix.is_complex() else matrix
-    data = torch.cat([y.flatten().real, y.flatten().imag]) if y.is_complex() else y.flatten()
-    mean, posterior = _condition(covariance, matrix, data, sigma)
+    data = (torch.view_as_real(y) if y.is_complex() else y).flatten()
+    noise: float | Tensor = sigma
+    if isinstance(sigma, Tensor):
+        entries = sigma.double().expand(y.shape[1:]).flatten()
+        noise = entries.repeat_interleave(2) if y.is_complex() else entries
+    mean, posterior = _condition(covariance, matrix, data, noise)
     operator = operator.to(device=device, dtype=dtype)
     rows = y.to(device, dtype.to_complex() if y.is_complex() else dtype).expand(samples, *y.shape[1:])
     problem = make_problem(prior.to(device), operator, Gaussian(sigma), rows, (1, size, size), Scale(), samples)
-    return Exact(problem, truth, mean, posterior, covariance, matrix, data, sigma)
+    return Exact(problem, truth, mean, posterior, covariance, matrix, data, noise)

@@ -15,6 +15,7 @@ from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.numerics.linalg import inner, norm, size_of
 from invsolve.testing.cases import Case, NotApplicable, below, expecting, holds, report_of
 from invsolve.testing.report import Finding, Report
+from invsolve.testing.use import USE
 
 #: Largest image for which the dense matrix is formed.
 _DENSE = 1200
@@ -88,14 +89,14 @@ def operator_cases(
         cases.extend(Case(f"{name}, {where}", partial(check, probe), absent) for name, check in properties.items())
 
     colour = [(3, 10, 12)] if operator.channelwise else []
-    for shape in [tuple(fixed)] if fixed else [(1, 12, 13), (1, 11, 11), *colour]:
+    for shape in [tuple(fixed)] if fixed else [*operator.shapes_tried, *colour]:
         size = "x".join(map(str, shape if shape[0] > 1 else shape[1:]))
         for dtype in (torch.float32, torch.float64):
             probe, where = Probe(operator, shape, dtype, probes, device), f"{size} {str(dtype).removeprefix('torch.')}"
             add(where, probe, _FORWARD)
             add(where, probe, _LINEAR, linear)
             if dtype == torch.float64:
-                add(where, probe, {"gradient": _gradient}, nonlinear)
+                add(where, probe, {"gradient": _gradient}, nonlinear or operator.surrogate)
         probe = Probe(operator, shape, torch.float32, 3, device)
         large = f"{size_of(shape)} pixels, at most {_DENSE} for a dense matrix" if size_of(shape) > _DENSE else ""
         wide = Probe(operator, shape, torch.float64, 3, device)
@@ -103,6 +104,7 @@ def operator_cases(
         add(size, probe, _SOLVES, linear)
         add(size, probe, _GROUPS, maskable)
         add(size, probe, _COPIES)
+        add(size, probe, USE)
     own = Probe(operator, operator.image_shape or (), torch.float32, 1, device)
     cases.append(Case("refuses another image size", partial(_wrong_shape, own), "" if own.shape else "takes any size"))
     return cases
@@ -119,7 +121,7 @@ def check_operator(
 
     Args:
         operator: the operator; it is left as it was, the checks run on copies.
-        image_shape: (C, *spatial) to test with, for operators of free size; default (1, 12, 13), odd sizes, and three channels
+        image_shape: (C, *spatial) to test with, for operators of free size; default their `shapes_tried`, and three channels
             where it is `channelwise`.
         probes: random pairs for the dot test. One alone would call an adjoint that is 12 % wrong 3e-4.
         device: where to run, such as "cuda".

@@ -39,6 +39,16 @@ class Local:
     direction: Callable[[Tensor, float], tuple[Tensor, Tensor]]
     variance: Tensor
 
+    def relative_precision(self) -> tuple[Tensor, Tensor]:
+        """The precision of each entry of y over its mean in the row, broadcasts against y; and one over that mean, (B,) or (1,).
+
+        All 1 where the noise of a row is white, free of noise or not.
+        """
+        if self.variance.ndim == 0 or self.variance[0].numel() == 1:
+            return torch.ones_like(self.variance), self.variance.flatten()
+        level = 1 / (1 / self.variance).flatten(1).mean(1)
+        return rows(level, self.variance) / self.variance, level
+
 
 def local(problem: Problem, point: Tensor) -> Local:
     """The likelihood near `point` (B, C, *spatial); exact, and the same everywhere, for linear operator and Gaussian noise."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from invsolve.contracts.noise import Gaussian
 from invsolve.contracts.problem import Problem
+from invsolve.contracts.whitening import Weighted
 from invsolve.numerics.random import ChainRandom
 
 
@@ -18,7 +19,8 @@ def for_rows(problem: Problem, index: Tensor) -> Problem:
     noise = problem.noise
     if isinstance(noise, Gaussian) and isinstance(noise.sigma, Tensor) and noise.sigma.ndim and len(noise.sigma) > 1:
         noise = Gaussian(noise.sigma[index.to(noise.sigma.device)])
-    some = replace(problem, y=problem.y[index], noise=noise, shift=None)
+    operator = problem.operator.rows(index) if isinstance(problem.operator, Weighted) else problem.operator
+    some = replace(problem, operator=operator, y=problem.y[index], noise=noise, shift=None)
     some.calls = problem.calls
     return some
 

@@ -20,7 +20,7 @@ from invsolve.plugins.strategies._stride import longest
 
 @dataclass(frozen=True)
 class ADS(Strategy):
-    """Particles that also choose what to measure next (Nolan 2024); `inpainting`, `ct`, `mri`.
+    """Particles that also choose what to measure next (Nolan 2024); `inpainting`, `ct`, `mri`; low noise.
 
     Particles diffuse under DPS guidance from what is measured; the group on which they disagree most is measured next.
 
@@ -61,7 +61,7 @@ class ADS(Strategy):
     entropy: Literal["mixture", "variance"] = "mixture"
     width: float = 1.0
 
-    needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "maskable")
+    needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "maskable", "gaussian", "low-noise")
     couples_samples: ClassVar[bool] = True
     data_strength: ClassVar[Mapping[str, int]] = {"omega": 0, "steps": 1}
     mean_error: ClassVar[float] = 0.25

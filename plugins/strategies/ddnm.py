@@ -20,7 +20,7 @@ from invsolve.plugins.strategies._spectral import in_range, noise_in_basis, step
 
 @dataclass(frozen=True)
 class DDNM(Strategy):
-    """Range from the data, null space from the prior, time travel (Wang 2023).
+    """Range from the data, null space from the prior, time travel (Wang 2023); low noise.
 
     D^ = D + A^+ (y - A D), renoised; noisy data (DDNM+) mode by mode, so that their noise counts into the level's.
 
@@ -45,9 +45,9 @@ class DDNM(Strategy):
     repeats: int = 1
 
     data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
-    needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
+    needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian", "low-noise")
     mean_error: ClassVar[float] = 0.35
-    std_ratio: ClassVar[tuple[float, float]] = (0.6, 0.85)
+    std_ratio: ClassVar[tuple[float, float]] = (0.5, 0.85)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.55, 1.6)
 
     def at_cost(self, evaluations: int) -> Self:

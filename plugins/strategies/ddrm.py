@@ -17,7 +17,7 @@ from invsolve.plugins.strategies._spectral import start_from_data, step_in_basis
 
 @dataclass(frozen=True)
 class DDRM(Strategy):
-    """Mode by mode in the singular basis (Kawar 2022); closed form or small operators.
+    """Mode by mode in the singular basis (Kawar 2022); closed form or small operators; low noise.
 
     Each singular mode takes its data, its denoised value or both, by whether sigma_y / s or sigma is larger.
 
@@ -40,9 +40,9 @@ class DDRM(Strategy):
     eta_b: float = 1.0
 
     data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
-    needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
+    needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian", "low-noise")
     mean_error: ClassVar[float] = 0.35
-    std_ratio: ClassVar[tuple[float, float]] = (0.6, 0.85)
+    std_ratio: ClassVar[tuple[float, float]] = (0.5, 0.85)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.55, 1.6)
 
     def schedule(self, problem: Problem) -> Tensor:

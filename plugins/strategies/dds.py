@@ -43,8 +43,8 @@ class DDS(Strategy):
     start: float = 20.0
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
-    mean_error: ClassVar[float] = 0.2
-    std_ratio: ClassVar[tuple[float, float]] = (0.75, 0.85)
+    mean_error: ClassVar[float] = 0.4
+    std_ratio: ClassVar[tuple[float, float]] = (0.55, 0.85)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.6, 1.0)
 
     def schedule(self, problem: Problem) -> Tensor:

@@ -53,8 +53,8 @@ class DDS3D(Strategy):
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
     couples_items: ClassVar[bool] = True
-    mean_error: ClassVar[float] = 0.25
-    std_ratio: ClassVar[tuple[float, float]] = (0.75, 0.85)
+    mean_error: ClassVar[float] = 0.4
+    std_ratio: ClassVar[tuple[float, float]] = (0.55, 0.85)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.55, 1.0)
 
     def schedule(self, problem: Problem) -> Tensor:

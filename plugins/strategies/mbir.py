@@ -10,7 +10,6 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from invsolve.contracts.noise import Gaussian
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics.random import ChainRandom
@@ -31,8 +30,7 @@ class DiffusionMBIR(Strategy):
     by the data's variance over what predictor and corrector made random: where they are noisier than that, it waits; for
     noise-free data it is the paper's. A Langevin step has the length that is expected at its level, the same for all samples.
 
-    Known bias: the total variation across slices is no part of the prior and prefers equal neighbours. Noise that is not
-    Gaussian is fitted, as in the paper.
+    Known bias: the total variation across slices is no part of the prior and prefers equal neighbours.
 
     Args:
         steps: noise levels, two network calls each; the paper takes 2000.
@@ -54,7 +52,7 @@ class DiffusionMBIR(Strategy):
     snr: float = 0.16
 
     data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
-    needs: ClassVar[tuple[str, ...]] = ("prior", "linear")
+    needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
     couples_items: ClassVar[bool] = True
     mean_error: ClassVar[float] = 0.15
     std_ratio: ClassVar[tuple[float, float]] = (0.95, 1.05)
@@ -86,8 +84,7 @@ class DiffusionMBIR(Strategy):
                 length = langevin_length(problem, self.snr, sigma_next)
                 x = x + length * score + math.sqrt(2 * length) * rng.normal(x)
                 fresh += length
-        gaussian = isinstance(problem.noise, Gaussian)
-        keep = problem.rho(fresh) / problem.operator_norm() ** 2 if gaussian else 0.0
+        keep = problem.rho(fresh) / problem.operator_norm() ** 2
         tv = ThroughPlaneTV(self.weight, self.penalty, self.sweeps, self.solves)
         x, jumps, dual = tv.improve(problem, x, problem.residual(x), state["jumps"], state["dual"], keep)
         return {"x": x, "jumps": jumps, "dual": dual, "residual": problem.misfit(problem.residual(estimate))}

@@ -20,7 +20,7 @@ from invsolve.plugins.strategies._stride import longest
 
 @dataclass(frozen=True)
 class MCG(Strategy):
-    """`dps` with a projection onto the noised data (Chung 2022).
+    """`dps` with a projection onto the noised data (Chung 2022); low noise.
 
     Ancestral sampling, a gradient step on |y - A(D)|, then x + K (y + sigma' A n - A x): data noised to the next level.
 
@@ -44,10 +44,10 @@ class MCG(Strategy):
 
     data_strength: ClassVar[Mapping[str, int]] = {"zeta": 0, "steps": 1}
     inner_limit: ClassVar[str] = "iterations"
-    needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian")
+    needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian", "low-noise")
     mean_error: ClassVar[float] = 0.75
-    std_ratio: ClassVar[tuple[float, float]] = (0.6, 0.75)
-    eigen_ratio: ClassVar[tuple[float, float]] = (0.15, 1.15)
+    std_ratio: ClassVar[tuple[float, float]] = (0.1, 0.75)
+    eigen_ratio: ClassVar[tuple[float, float]] = (0.1, 1.15)
 
     def schedule(self, problem: Problem) -> Tensor:
         return schedules.ddpm_linear(self.steps, problem.prior.sigma_min, problem.prior.sigma_max)

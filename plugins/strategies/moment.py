@@ -105,18 +105,26 @@ class Moment(Strategy):
             return near.forward(image) + near.variance * v, image
 
         unknown = problem.prior.error(sigma)
-        budget = 3 * self.solves if start is None else self.solves if self.matters(problem, unknown) else 1
+        budget, enough = 3 * self.solves, None
+        if start is not None:
+            budget, enough = self.budget(problem, unknown)
         first = None if start is None else (start[0], near.adjoint(start[0]))
-        u, shift, rest = GCR(budget).solve(system, lambda r: near.direction(r, unknown), near.residual(mean), first)
+        u, shift, rest = GCR(budget).solve(
+            system, lambda r: near.direction(r, unknown), near.residual(mean), first, enough
+        )
         # What a few products leave unsolved is not left out of the image: it gets the white covariance of the same error.
         extra = near.white(rest, unknown)
         return mean + shift + extra, rest + near.variance * u - near.forward(extra), u
 
-    def matters(self, problem: Problem, unknown: float) -> bool:
-        """Whether what the prior leaves unknown, seen through the operator, stands above the measurement noise."""
+    def budget(self, problem: Problem, unknown: float) -> tuple[int, Tensor | None]:
+        """Products to take, and rows (B,) for which one is enough: there the noise hides what the prior leaves unknown."""
         if not isinstance(problem.operator, LinearOperator) or not isinstance(problem.noise, Gaussian):
-            return True  # The norm of a tangent is not known.
-        return unknown * problem.operator_norm() ** 2 > 0.1 * problem.largest_sigma() ** 2
+            return self.solves, None  # The norm of a tangent is not known.
+        seen = 10 * unknown * problem.operator_norm() ** 2
+        if isinstance(problem.sigma, Tensor):
+            # Asking whether it is all rows would wait for the device.
+            return self.solves, (seen <= problem.sigma.flatten() ** 2).to(problem.y.device)
+        return self.solves if seen > problem.sigma**2 else 1, None
 
 
 def extrapolation(h: float, churn: float) -> float:

@@ -49,8 +49,8 @@ class ScoreSDE(Strategy):
 
     data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
     needs: ClassVar[tuple[str, ...]] = ("prior", "linear", "gaussian")
-    mean_error: ClassVar[float] = 0.3
-    std_ratio: ClassVar[tuple[float, float]] = (1.0, 1.15)
+    mean_error: ClassVar[float] = 0.35
+    std_ratio: ClassVar[tuple[float, float]] = (0.85, 1.15)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.8, 1.25)
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"steps": 40},)
 

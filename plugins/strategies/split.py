@@ -48,7 +48,7 @@ class Split(Strategy):
     data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian")
     mean_error: ClassVar[float] = 0.3
-    std_ratio: ClassVar[tuple[float, float]] = (0.95, 1.05)
+    std_ratio: ClassVar[tuple[float, float]] = (0.9, 1.05)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.55, 1.1)
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"steps": 33},)
 

@@ -117,7 +117,7 @@ def arguments(scan: Path, out: Path, plugin: Path, batch: int = 2) -> list[objec
         "--plugin",
         plugin,
         "--strategy",
-        "dps",
+        "dps-fitted",
         "--set",
         "steps=20",
         "--samples",

@@ -17,6 +17,9 @@ OPERATORS: dict[str, dict[str, Any]] = {"blur": {"sigma": 1.5}, "ct": {"image_si
 #: Claims that do not hold everywhere, by operator and strategy, and why.
 KNOWN: dict[str, dict[str, dict[str, str]]] = {
     "blur-": {
+        "dps": {
+            "widths along the eigenvectors better than the prior's": "states its widest, of noise that differs by pixel"
+        },
         "flowchef": {"widths along the eigenvectors better than the prior's": "states its widest, of ct"},
     },
 }

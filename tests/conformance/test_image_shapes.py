@@ -29,19 +29,23 @@ NOISE = invsolve.Gaussian(0.01)
 #: What an operator cannot do without, beside the size.
 NEEDED: dict[str, dict[str, Any]] = {
     "blur": {"sigma": 0.8},
+    "compressive": {"fraction": 0.7, "transform": "dct"},
+    "crop": {"box": [1, 2, 7, 9]},
     "ct": {"angles": 5},
     "downsample": {"factor": [3, 2]},
     "inpainting": {"fraction": 0.6},
+    "measured-blur": {"picture": [[0.0, 1.0, 0.0, 0.0], [1.0, 4.0, 2.0, 0.0], [0.0, 1.0, 0.0, 0.0]]},
     "mri": {"acceleration": 2},
+    "tiled-blur": {"kernels": [[[[0.1, 0.8, 0.1]], [[0.2, 0.4, 0.4]]]]},
 }
 BUILT_IN = {
     name: cls
     for name, cls in registry.available("operator").items()
     if issubclass(cls, Operator) and cls.__module__.startswith("invsolve.")
 }
-OPERATORS = {name: cls for name, cls in BUILT_IN.items() if name in NEEDED}
+OPERATORS: dict[str, Any] = {name: cls for name, cls in BUILT_IN.items() if name in NEEDED}
 COLOUR = [name for name, cls in OPERATORS.items() if cls.channelwise]
-GREY = [name for name in OPERATORS if name not in COLOUR]
+GREY = [n for n, cls in OPERATORS.items() if n not in COLOUR and "channels" not in {p.name for p in parameters(cls)}]
 
 
 def made(name: str, shape: tuple[int, ...] = (1, ROWS, COLUMNS)) -> Operator:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import unittest
 from dataclasses import dataclass
 from typing import ClassVar
@@ -154,6 +156,69 @@ def test_a_wrong_adjoint_is_found_under_its_name() -> None:
     wrong = {finding.name.partition(",")[0] for finding in check_operator(Lossy()).failures}
     assert {"adjoint", "autograd equals adjoint", "dense matrix"} <= wrong
     assert not wrong & {"linear", "batch independence", "norm"}
+
+
+class Hoarding(invsolve.LinearOperator):
+    """Keeps the images it has seen, or something made of each."""
+
+    image_shape = (1, 4, 6)
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x if self.kind == "images" else x.detach() * 2)
+        return 2 * x
+
+
+@pytest.mark.parametrize(("kind", "says"), [("images", "are still held"), ("values", "more tensors after")])
+def test_an_operator_that_keeps_what_it_has_seen_is_found(kind: str, says: str) -> None:
+    (finding,) = [f for f in check_operator(Hoarding(kind)).failures if f.name.startswith("keeps nothing")]
+    assert says in finding.text
+
+
+class Shared(invsolve.LinearOperator):
+    """Hands its image on through an attribute, which another thread may have replaced meanwhile."""
+
+    image_shape = (1, 4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.__dict__["last"] = x
+        # Each thread waits until all have come this far, or nobody else comes.
+        with contextlib.suppress(threading.BrokenBarrierError):
+            BARRIER.wait(0.05)
+        return 2 * self.__dict__["last"]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return 2 * y
+
+
+BARRIER = threading.Barrier(4)
+
+
+def test_an_operator_whose_threads_disturb_one_another_is_found() -> None:
+    BARRIER.reset()
+    case = next(case for case in checks(Shared()) if case.property == "safe in threads")
+    assert "disturb" in case.finding().text
+
+
+class Stale(invsolve.LinearOperator):
+    """Remembers the square of its gain in a way of its own."""
+
+    image_shape = (1, 4, 6)
+
+    def __init__(self) -> None:
+        self.gain = torch.linspace(1, 2, 6)
+        self.square: dict[torch.dtype, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.square.setdefault(x.dtype, (self.gain**2).to(x))
+
+
+def test_an_operator_that_goes_on_with_a_replaced_tensor_is_found() -> None:
+    wrong = {finding.name.partition(",")[0] for finding in check_operator(Stale()).failures}
+    assert wrong == {"follows replaced tensors"}
 
 
 def named(cases: list[Case], name: str) -> Case:

@@ -62,7 +62,7 @@ OPERATORS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("strategy", ["dps", "diffpir", "moment"])
+@pytest.mark.parametrize("strategy", ["dps-fitted", "diffpir", "moment"])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_a_run_leaves_operator_prior_and_data_as_they_were(name: str, strategy: str) -> None:
     operator, prior = invsolve.operator(name, **OPERATORS[name]), network()

@@ -272,7 +272,7 @@ def test_a_2d_prior_serves_a_3d_operator(prior: invsolve.Prior) -> None:
     # What the sum of two slices leaves open, the coupling decides.
     assert errors[2e-2] < 0.6 * errors[0.0]
     # A slice-wise strategy takes volumes as well.
-    strategy = invsolve.strategy("dps", steps=5)
+    strategy = invsolve.strategy("dps-fitted", steps=5)
     assert run(y, Squeezed(), prior, "dds-3d", strategy=strategy).shape == (2, 1, 1, 6, 16, 16)
 
 

@@ -124,7 +124,7 @@ class TestJudgement:
     def test_too_weak_a_strategy_and_its_own_parameters(
         self, y: torch.Tensor, operator: LinearOperator, prior: invsolve.Prior
     ) -> None:
-        weak = invsolve.strategy("dps", steps=40, zeta=0.01)
+        weak = invsolve.strategy("dps-fitted", steps=40, zeta=0.01)
         with pytest.warns(DiscrepancyWarning, match=r"raise zeta, now 0.01, or take more steps, now 40"):
             rec = run(y, operator, prior, strategy=weak)
         assert rec.diagnostics["discrepancy_report"].startswith("warning: the samples miss the data")
@@ -202,7 +202,7 @@ def test_command_tells(images: Path, tmp_path: Path, cli: Cli) -> None:
         '    return {"small": Small}\n'
     )
     call = ["reconstruct", scan, "-o", out, "--prior", "small", "--plugin", plugin, "--overwrite"]
-    weak = ["--strategy", "dps", "--set", "steps=20", "--set", "zeta=0.001"]
+    weak = ["--strategy", "dps-fitted", "--set", "steps=20", "--set", "zeta=0.001"]
     code, text, err = cli(*call, *weak, "--json")
     assert code == 0, err
     assert "warning: the samples miss the data" in err

@@ -313,8 +313,8 @@ def test_a_short_detector_is_no_trouble_for_an_offset(strategy: str, prior: invs
     axis = torch.arange(16) - 7.5
     disc = ((axis[:, None] ** 2 + axis[None] ** 2) < 25).float()[None, None]
     y = invsolve.simulate(disc, ct, invsolve.Gaussian(0.01))
-    of_all: dict[str, dict[str, Any]] = {"linear": {}, "red-diff": {"steps": 200}, "tv": {"balance": 100.0}}
-    settings = of_all[strategy]
+    known: dict[str, dict[str, Any]] = {"linear": {}, "red-diff": {"steps": 200}, "tv": {"balance": 100.0}}
+    settings = known[strategy]
     rec = run(
         y, ct, prior, noise=invsolve.Gaussian(0.01), strategy=invsolve.strategy(strategy, **settings), scale=(0.0, 1.0)
     )

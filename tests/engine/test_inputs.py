@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import invsolve
-from invsolve.operators.blur import Blur
+from invsolve.operators.blur.uniform import Blur
 from invsolve.operators.ct.operator import CT
 from invsolve.operators.inpainting import Inpainting
 from invsolve.operators.mri import MRI

@@ -114,7 +114,7 @@ def test_rows_and_image_axis_are_the_same(truth: Tensor, y: Tensor) -> None:
     # Other random numbers, the same posterior.
     torch.testing.assert_close(error, rows, atol=0, rtol=0.15)
     # Strategies that differentiate the prior take it as well.
-    assert run(whole, Sparse(depth=7), 3, strategy=invsolve.strategy("dps", steps=4)).mean.isfinite().all()
+    assert run(whole, Sparse(depth=7), 3, strategy=invsolve.strategy("dps-fitted", steps=4)).mean.isfinite().all()
 
 
 class Fixed(Smooth):

@@ -79,7 +79,7 @@ class OddCounts(_Spoiled, invsolve.Poisson):
 
 def strategy(method: str, spoil: Any) -> invsolve.Strategy:
     """A strategy of which one method returns something else."""
-    chosen = registry.find("strategy", "dps")
+    chosen = registry.find("strategy", "dps-fitted")
 
     def spoiled(self: Any, *given: Any) -> Any:
         return spoil(getattr(chosen, method)(self, *given))
@@ -95,7 +95,7 @@ def run(prior: Any = None, operator: Any = None, noise: Any = None, chosen: Any 
         operator or OddBlur(same),
         prior or Odd(same),
         noise=noise or invsolve.Gaussian(0.1),
-        strategy=chosen or registry.find("strategy", "dps")(steps=3),
+        strategy=chosen or registry.find("strategy", "dps-fitted")(steps=3),
         progress=False,
     )
 

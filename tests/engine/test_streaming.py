@@ -260,7 +260,8 @@ streaming.AHEAD = 2**22
 for count in (16, 64, 256):
     scan = Path(sys.argv[1], f"scan{count}.h5")
     options = Options(batch_size=2)
-    jobs.reconstruct_file(jobs.Request(scan, scan.with_name("out.h5"), "wide", "dps", {"steps": 1}, options, overwrite=True))
+    request = jobs.Request(scan, scan.with_name("out.h5"), "wide", "dps-fitted", {"steps": 1}, options, overwrite=True)
+    jobs.reconstruct_file(request)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

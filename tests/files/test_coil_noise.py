@@ -18,6 +18,7 @@ from invsolve.datasets.layouts.ismrmrd import ISMRMRD
 from invsolve.datasets.mri.noise import CoilNoise, estimate_noise, whitening
 from invsolve.errors import UserError
 from tests.support.mri_files import LARGEST, READOUT, header, line, scene, write_fastmri, write_lines
+from tests.support.types import narrow
 
 N = 64
 FAR = np.hypot(*(np.mgrid[:N, :N] - N / 2)) / N
@@ -197,3 +198,23 @@ def test_k_space_beside_its_centre_is_told(tmp_path: Path, shift: int) -> None:
     assert bool(told) == (shift > 2)
     if told:
         assert f"[{READOUT // 2 + shift}, 20], not at its centre [{READOUT // 2}, 20]" in told[0]
+
+
+@pytest.mark.parametrize("source", ["calibrated", "given", "file"])
+def test_what_no_coil_sees_is_not_left_to_the_prior(tmp_path: Path, source: str) -> None:
+    """A prior that is sure of 1 everywhere, but unsure by 1: the data, which hold noise in the air, must decide there."""
+    rng = np.random.default_rng(1)
+    maps, body = bells(4, N), (FAR < 0.3) * 1.0
+    kspace = transformed(maps * body) + 0.01 * complex_normal(rng, 4, N, N)
+    holes = np.where(FAR < 0.35, maps, 0)
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["kspace"] = kspace[None].astype("c8")
+        if source == "file":
+            file["coil_maps"] = holes[None].astype("c8")
+    given: dict[str, Any] = {"coil_maps": invsolve_maps(holes)} if source == "given" else {}
+    scan = FastMRI(**given).open(tmp_path / "scan.h5", invsolve.make)
+    operator, y = narrow(invsolve.LinearOperator, scan.operator), scan.y[0:1]
+    # The posterior mean of prior N(1, 1): the proximal step from 1 with weight sigma^2 / 1.
+    mean = operator.prox(operator.adjoint(y) * 0 + 1, y, float(np.asarray(scan.noise.sigma)) ** 2)[0, 0].abs().numpy()
+    assert np.quantile(mean[FAR > 0.4], 0.9) < 0.1
+    assert np.quantile(mean[FAR < 0.28], 0.1) > 0.9

@@ -126,7 +126,8 @@ def reader(name: str, folder: Path) -> Reader:
 
 READERS = [*EXAMPLES, "images", "png", "jpg", "tif", "result", "partial", "prior", "diffusers", "pipeline"]
 #: Cases of each; those that take longest have fewer.
-CASES = dict.fromkeys(READERS, 16) | {"diffusers": 6, "ismrmrd": 10, "result": 12, "partial": 12, "pipeline": 8}
+CASES = dict.fromkeys(READERS, 16) | dict.fromkeys(("array", "dxchange", "nxtomo", "result", "partial"), 12)
+CASES |= {"bart": 8, "fastmri": 8, "ismrmrd": 8, "diffusers": 6, "pipeline": 8}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from invsolve.datasets.hdf5 import LazyRows, fingerprint, open_readonly, read_images
+from invsolve.datasets.hdf5 import LazyRows, fingerprint, open_readonly, read_images, stored_text
 from invsolve.errors import UserError
 
 
@@ -223,3 +223,21 @@ def test_fingerprint(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert fingerprint(good) != fingerprint(copy)
     copy.write_bytes(good.read_bytes() + b"\0")
     assert fingerprint(good) != fingerprint(copy)
+
+
+@pytest.mark.parametrize(
+    "value", [None, 10**12, np.zeros(3), np.zeros(0, "S4")], ids=["group", "number", "numbers", "none"]
+)
+def test_text_that_is_none(value: object, tmp_path: Path) -> None:
+    """A number taken for bytes would be as many bytes as it says."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        if value is None:
+            file.create_group("header")
+        else:
+            file["header"] = value
+        file["good"] = "<xml/>"
+    with open_readonly(path) as file:
+        assert stored_text(file, "good") == b"<xml/>"
+        with pytest.raises(UserError, match=r"/header: (holds .*|is a group), expected a dataset of text"):
+            stored_text(file, "header")

@@ -52,8 +52,8 @@ def test_a_strangers_noise_goes_from_file_to_file(
     prior = invsolve.load_prior("gaussian-field", size=16)
     opened = registry.find("layout", "invsolve")().open(scan, invsolve.make)
     assert opened.noise == invsolve.noise("laplace:0.02") == invsolve.noise("laplace", scale=0.02)
-    with pytest.warns(DiscrepancyWarning, match="halve zeta, now 1, or double it"):
-        rec = invsolve.reconstruct(opened, prior=prior, strategy=invsolve.strategy("dps", steps=4))
+    with pytest.warns(DiscrepancyWarning, match="take more steps, now 4"):
+        rec = invsolve.reconstruct(opened, prior=prior, strategy=invsolve.strategy("dps-fitted", steps=4))
     assert rec.provenance["noise"] == {"name": "laplace", "scale": 0.02}
     code, _, err = cli("reconstruct", scan, "-o", recon, "--strategy", "linear", *plugin)
     assert code == 2
@@ -87,7 +87,7 @@ to = "scan.h5"
     assert code == 2
     assert "scale must be > 0" in err
     blurred = ("--operator", "blur", "--set", "sigma=1")
-    given = ("--prior", "gaussian-field", "--set-prior", "size=8", "--noise", "laplace:0.1", "--strategy", "dps")
+    given = ("--prior", "gaussian-field", "--set-prior", "size=8", "--noise", "laplace:0.1", "--strategy", "dps-fitted")
     more = ("--set-strategy", "steps=3", "--trials", 10, "--samples", 3, "--plugin", laplace)
     code, _, err = cli("bench", "calibrate", *blurred, *given, *more)
     assert code == 0, err

@@ -35,7 +35,7 @@ def slow_whole(scan: Path, tmp_path: Path) -> np.ndarray:
 def options(plugin: Path, *more: object) -> list[object]:
     return [
         "--strategy",
-        "dps",
+        "dps-fitted",
         "--prior",
         "small",
         "--plugin",

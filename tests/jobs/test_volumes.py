@@ -258,7 +258,7 @@ def test_ctrl_c_leaves_everything_resumable(scan: Path, tmp_path: Path, plugin: 
     out = tmp_path / "recon.h5"
     options = [
         "--strategy",
-        "dps",
+        "dps-fitted",
         "--prior",
         "small",
         "--plugin",
@@ -287,7 +287,7 @@ def test_dry_run_writes_nothing_and_counts(scan: Path, tmp_path: Path, plugin: P
     before = sorted(os.listdir(tmp_path))
     options = (
         "--strategy",
-        "dps",
+        "dps-fitted",
         "--prior",
         "small",
         "--plugin",

@@ -89,8 +89,8 @@ def samples(path: Path) -> np.ndarray:
 @pytest.mark.parametrize(
     ("strategy", "reached"),
     # In the middle of the second sample of a volume; in the middle of a batch of slices.
-    [("dds-3d", "waiting"), ("dps", "snapshot.step > 5")],
-    ids=["dds-3d", "dps"],
+    [("dds-3d", "waiting"), ("dps-fitted", "snapshot.step > 5")],
+    ids=["dds-3d", "dps-fitted"],
 )
 def test_killed_in_the_middle_it_ends_the_same(
     strategy: str, reached: str, scan: Path, tmp_path: Path, cli: Cli, cli_process: CliProcess
@@ -210,7 +210,7 @@ def test_nothing_is_between_the_snapshot_and_the_file(tmp_path: Path) -> None:
     prior = invsolve.load_prior("gaussian-field", size=16, std=0.3)
     measurement = invsolve.Measurement(torch.zeros(6, *operator.measurement_shape((1, 16, 16))), operator)
     measurement.noise = invsolve.Gaussian(0.05)
-    run = api.plan(measurement, prior, invsolve.strategy("dps", steps=2), Options(samples=2, batch_size=2))
+    run = api.plan(measurement, prior, invsolve.strategy("dps-fitted", steps=2), Options(samples=2, batch_size=2))
     sink = SlowSink(6)
     run.keeper = keeper = Always(tmp_path / "out.h5", sink)
     run.execute(sink)

@@ -146,6 +146,32 @@ def test_numpy_functions_of_complex_images() -> None:
     assert report, report
 
 
+def doubled_in_place(x: Any) -> Any:
+    x *= 2
+    return x
+
+
+def doubled_read_only(x: Any) -> Any:
+    y = (2 * x).astype(">f8")
+    y.flags.writeable = False
+    return y
+
+
+@pytest.mark.parametrize("function", [doubled_in_place, doubled_read_only])
+def test_code_that_writes_to_its_input_or_gives_odd_arrays_does_no_harm(function: Any) -> None:
+    operator = invsolve.adapt(function, function, image_shape=(1, 3, 4), arrays="numpy")
+    x = torch.rand(2, 1, 3, 4)
+    before = x.clone()
+    y = operator(x)
+    y += 1
+    assert torch.equal(x, before)
+    assert torch.equal(y, 2 * before + 1)
+    identity = invsolve.adapt(aslinearoperator(scipy.sparse.eye_array(12)), image_shape=(1, 3, 4))
+    same = identity(x)
+    same += 1
+    assert torch.equal(x, before)
+
+
 class Attenuated(nn.Module):
     """A module with a tensor of its own."""
 

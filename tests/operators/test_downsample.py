@@ -91,6 +91,21 @@ def test_a_replaced_kernel_is_followed_by_the_closed_forms() -> None:
     )
 
 
+@pytest.mark.parametrize("boundary", MODES)
+def test_real_and_imaginary_parts_are_measured_and_solved_alike(boundary: str) -> None:
+    operator = linear_operator("downsample", factor=2, kernel="bicubic", boundary=boundary)
+    x, z = torch.randn(2, 1, 1, 10, 12, dtype=torch.complex128)
+    y = operator(x)
+    assert torch.equal(y.real, operator(x.real))
+    parts = [operator.prox(a, b, 0.1) for a, b in ((z.real, y.real), (z.imag, y.imag))]
+    # Without a closed form the parts end their iterations apart, each within its tolerance.
+    close = 1e-10 if boundary == "circular" else 1e-4
+    torch.testing.assert_close(operator.prox(z, y, 0.1), torch.complex(*parts), atol=close, rtol=0)
+    parts = [operator.pinv(y.real), operator.pinv(y.imag)]
+    torch.testing.assert_close(operator.pinv(y), torch.complex(*parts), atol=close, rtol=0)
+    assert operator.norm(y) == pytest.approx(operator.norm(y.real))
+
+
 def test_the_image_size_is_told_by_the_measurement() -> None:
     assert invsolve.operator("downsample", factor=[2, 3]).image_shape_for((3, 5, 7)) == (3, 10, 21)
 

@@ -149,7 +149,7 @@ def test_reconstruction_through_a_foreign_network(kind: str) -> None:
 
     operator, noise = invsolve.operator("inpainting", fraction=0.5), invsolve.Gaussian(0.02)
     y = invsolve.simulate(reference_images((1, 64, 64))[:1], operator, noise, seed=0)
-    strategy = invsolve.strategy("dps", steps=8)
+    strategy = invsolve.strategy("dps-fitted", steps=8)
     mean, wanted = (
         invsolve.reconstruct(y, operator, p, noise=noise, strategy=strategy, seed=0).mean for p in (prior, Native())
     )

@@ -179,7 +179,7 @@ def test_a_file_alone_is_judged_as_the_run_was(images: Path, tmp_path: Path, cli
     scan, recon = tmp_path / "scan.h5", tmp_path / "recon.h5"
     cli("simulate", images, "-o", scan, "--operator", "inpainting", "--set", "fraction=0.5", "--noise", "gaussian:0.05")
     # The noise is said to be five times too small.
-    options = ("--prior", "small", "--plugin", tmp_path / "small.py", "--strategy", "dps", "--set", "steps=20")
+    options = ("--prior", "small", "--plugin", tmp_path / "small.py", "--strategy", "dps-fitted", "--set", "steps=20")
     code, _, err = cli("reconstruct", scan, "-o", recon, *options, "--samples", 2, "--noise", "gaussian:0.01")
     assert code == 0, err
     (line,) = [

@@ -1,6 +1,7 @@
 """Strategies against independent transcriptions and closed forms."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from invsolve.engine.batch import run_batch
 from invsolve.numerics import schedules
 from invsolve.numerics.random import ChainRandom
 from invsolve.testing.exact import exact_posterior
+from tests.support.types import narrow
 
 CHAINS = [(0, 0), (0, 1), (1, 0)]
 
@@ -25,9 +27,14 @@ def alpha_bar(sigma: float) -> float:
     return 1 / (1 + sigma**2)
 
 
-def test_dps_is_the_papers_algorithm_in_vp_coordinates(problem: Problem) -> None:
-    steps, zeta = 20, 0.7
-    strategy = invsolve.strategy("dps", steps=steps, length="paper", zeta=zeta)
+@pytest.mark.parametrize("zeta", [1.0, 0.7])
+def test_dps_is_the_papers_algorithm_in_vp_coordinates(zeta: float) -> None:
+    # Wide enough for the clamp to the prior's range to bite.
+    problem = exact_posterior(samples=3, pixel_std=0.8, dtype=torch.float64).problem
+    problem.prior.data_range = (0.0, 255.0)
+    steps = 20
+    strategy = invsolve.strategy("dps", steps=steps, zeta=zeta)
+    clamped = 0
     levels = strategy.schedule(problem).tolist()
     rng = ChainRandom(3, CHAINS)
     x = rng.at(0).normal(problem.zeros()) * levels[0] * math.sqrt(alpha_bar(levels[0]))
@@ -37,6 +44,8 @@ def test_dps_is_the_papers_algorithm_in_vp_coordinates(problem: Problem) -> None
         denoised = problem.prior.denoise(x / math.sqrt(bar), torch.tensor(levels[k], dtype=x.dtype))
         eps = (x - math.sqrt(bar) * denoised) / math.sqrt(1 - bar)
         x0 = (x - math.sqrt(1 - bar) * eps) / math.sqrt(bar)
+        clamped += int((x0.abs() > 1).sum())
+        x0 = x0.clamp(-1, 1)
         norm = (problem.y - problem.operator(x0)).flatten(1).norm(dim=1)
         (gradient,) = torch.autograd.grad(norm.sum(), x)
         alpha = bar / bar_next  # one step of the chain thinned to these times
@@ -45,6 +54,7 @@ def test_dps_is_the_papers_algorithm_in_vp_coordinates(problem: Problem) -> None
         x = mean + math.sqrt(variance) * rng.at(k + 1).normal(problem.zeros()) - zeta * gradient
     ours = run_batch(problem, strategy, ChainRandom(3, CHAINS)).images
     torch.testing.assert_close(ours, x.detach(), atol=1e-6, rtol=0)
+    assert clamped
 
 
 def test_fitted_dps_is_exact_for_one_measured_number() -> None:
@@ -67,7 +77,7 @@ def test_fitted_dps_is_exact_for_one_measured_number() -> None:
     noise = torch.diag(torch.tensor([sigma**2] * 256 + [problem.largest_sigma() ** 2], dtype=torch.float64))
     gain = covariance @ data.T @ torch.linalg.inv(data @ covariance @ data.T + noise)
     wanted = torch.cat([z.flatten(1), problem.y], 1) @ gain.T
-    estimate = invsolve.strategy("dps").step(problem, {"x": z}, sigma, 0.0, ChainRandom(3, CHAINS).at(1))["x"]
+    estimate = invsolve.strategy("dps-fitted").step(problem, {"x": z}, sigma, 0.0, ChainRandom(3, CHAINS).at(1))["x"]
     torch.testing.assert_close(estimate.flatten(1), wanted, atol=1e-9, rtol=0)
 
 
@@ -93,6 +103,24 @@ def test_red_diff_is_the_reference_update_in_vp_notation(problem: Problem) -> No
         optimiser.step()
     ours = run_batch(problem, strategy, ChainRandom(3, CHAINS)).images
     torch.testing.assert_close(ours, mu.detach(), atol=1e-6, rtol=0)
+
+
+def test_red_diff_by_the_noise_gets_closer_with_more_steps_and_the_published_weight_does_not() -> None:
+    exact = exact_posterior(narrow(invsolve.LinearOperator, invsolve.operator("blur", sigma=1.5)), samples=4)
+
+    def errors(**given: Any) -> list[float]:
+        """Distance of the images from the posterior mean, in posterior sd, at 100, 400 and 1600 steps."""
+        distances = []
+        for steps in (100, 400, 1600):
+            strategy = invsolve.strategy("red-diff", steps=steps, **given)
+            images = run_batch(exact.problem, strategy, ChainRandom(0, [(0, s) for s in range(4)])).images
+            distances.append(float(((images.flatten(1).double() - exact.mean) / exact.std).square().mean().sqrt()))
+        return distances
+
+    ours, published = errors(), errors(weight=0.25)
+    assert ours[0] > ours[1] > ours[2]
+    assert ours[2] < 0.3
+    assert published[0] < published[1] < published[2]
 
 
 def identity_problem(y: torch.Tensor, sigma: float) -> Problem:

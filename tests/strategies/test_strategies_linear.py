@@ -45,10 +45,8 @@ def make(
 def matrices(problem: Problem) -> tuple[Tensor, Tensor]:
     """A (numbers, pixels) and y (rows, numbers), real."""
     matrix, _ = dense(problem.linear, problem.image_shape)
-    y = problem.y.flatten(1)
-    if matrix.is_complex():
-        return torch.cat([matrix.real, matrix.imag]), torch.cat([y.real, y.imag], 1)
-    return matrix, y
+    y = problem.y
+    return matrix, (torch.view_as_real(y) if y.is_complex() else y).flatten(1)
 
 
 def one_step(name: str, problem: Problem, sigma: float, sigma_next: float, **given: object) -> tuple[Tensor, ...]:
@@ -402,6 +400,6 @@ def test_dps_weighs_poisson_data_as_the_paper_does_and_divides_by_the_operators_
     ours = (ancestral - moved).flatten(1)
     cosine = torch.nn.functional.cosine_similarity(ours, direction.flatten(1))
     torch.testing.assert_close(cosine, torch.ones(3, dtype=torch.float64), atol=1e-6, rtol=0)
-    # A step is at most zeta kappa long (times the precision's spread): the operator's norm and the row's scale are out of it.
+    # A step is at most 0.3 zeta kappa long (times the precision's spread): the operator's norm and the row's scale are out of it.
     kappa = math.sqrt((1 + sigma**2) * (1 + sigma_next**2))
-    assert float(ours.norm(dim=1).max()) <= 0.7 * kappa * float(problem.precision().max())
+    assert float(ours.norm(dim=1).max()) <= 0.3 * 0.7 * kappa * float(problem.precision().max())

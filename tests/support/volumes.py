@@ -55,7 +55,7 @@ def request(scan: Path, out: Path, **changes: object) -> jobs.Request:
         "scan": scan,
         "out": out,
         "prior": "small",
-        "strategy": "dps",
+        "strategy": "dps-fitted",
         "parameters": {"steps": 8},
     }
     names = {option.name for option in declared()}

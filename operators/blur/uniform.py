@@ -1,10 +1,10 @@
-"""Blur: convolution with a point-spread function, with circular, reflecting or zero boundaries."""
+"""Blur with one point-spread function: a convolution, with circular, reflecting or zero boundaries."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ class Blur(LinearOperator):
     closed_forms = "proximal solve (circular)"
     advice = "--set sigma=1.5"
 
-    examples = (
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"sigma": 0.8},
         {"kernel": [[0.1, 0.3, 0.0, 0.1], [0.0, 0.4, 0.1, 0.0]]},
         {"sigma": 0.8, "boundary": "reflect"},

@@ -1,0 +1,1 @@
+"""Phase retrieval: only the strength of a diffracted wave is measured, of a whole object or of overlapping parts of it."""
