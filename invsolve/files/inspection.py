@@ -37,8 +37,6 @@ _QUICK, _WITH, _WITHOUT = "a quick look", "with a prior", "without a prior"
 _LISTED = 12
 #: Whole numbers that are shown themselves, such as an image's size or a box.
 _FEW = 4
-#: Characters of a text parameter that are shown.
-_LONG = 80
 
 
 def inspect_file(
@@ -418,10 +416,8 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for key, value in values.items():
         array = value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-        if isinstance(value, str):
-            facts[key] = value if len(value) <= _LONG else f"{value[: _LONG - 3]}..."
-        elif isinstance(value, int | float | bool) or value is None:
-            facts[key] = value
+        if isinstance(value, str | int | float | bool) or value is None:
+            facts[key] = f"{value[:77]}..." if isinstance(value, str) and len(value) > 80 else value
         elif array.size == 1:
             facts[key] = array.ravel()[0].item()
         elif array.ndim == 1 and array.size <= _FEW and array.dtype.kind in "iu":

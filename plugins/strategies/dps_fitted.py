@@ -16,6 +16,7 @@ from invsolve.numerics import schedules
 from invsolve.numerics.linalg import inner, rows
 from invsolve.numerics.random import ChainRandom
 from invsolve.plugins.strategies._local import Local, local
+from invsolve.plugins.strategies._stride import longest
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class FittedDPS(Strategy):
     zeta: float = 1.0
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linearisation")
-    data_strength: ClassVar[Mapping[str, int]] = {"zeta": 1, "steps": 1}
+    data_strength: ClassVar[Mapping[str, int]] = {"zeta": 0, "steps": 1}
     mean_error: ClassVar[float] = 0.4
     std_ratio: ClassVar[tuple[float, float]] = (0.95, 1.1)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.95, 1.75)
@@ -65,10 +66,14 @@ class FittedDPS(Strategy):
         (product,) = torch.autograd.grad(denoised, x, near.adjoint(precision * residual))
         x, change = x.detach(), sigma**2 * product
         length = best_length(near, precision * residual, precision, variance, change)
-        estimate = estimate + self.zeta * rows(length, x) * change
+        step = self.zeta * rows(length, x) * change
+        estimate = estimate + step
+        # The slope of |r| in the weighted norm, along which it falls by the slope's norm times the length.
+        weighted = inner(residual, precision * residual).sqrt()
+        slope = product / rows(weighted.clamp_min(torch.finfo(weighted.dtype).tiny), x)
         ratio = (sigma_next / sigma) ** 2
         new = estimate + ratio * (x - estimate) + sigma_next * math.sqrt(1 - ratio) * rng.normal(x)
-        return {"x": new, "residual": problem.misfit(residual)}
+        return {"x": new, "residual": problem.misfit(residual), "stride": longest(state, step, slope, weighted)}
 
 
 def best_length(near: Local, weighted: Tensor, precision: Tensor, variance: Tensor, change: Tensor) -> Tensor:

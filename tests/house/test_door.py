@@ -52,7 +52,7 @@ def test_a_strangers_noise_goes_from_file_to_file(
     prior = invsolve.load_prior("gaussian-field", size=16)
     opened = registry.find("layout", "invsolve")().open(scan, invsolve.make)
     assert opened.noise == invsolve.noise("laplace:0.02") == invsolve.noise("laplace", scale=0.02)
-    with pytest.warns(DiscrepancyWarning, match="take more steps, now 4"):
+    with pytest.warns(DiscrepancyWarning, match="halve zeta, now 1, or double it"):
         rec = invsolve.reconstruct(opened, prior=prior, strategy=invsolve.strategy("dps-fitted", steps=4))
     assert rec.provenance["noise"] == {"name": "laplace", "scale": 0.02}
     code, _, err = cli("reconstruct", scan, "-o", recon, "--strategy", "linear", *plugin)
