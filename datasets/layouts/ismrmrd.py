@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,7 +155,8 @@ def _heads(group: h5py.Group, path: Path) -> np.ndarray:
     """The heads of all lines, without their samples."""
     check_stored(group["data"], f"{path}: {group.name}/data {group['data'].shape}")
     try:
-        heads = group["data"].fields("head")[()]
+        with _no_collection():
+            heads = group["data"].fields("head")[()]
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{path}: {group.name}/data cannot be read ({' '.join(str(error).split())}); copy or write the file again"
@@ -160,6 +164,18 @@ def _heads(group: h5py.Group, path: Path) -> np.ndarray:
     if not len(heads):
         raise UserError(f"{path}: {group.name}/data holds no lines; write it again")
     return heads
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Hold Python's garbage collector back while h5py reads numbers of varying length: it crashed in the middle (h5py 3.16)."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass
@@ -282,7 +298,8 @@ class _Lines:
     def _samples(self, stored: h5py.Dataset, line: int) -> np.ndarray:
         """One line, (coils, samples), turned if it was read backwards."""
         try:
-            values = np.asarray(stored[line]["data"], np.float32)
+            with _no_collection():
+                values = np.asarray(stored[line]["data"], np.float32)
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"{self.path}: {self.name}: line {line} cannot be read ({' '.join(str(error).split())}); copy the file again"
