@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,12 @@ _NO_IMAGE = sum(1 << (bit - 1) for bit in (19, 23, 24, 26, 27, 28, 29, 30, 31))
 _COUNTERS = ("slice", "contrast", "phase", "repetition", "set")
 # More noise lines than these tell nothing new.
 _NOISE_LINES = 256
+
+
+#: HDF5 2.0 remembers, with the type of a dataset, the handle that opened it first, and where lists of varying length are
+#: fields of a record it goes on using it when that handle is closed: the process ends (h5py issue 2920). So a file of lines
+#: is opened, read and closed by one thread at a time.
+_one_handle = threading.RLock()
 
 
 class ISMRMRD(KSpaceLayout):
@@ -76,11 +80,12 @@ class ISMRMRD(KSpaceLayout):
 
     @classmethod
     def recognises(cls, file: Any) -> bool:
-        return bool(_groups(file))
+        with _one_handle:
+            return bool(_groups(file))
 
     def find(self, path: Path) -> Acquired:
         notes: list[str] = []
-        with open_readonly(path) as file:
+        with _one_handle, open_readonly(path) as file:
             group = self._group(file, path)
             header = parse_header(stored_text(group, "xml"), f"{path}: {group.name}/xml", self.encoding)
             if header.trajectory not in ("cartesian", ""):
@@ -155,8 +160,7 @@ def _heads(group: h5py.Group, path: Path) -> np.ndarray:
     """The heads of all lines, without their samples."""
     check_stored(group["data"], f"{path}: {group.name}/data {group['data'].shape}")
     try:
-        with _no_collection():
-            heads = group["data"].fields("head")[()]
+        heads = group["data"].fields("head")[()]
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{path}: {group.name}/data cannot be read ({' '.join(str(error).split())}); copy or write the file again"
@@ -164,18 +168,6 @@ def _heads(group: h5py.Group, path: Path) -> np.ndarray:
     if not len(heads):
         raise UserError(f"{path}: {group.name}/data holds no lines; write it again")
     return heads
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Hold Python's garbage collector back while h5py reads numbers of varying length: it crashed in the middle (h5py 3.16)."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @dataclass
@@ -287,7 +279,7 @@ class _Lines:
     def _assemble(self, lines: np.ndarray) -> np.ndarray:
         rows, columns = self.header.encoded[:2]
         kspace = np.zeros((self.coils, rows, columns), np.complex64)
-        with open_readonly(self.path) as file:
+        with _one_handle, open_readonly(self.path) as file:
             stored = file[self.name]
             for line in lines.tolist():
                 samples = self._samples(stored, line)
@@ -298,8 +290,7 @@ class _Lines:
     def _samples(self, stored: h5py.Dataset, line: int) -> np.ndarray:
         """One line, (coils, samples), turned if it was read backwards."""
         try:
-            with _no_collection():
-                values = np.asarray(stored[line]["data"], np.float32)
+            values = np.asarray(stored[line]["data"], np.float32)
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"{self.path}: {self.name}: line {line} cannot be read ({' '.join(str(error).split())}); copy the file again"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,16 @@ def test_images_are_the_stored_reconstructions(path: Path, tmp_path: Path) -> No
         assert np.array_equal(FastMRI().images(path).x[1:2][0, 0].numpy(), file["reconstruction_rss"][1])
     with pytest.raises(UserError, match="has no reconstruction_rss"):
         FastMRI().images(write_fastmri(tmp_path / "test.h5", np.ones(PHASE)))
+
+
+def test_ismrmrd_is_read_by_several_threads(tmp_path: Path) -> None:
+    # Two handles of such a file that overlap in time end the process (HDF5 2.0).
+    path = write_lines(tmp_path / "raw.h5", ismrmrd_lines())
+    scan = ISMRMRD().open(path, invsolve.make)
+    alone = scan.y[0:1]
+    with ThreadPoolExecutor(4) as threads:
+        for k in threads.map(lambda _: scan.y[0:1], range(40)):
+            torch.testing.assert_close(k, alone, rtol=0, atol=0)
 
 
 def test_ismrmrd_puts_every_line_in_its_place(tmp_path: Path, path: Path) -> None:
