@@ -36,12 +36,12 @@ def trials(strategy: Strategy, exact: Exact) -> Iterator[tuple[str, float, float
         # A parameter that is not in use is taken into use.
         base = strategy if given is not None else replace(strategy, **{name: 1.0})
         steps: int = getattr(base, "steps", 0)
+        # Iterations of a solver are more than levels of a diffusion.
+        more = 1 if "prior" in strategy.needs else 12
         if name == "steps":
-            # Iterations of a solver are more than levels of a diffusion.
-            more = 1 if "prior" in strategy.needs else 12
             settings = [replace(base, steps=count * more) for count in STEPS]  # type: ignore[call-arg]
         else:
-            short = {"steps": min(steps, MOST_STEPS)} if steps else {}
+            short = {"steps": min(steps, MOST_STEPS * more)} if steps else {}
             settings = [replace(base, **{name: getattr(base, name) * factor}, **short) for factor in FACTORS]
         for setting in settings:
             before, stride = residual(setting)

@@ -329,7 +329,7 @@ def _work(path: Path, moment: int) -> None:
         for item in range(MANY):
             if not result.is_done(item):
                 result.write(item, *content(item, 64))
-        result.finish({"truth": torch.ones(MANY, 1, 8, 8)})
+        result.finish({"truth": torch.ones(MANY, 1, 64, 64)})
 
 
 def test_killed_at_random_moments(path: Path) -> None:
