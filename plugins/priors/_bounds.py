@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,7 +45,8 @@ def _check(settings: Any, tensors: int, numbers: int, where: str, name: str) -> 
         for value in settings:
             _check(value, tensors, numbers, where, name)
     elif isinstance(settings, int | float) and not isinstance(settings, bool):
-        most = max(numbers, _OTHERS)
+        # A number with a decimal point is no count: the activations' limits of a training gone wild may be large.
+        most: float = max(numbers, _OTHERS) if isinstance(settings, int) else sys.float_info.max
         if any(word in name for word in _LAYERS):
             most = tensors
         elif name in _WIDTHS:
