@@ -10,6 +10,7 @@ import torch
 import invsolve
 from invsolve.datasets.layouts.bart import BART
 from invsolve.datasets.layouts.nifti import NIfTI
+from invsolve.datasets.mri.cfl import read_cfl, write_cfl, write_images
 from invsolve.errors import UserError
 from tests.support.mri_files import scene
 
@@ -99,3 +100,52 @@ def test_what_is_damaged_or_does_not_fit(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UserError, match=r"scan\.cfl: no such file; BART's files come in pairs"):
         BART().open(path.with_suffix(".hdr"), invsolve.make)
+
+
+def test_what_is_written_is_barts_format(tmp_path: Path) -> None:
+    values = (RNG.normal(size=(3, 4, 1, 2)) + 1j * RNG.normal(size=(3, 4, 1, 2))).astype(np.complex64)
+    write_cfl(tmp_path / "k.cfl", values)
+    lines = (tmp_path / "k.hdr").read_text().splitlines()
+    assert lines[0] == "# Dimensions"
+    assert lines[1].split() == ["3", "4", "1", "2", *["1"] * 12]
+    stored = np.fromfile(tmp_path / "k.cfl", "<c8")
+    # The first axis runs fastest: number k is that of index (k % 3, k // 3 % 4, 0, k // 12).
+    for k, number in enumerate(stored):
+        assert number == values[k % 3, k // 3 % 4, 0, k // 12]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["k.cfl", "k.hdr"]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_images_of_a_result_come_back(channels: int, tmp_path: Path) -> None:
+    images = RNG.normal(size=(5, channels, 6, 7)).astype(np.float32)
+    write_images(tmp_path / "recon", images)
+    back = read_cfl(tmp_path / "recon.hdr")
+    assert back.shape[:3] == (6, 7, 1)
+    assert back.shape[13] == 5
+    parts = np.stack([back.real, back.imag][:channels])
+    assert np.array_equal(parts.reshape(channels, 6, 7, 5).transpose(3, 0, 1, 2), images)
+    assert len(BART().images(tmp_path / "recon.cfl").x) == 5
+
+
+def write_twice(path: Path) -> None:
+    write_cfl(path, np.ones(3))
+    write_cfl(path, np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("write", "line"),
+    [
+        (lambda p: write_cfl(p, np.zeros((2,) * 17)), "1 to 16 axes"),
+        (lambda p: write_cfl(p, np.zeros((2, 0))), "hold numbers"),
+        (lambda p: write_cfl(p, np.array(["a"])), "hold numbers"),
+        (lambda p: write_images(p, np.zeros((2, 3, 4, 4))), "1 or 2 channels"),
+        (write_twice, "exists"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line(write: Callable[[Path], object], line: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=line) as caught:
+        write(tmp_path / "x.cfl")
+    assert "\n" not in str(caught.value)
+    write_cfl(tmp_path / "y", np.ones(3))
+    write_cfl(tmp_path / "y", np.ones(4), overwrite=True)
+    assert read_cfl(tmp_path / "y").size == 4
