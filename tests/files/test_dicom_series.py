@@ -316,3 +316,32 @@ def test_pixels_that_are_not_square_are_made_so(tmp_path: Path) -> None:
     truth = ndimage.map_coordinates(RAW[0].astype(float), where, order=1, mode="nearest")
     assert np.allclose(series.x[0:1].numpy()[0, 0], truth, atol=1e-3)
     assert any("made square" in n for n in series.notes)
+
+
+def test_a_slice_that_is_damaged_is_refused_and_what_is_no_dicom_is_said(tmp_path: Path) -> None:
+    path = stack(tmp_path / "series", [10, 20, 30, 40], [0.0, 1.0, 2.0, 3.0])
+    for file in list(path.iterdir()):
+        file.rename(file.with_suffix(".dcm"))
+    files = sorted(path.iterdir())
+    whole = values(path)
+    for name in ("DICOMDIR.txt", "notes", "thumbs"):
+        (path / name).write_bytes(b"nothing of the kind")
+    series = DICOM().images(path)
+    assert np.array_equal(series.x[0 : len(series.x)].numpy()[:, 0], whole)
+    assert any("left out: DICOMDIR.txt, notes, thumbs, which are no DICOM" in note for note in series.notes)
+    good = files[1].read_bytes()
+    # Overwritten from its start: pydicom alone would say that it is no DICOM, and the stack would have a hole.
+    files[1].write_bytes(bytes(200) + good[200:])
+    with pytest.raises(UserError, match="is named as DICOM, but does not begin as such a file does") as caught:
+        DICOM().images(path)
+    assert "\n" not in str(caught.value)
+    # Without that name it is one of the other files, which are said, and so is the hole that it leaves.
+    files[1].rename(path / "slice")
+    notes = DICOM().images(path).notes
+    assert any("left out: " in note and "slice" in note for note in notes)
+    assert any("slices are not equally spaced: 1 to 2 mm apart" in note for note in notes)
+    (path / "slice").unlink()
+    files[1].write_bytes(good[:-10])
+    with pytest.raises(UserError) as caught:
+        values(path)
+    assert "\n" not in str(caught.value)
