@@ -153,13 +153,24 @@ def choose_scale(
         # Network units are physical units of another kind, of which only the range is known, and zero where it has a sign.
         low, high = (-top, top) if signed else (0.0 if forward.complex_image else bottom, top)
         return Scale.from_range(low, high, origin="estimated")
-    # Air is air in every unit: zero, and -1000 HU. The range of the prior is stretched about it, never moved.
-    air = -1000.0 if prior.unit == "HU" else 0.0
-    low, high = (v - air for v in own)
-    factor = (max(top, abs(bottom)) if low < 0 else top) / max(abs(low), abs(high))
-    if not factor > 0:
+    low, high = stretched(own, prior.unit, bottom, top)
+    if not high > low:
         raise UserError("the scale cannot be estimated: the linear reconstruction is negative; give scale=(low, high)")
-    return Scale.from_range(factor * low, factor * high, origin="estimated")
+    return Scale.from_range(low, high, origin="estimated")
+
+
+def stretched(own: tuple[float, float], unit: str, bottom: float, top: float) -> tuple[float, float]:
+    """A prior's range, brought to images from bottom to top; no rising one where they are not above air.
+
+    Air is air in every unit: zero, and -1000 HU. The range is stretched about it, never moved.
+
+    Args:
+        own: the range, in `unit`.
+    """
+    air = -1000.0 if unit == "HU" else 0.0
+    low, high = (value - air for value in own)
+    factor = (max(top, abs(bottom)) if low < 0 else top) / max(abs(low), abs(high))
+    return factor * low, factor * high
 
 
 def _extent(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from invsolve.api.discrepancy import FAR, NARROW
-from invsolve.api.fit import choose_scale
+from invsolve.api.fit import choose_scale, stretched
 from invsolve.contracts.noise import Gaussian
 from invsolve.contracts.operator import LinearOperator
 from invsolve.contracts.prior import Prior
@@ -159,7 +159,7 @@ def _fitting(run: Run, items: list[int]) -> Scale:
     """The estimated scale, brought to the range of linear reconstructions that know how large the noise is.
 
     How much they are regularised depends on the scale in turn, so it is done some times: what a deconvolution without
-    regularisation makes of the noise is no range of images. The prior's range is stretched about air: zero, and -1000 HU.
+    regularisation makes of the noise is no range of images.
     """
     measurement, prior = run.measurement, run.prior
     assert prior is not None
@@ -172,9 +172,7 @@ def _fitting(run: Run, items: list[int]) -> Scale:
         if prior.data_range is None:
             low, high = bottom, top
         else:
-            low, high = (value - (-1000.0 if prior.unit == "HU" else 0.0) for value in prior.data_range)
-            factor = (top if low >= 0 else max(top, -bottom)) / max(abs(low), abs(high))
-            low, high = factor * low, factor * high
+            low, high = stretched(prior.data_range, prior.unit, float(bottom), float(top))
         if not high > low:
             break
         scale = Scale.from_range(float(low), float(high), origin="estimated")

@@ -40,7 +40,7 @@ class Tiled(PriorInChunks):
     def __init__(self, inner: Prior, side: int, above: int, rows: int, device: torch.device) -> None:
         super().__init__(inner, rows, device)
         self.side, self.above = side, above
-        self.passes, self.differentiable = inner.passes, inner.differentiable
+        self.passes = inner.passes
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         if max(x.shape[2:]) <= self.above:
