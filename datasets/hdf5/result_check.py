@@ -60,7 +60,7 @@ def outline(file: h5py.File, where: str | Path) -> Outline:
     stored = dataset(file, "done")
     if stored.ndim != 1 or stored.dtype != np.bool_ or not stored.size:
         raise UserError(
-            f"{where}: dataset 'done' {stored.shape} of {stored.dtype}: expected one boolean an item; {again}"
+            f"{where}: dataset 'done' {stored.shape} of {stored.dtype}: expected one boolean per item; {again}"
         )
     count = len(stored)
     first = 0

@@ -121,7 +121,7 @@ def write_scan(
             f"invsolve.operator({operator.name or 'NAME'!r}, ...); a class of your own must be registered for that"
         )
     if volumes is not None and len(volumes) != len(y):
-        raise UserError(f"{path}: there are {len(volumes)} volume labels for {len(y)} items; give one an item")
+        raise UserError(f"{path}: there are {len(volumes)} volume labels for {len(y)} items; give one per item")
     if truth is not None and len(truth) != len(y):
         raise UserError(f"{path}: truth has {len(truth)} items, y has {len(y)}; they must agree")
     with atomic(target) as file:

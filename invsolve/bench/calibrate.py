@@ -115,7 +115,7 @@ def _truths(
     if draw is not None:
         rng = ChainRandom(seed, [(item, TRUTH) for item in range(trials)])
         return draw(rng, torch.zeros(1, device=device)).cpu(), "the prior's own sampler"
-    origin = f"probability flow, DPM-Solver++ 2M, {FLOW_STEPS} network calls a truth: its error enters the ranks"
+    origin = f"probability flow, DPM-Solver++ 2M, {FLOW_STEPS} network calls per truth: its error enters the ranks"
     say(f"truths: {origin}")
     parts = []
     for first in range(0, trials, 16):

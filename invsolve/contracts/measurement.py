@@ -34,7 +34,7 @@ class Measurement:
         unit: physical unit of the image.
         source: the file it came from.
         fingerprint: changes when the input does; compared before a run is resumed.
-        volumes: a label an item; items with the same label are the slices of one volume, in their order. None where all
+        volumes: a label per item; items with the same label are the slices of one volume, in their order. None where all
             items are slices of one.
         notes: one line each on what was done on the way (flat field, thinning), for the record and the terminal.
         missing: one line each on what the file does not say, what is taken instead, and how to give it.
@@ -95,7 +95,7 @@ class Images:
         notes: one line each on what was done on the way.
         missing: one line each on what the file does not say.
         axes: names of x's axes.
-        volumes: a label an item, as in `Measurement`.
+        volumes: a label per item, as in `Measurement`.
     """
 
     x: Rows

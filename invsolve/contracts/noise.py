@@ -47,7 +47,7 @@ class Noise:
     def rows(self, items: Sequence[int], axes: int) -> Self:
         """The noise of these items of y, one a row.
 
-        A parameter that is a tensor broadcasts against y (items, *measurement): with as many axes it has an entry an item, or
+        A parameter that is a tensor broadcasts against y (items, *measurement): with as many axes it has an entry per item, or
         one for all; with fewer it is the same for every item.
 
         Args:
@@ -88,7 +88,7 @@ class Noise:
                     each = (shape[0], *[1] * (len(shape) - 1))
                     raise UserError(
                         f"noise {self.name}: {key} {tuple(value.shape)} does not broadcast against y {tuple(shape)}: give one "
-                        f"number, one an item {each}, or one an entry of a measurement {tuple(shape[1:])}"
+                        f"number, one per item {each}, or one per entry of a measurement {tuple(shape[1:])}"
                     )
 
 

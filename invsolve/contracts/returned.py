@@ -31,7 +31,7 @@ def check_tensor(value: Any, shape: tuple[int, ...], who: str, what: str) -> Ten
         raise UserError(f"{who}: {what} returned {type(value).__name__}, expected a tensor of shape {shape}")
     if tuple(value.shape) != shape:
         raise UserError(
-            f"{who}: {what} returned a tensor of shape {tuple(value.shape)}, expected {shape}, one row a row of x"
+            f"{who}: {what} returned a tensor of shape {tuple(value.shape)}, expected {shape}, one row per row of x"
         )
     return value
 

@@ -15,7 +15,7 @@ class Scale:
     """physical = factor * network + offset.
 
     Args:
-        factor: > 0; a number, or a tensor (N,) with one value an item.
+        factor: > 0; a number, or a tensor (N,) with one value per item.
         offset: a number, or a tensor (N,).
         origin: where it came from, for the record: "identity", "prior", "given" or "estimated".
     """

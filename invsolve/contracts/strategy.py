@@ -41,7 +41,7 @@ class Strategy:
     Class attributes:
         needs: names from `NEEDS`; the engine checks them before the first step.
         couples_samples: True when the samples of one item interact (particles); they are then kept in one batch and
-            follow one another in it, `problem.samples_per_item` rows an item.
+            follow one another in it, `problem.samples_per_item` rows per item.
         couples_items: True when the items of a file are slices that interact; all slices of a volume are then one batch,
             in their order, and `problem.through_plane` gives differences and inner products across them.
         draws: True when repeated runs scatter like the posterior; False for point estimates.
@@ -55,7 +55,7 @@ class Strategy:
         preference: place in the order in which one is chosen where none is named, 0 first; None where it is never chosen.
         advice: what `invsolve inspect` suggests it for ("a quick look", "with a prior", "without a prior"), and with which
             options; empty where it does not.
-        cost: network calls a step, in words, for tables.
+        cost: network calls per step, in words, for tables.
         mean_error, std_ratio, eigen_ratio: what is claimed against the exact posterior of a Gaussian field: mean error in
             posterior standard deviations; sample over posterior standard deviation, of all pixels together; and the same
             along the posterior's eigenvectors, between which bounds 90 % of them lie, as what is too narrow along one

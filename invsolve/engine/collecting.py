@@ -22,7 +22,7 @@ class Collector:
 
     Args:
         sink: where items go; called in a thread, one item at a time.
-        samples: S, samples an item.
+        samples: S, samples per item.
         waiting: finished samples of items that were not complete when an earlier run was killed.
         skip: items that the sink has already: those of a volume that was being written at a kill are computed again.
         depth: how many items may wait to be written.

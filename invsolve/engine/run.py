@@ -43,7 +43,7 @@ class Run:
         prior, strategy: what to run; the prior may be None for strategies that do without.
         image_shape: (C, *spatial).
         options: how to run it.
-        scale: network to physical units, one value or one an item.
+        scale: network to physical units, one value or one per item.
         callback: called after each step; a true return value ends the batch early.
         should_stop: asked after each step; True raises Interrupted.
         on_batch: told the chains of each finished batch.

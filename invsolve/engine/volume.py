@@ -23,7 +23,7 @@ def volumes_of(measurement: Measurement) -> list[list[int]]:
     """The items of each volume, in their order: those with the same label in `measurement.volumes`, else all of them.
 
     Raises:
-        UserError: there is not one label an item.
+        UserError: there is not one label per item.
     """
     count, labels = len(measurement.y), measurement.volumes
     if labels is None:

@@ -11,7 +11,7 @@ from invsolve.contracts.strategy import Strategy
 _COLUMNS = {
     "operator": ("measures", "closed forms"),
     "noise": ("how y scatters",),
-    "strategy": ("what it does", "network calls a step", "gives"),
+    "strategy": ("what it does", "network calls per step", "gives"),
     "prior": ("what it knows",),
     "layout": ("what it reads",),
 }

@@ -94,7 +94,7 @@ def facts(result: Any) -> list[tuple[str, str]]:
         ("Prior from", str(prior.get("source") or "")),
         ("Checksum of the prior", str(prior.get("sha256") or "")),
         ("Scale", _named(config.get("scale"), flat=True)),
-        ("Samples and seed", f"{config.get('samples', '?')} an item, seed {config.get('seed', '?')}"),
+        ("Samples and seed", f"{config.get('samples', '?')} per item, seed {config.get('seed', '?')}"),
         ("Cost", _cost(result)),
         ("Versions", ", ".join(f"{k} {v}" for k, v in versions.items())),
         ("Machine", ", ".join(str(config[k]) for k in ("machine", "device") if config.get(k))),
@@ -110,7 +110,9 @@ def _cost(result: Any) -> str:
     means = {name: float(np.mean(v)) for name, v in costs.items() if v is not None and v.ndim == 1}
     parts = [f"{means[name]:.0f} {text}" for name, text in kinds.items() if means.get(name)]
     cost = f"{', '.join(parts)} a sample" if parts else ""
-    return "; ".join(part for part in (cost, f"{means['seconds']:.2g} s an item" if "seconds" in means else "") if part)
+    return "; ".join(
+        part for part in (cost, f"{means['seconds']:.2g} s per item" if "seconds" in means else "") if part
+    )
 
 
 def _storage(file: h5py.File) -> str:

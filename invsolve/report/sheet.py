@@ -1,4 +1,4 @@
-"""A result as a sheet of pictures, PNG: a row an item, and the residual by step below."""
+"""A result as a sheet of pictures, PNG: a row per item, and the residual by step below."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from invsolve.api import metrics
 
 
 def draw(result: Any, reference: Any, items: Sequence[int]) -> bytes:
-    """The sheet as PNG bytes: a row of pictures an item, and its residual by step below."""
+    """The sheet as PNG bytes: a row of pictures per item, and its residual by step below."""
     import matplotlib
 
     matplotlib.use("Agg")

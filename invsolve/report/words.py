@@ -43,7 +43,7 @@ def subtitle(frames: Frames) -> str:
         parts.append("magnitude of complex values" if frames.channels == 2 else f"mean of {frames.channels} channels")
     strategy, prior = ((config.get(k) or {}).get("name") for k in ("strategy", "prior"))
     parts += [str(strategy or ""), f"prior {prior}" if prior else "no prior"]
-    parts.append(f"{frames.samples} sample{'s' * (frames.samples != 1)} an item")
+    parts.append(f"{frames.samples} sample{'s' * (frames.samples != 1)} per item")
     return " · ".join(part for part in parts if part)
 
 
@@ -69,7 +69,7 @@ def uncertainty(frames: Frames) -> list[str]:
             f"no posterior uncertainty. A strategy that draws, such as {strategies(lambda cls: cls.draws)[0]}, gives one."
         ]
     if count < 2:
-        return ["There is one sample an item, so no uncertainty is known and none is shown. --samples 8 gives one."]
+        return ["There is one sample per item, so no uncertainty is known and none is shown. --samples 8 gives one."]
     return [
         f"The standard deviation is that of {count} samples, and itself uncertain by about "
         f"{100 / math.sqrt(2 * (count - 1)):.0f} % in each pixel. It knows what the prior and the stated noise leave open; "

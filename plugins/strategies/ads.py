@@ -37,7 +37,7 @@ class ADS(Strategy):
     half a posterior standard deviation, and what is measured best comes out much too narrow.
 
     Args:
-        steps: network calls a particle, forward and backward; the paper takes 1000 to 10000.
+        steps: network calls per particle, forward and backward; the paper takes 1000 to 10000.
         budget: groups acquired in all; default a quarter of what is there.
         initial: groups acquired before the start, such as the centre columns of k-space; they count in the budget.
         window: part of the steps, from and to, over which the acquisitions are spread evenly.
@@ -88,7 +88,7 @@ class ADS(Strategy):
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:
         if problem.samples_per_item < 2:
-            raise UserError("strategy 'ads' needs at least 2 samples an item, its particles (samples=16 in the paper)")
+            raise UserError("strategy 'ads' needs at least 2 samples per item, its particles (samples=16 in the paper)")
         groups = problem.maskable.groups
         self.check(groups)
         order = torch.full((problem.batch, groups), -1, dtype=torch.int32, device=problem.y.device)

@@ -31,7 +31,7 @@ class DAPS(Strategy):
 
     Args:
         steps: noise levels.
-        flow_steps: network calls a level along the probability flow. The paper takes 5. With 1, x_hat is the posterior
+        flow_steps: network calls per level along the probability flow. The paper takes 5. With 1, x_hat is the posterior
             mean D, to which the measured r^2 belongs.
         variance: r^2: "measured", the prior's own mean squared error at the level, or "paper", sigma^2.
         iterations: Langevin proposals a level, where the draw is not Gaussian.

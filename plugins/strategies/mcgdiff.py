@@ -40,7 +40,7 @@ class MCGDiff(Strategy):
 
     Args:
         particles: of each sample's run.
-        steps: network calls a particle, forward only.
+        steps: network calls per particle, forward only.
         threshold: resample a run when its effective number of particles is below this part of all.
         start: noise level to start from, network units; default and limit: the prior's largest.
     """

@@ -31,7 +31,7 @@ class PnPDM(Strategy):
 
     Args:
         steps: pairs of draws.
-        inner: network calls a pair, the steps of the reverse diffusion.
+        inner: network calls per pair, the steps of the reverse diffusion.
         rho_max: coupling at the start, network units, well above the images' spread (the paper takes 10); at most
             the prior's largest noise level.
         rho_min: coupling at the end.

@@ -45,7 +45,7 @@ class TDS(Strategy):
 
     Args:
         particles: of each sample's run; with 1 nothing is weighted, and the guided diffusion remains.
-        steps: network calls a particle, each with a backward pass.
+        steps: network calls per particle, each with a backward pass.
         twist: "isotropic" serves every operator; "moment" takes as many backward passes as y has numbers, at most 64; "auto"
             is "moment" for up to 4 numbers.
         threshold: resample a run when its effective number of particles is below this part of all.

@@ -49,10 +49,10 @@ def long_done(file: h5py.File) -> None:
 @pytest.mark.parametrize(
     ("harm", "entry"),
     [
-        (replaced("done", np.array([1.0, 1.0])), "'done' (2,) of float64: expected one boolean an item"),
+        (replaced("done", np.array([1.0, 1.0])), "'done' (2,) of float64: expected one boolean per item"),
         # As indices these picked the second item twice, without a word.
-        (replaced("done", np.array([1, 1])), "'done' (2,) of int64: expected one boolean an item"),
-        (replaced("done", True), "'done' () of bool: expected one boolean an item"),
+        (replaced("done", np.array([1, 1])), "'done' (2,) of int64: expected one boolean per item"),
+        (replaced("done", True), "'done' () of bool: expected one boolean per item"),
         (replaced("done", np.ones(5, bool)), "expected one whole number for each of 5 items"),
         (replaced("items", np.array([0.5, 1.5])), "'items' (2,) of float64: expected one whole number"),
         (replaced("items", np.array([0, 0])), "'items' does not count up by one"),

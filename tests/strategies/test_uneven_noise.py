@@ -259,7 +259,7 @@ def test_an_operator_that_is_not_linear_has_noise_of_each_pixel_too(name: str) -
     [
         (
             torch.ones(4),
-            r"sigma \(4,\) does not broadcast against y \(3, 1, 8, 8\): give one number, one an item \(3, 1, 1, 1\)",
+            r"sigma \(4,\) does not broadcast against y \(3, 1, 8, 8\): give one number, one per item \(3, 1, 1, 1\)",
         ),
         (torch.ones(2, 1, 1, 1), r"sigma \(2, 1, 1, 1\) does not broadcast"),
         (

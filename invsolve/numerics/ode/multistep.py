@@ -1,4 +1,4 @@
-"""Multistep solvers that reuse what earlier steps found: DEIS, PNDM, UniPC, GHVB; one call of D a step."""
+"""Multistep solvers that reuse what earlier steps found: DEIS, PNDM, UniPC, GHVB; one call of D per step."""
 
 from __future__ import annotations
 
