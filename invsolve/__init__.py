@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from invsolve.contracts.operator import LinearOperator as LinearOperator
     from invsolve.contracts.operator import Operator as Operator
     from invsolve.contracts.operator import matching as matching
+    from invsolve.contracts.paper import Paper as Paper
     from invsolve.contracts.per_item import per_item as per_item
     from invsolve.contracts.plugin import collect as collect
     from invsolve.contracts.plugin import hookimpl as hookimpl
@@ -75,6 +76,7 @@ HOME = {
     "stack": "invsolve.contracts.stack",
     "matching": "invsolve.contracts.operator",
     "per_item": "invsolve.contracts.per_item",
+    "Paper": "invsolve.contracts.paper",
     "CG": "invsolve.numerics.krylov",
     "Solution": "invsolve.numerics.krylov",
     "State": "invsolve.contracts.strategy",

@@ -11,6 +11,7 @@ from torch import Tensor
 from invsolve.contracts.arguments import as_array, as_mask, rows_and_columns
 from invsolve.contracts.maskable import MaskableOperator, numbered
 from invsolve.contracts.operator import matching
+from invsolve.contracts.paper import Paper
 from invsolve.errors import UserError
 from invsolve.numerics.krylov import CG
 from invsolve.numerics.spectrum import SingularSystem, hartley, safe_reciprocal
@@ -63,6 +64,12 @@ class MRI(MaskableOperator):
     """
 
     name = "mri"
+    paper = Paper(
+        "SENSE: Sensitivity encoding for fast MRI",
+        ("Klaas P. Pruessmann", "Markus Weiger", "Markus B. Scheidegger", "Peter Boesiger"),
+        1999,
+        "doi:10.1002/(SICI)1522-2594(199911)42:5<952::AID-MRM16>3.0.CO;2-S",
+    )
     closed_forms = "proximal solve (one coil), SENSE"
 
     complex_image = True

@@ -118,8 +118,8 @@ def load_prior(
 
 def _load_prior(name: str | Path, parameters_: dict[str, Any]) -> Prior:
     known = registry.available("prior")
-    if str(name) in known:
-        return build(known[str(name)], "prior", str(name), parameters_)
+    if str(name) in known or str(name) in registry.aliases("prior"):
+        return build(registry.find("prior", str(name)), "prior", str(name), parameters_)
     path = Path(name)
     if not path.exists():
         raise UserError(f"unknown prior {str(name)!r}, and no file of that name.{suggestion(str(name), known)}")

@@ -41,6 +41,8 @@ class Wrapped(Module):
     complex_image: Any = HandedOn()
     image_unit: Any = HandedOn()
     name: Any = HandedOn()
+    paper: Any = HandedOn()
+    builds_on: Any = HandedOn()
     parameters_given: Any = HandedOn()
     items: Any = HandedOn()
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
@@ -41,6 +42,20 @@ class ScoreSDE(Strategy):
     """
 
     name = "score-sde"
+    paper: ClassVar[Paper | None] = Paper(
+        "Score-Based Generative Modeling through Stochastic Differential Equations",
+        ("Yang Song", "Jascha Sohl-Dickstein", "Diederik P. Kingma", "Abhishek Kumar", "Stefano Ermon", "Ben Poole"),
+        2021,
+        "arXiv:2011.13456",
+    )
+    builds_on: ClassVar[tuple[Paper, ...]] = (
+        Paper(
+            "Solving Inverse Problems in Medical Imaging with Score-Based Generative Models",
+            ("Yang Song", "Liyue Shen", "Lei Xing", "Stefano Ermon"),
+            2022,
+            "arXiv:2111.08005",
+        ),
+    )
     cost: ClassVar[str] = "2 forward"
 
     steps: int = 250

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy, iterations
 from invsolve.numerics.linalg import norm, rows
@@ -40,6 +41,20 @@ class TotalVariation(Strategy):
     """
 
     name = "tv"
+    paper: ClassVar[Paper | None] = Paper(
+        "Nonlinear total variation based noise removal algorithms",
+        ("Leonid I. Rudin", "Stanley Osher", "Emad Fatemi"),
+        1992,
+        "doi:10.1016/0167-2789(92)90242-F",
+    )
+    builds_on: ClassVar[tuple[Paper, ...]] = (
+        Paper(
+            "A First-Order Primal-Dual Algorithm for Convex Problems with Applications to Imaging",
+            ("Antonin Chambolle", "Thomas Pock"),
+            2011,
+            "doi:10.1007/s10851-010-0251-1",
+        ),
+    )
     cost: ClassVar[str] = "none"
     advice: ClassVar[tuple[str, str]] = ("without a prior", "")
 

@@ -20,8 +20,9 @@ KNOWN: dict[str, dict[str, dict[str, str]]] = {
         "dps": {
             "widths along the eigenvectors better than the prior's": "states its widest, of noise that differs by pixel"
         },
-        "flowchef": {"widths along the eigenvectors better than the prior's": "states its widest, of ct"},
+        "flowchef-fitted": {"widths along the eigenvectors better than the prior's": "states its widest, of ct"},
     },
+    "ct-": {"flowchef": {"mean": "one length for all: what tomography hardly passes on stays near the prior's mean"}},
 }
 
 
