@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from invsolve import registry
-from invsolve.contracts.paper import papers_of
+from invsolve.contracts.paper import Paper, papers_of
 from invsolve.contracts.strategy import Strategy
 
 #: The columns of each kind behind the name.
@@ -42,16 +42,22 @@ def markdown(kind: str) -> str:
 
 
 def papers() -> str:
-    """The table of what strategies implement: name, publication and what it builds on, those of nobody else left out."""
+    """The table of what strategies implement: name, publication and what it builds on, and presets."""
     known = registry.available("strategy")
     rows = [["strategy", "paper", "presets"], ["---"] * 3]
     for name, cls in known.items():
-        cited = "; ".join(
-            f"[{paper.authors[0].split()[-1]} {paper.year}]({paper.url}), {paper.title}" for paper in papers_of(cls)
-        )
+        cited = "; ".join(map(_cited, papers_of(cls)))
+        if cls.paper is None:  # type: ignore[attr-defined]
+            cited = f"ours, after {cited}" if cited else "ours"
         presets = ", ".join(f"`{preset}`" for preset in cls.presets)  # type: ignore[attr-defined]
-        rows.append([_named(name, cls), cited or "ours", presets])
+        rows.append([_named(name, cls), cited, presets])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows).replace(" --- ", "---")
+
+
+def _cited(paper: Paper) -> str:
+    # Round brackets would end the link.
+    address = paper.url.replace("(", "%28").replace(")", "%29")
+    return f"[{paper.authors[0].split()[-1]} {paper.year}]({address}), {paper.title}"
 
 
 def _named(name: str, cls: type) -> str:

@@ -141,7 +141,7 @@ def test_dps_refuses_noise_that_it_would_fit_and_names_what_would_do(kind: str) 
     line = str(caught.value)
     assert line.startswith("strategy 'dps' needs noise well below what the prior's images vary by; it is ")
     assert line.endswith(" would do")
-    assert "moment" in line
+    assert "mmps" in line
     assert "\n" not in line
     # sqrt(10 / 0.25) / 2 over a spread of 1, where the noise is known beforehand.
     assert kind == "poisson" or "it is 3.2 of that" in line

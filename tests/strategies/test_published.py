@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +15,7 @@ import invsolve
 from invsolve import registry
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import Strategy
+from invsolve.contracts.through_plane import AlongRows
 from invsolve.engine.batch import run_batch
 from invsolve.numerics.random import ChainRandom
 from invsolve.testing.exact import exact_posterior
@@ -158,6 +160,43 @@ def test_red_diff(problem: Problem) -> None:
         loss.sum().backward()
         optimiser.step()
     torch.testing.assert_close(run(problem, published("red-diff", steps=steps)), mu.detach(), atol=1e-6, rtol=0)
+
+
+def test_mbir(problem: Problem) -> None:
+    """Chung 2023, Algorithm 2: predictor, corrector, one ADMM sweep of one CG step a level, its variables kept; three slices."""
+    steps, snr, weight, penalty, mask = 40, 0.16, 2e-4, 0.025, mask_of(problem)
+    volume = replace(problem, through_plane=AlongRows())
+    levels = [*np.geomspace(problem.prior.sigma_max, problem.prior.sigma_min, steps), 0.0]
+    # Differences to the next slice, zero at the last.
+    forward = torch.tensor([[-1.0, 1.0, 0.0], [0.0, -1.0, 1.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+
+    def across(matrix: Tensor, v: Tensor) -> Tensor:
+        return torch.einsum("ij,jckl->ickl", matrix, v)
+
+    rng = ChainRandom(3, CHAINS)
+    z = levels[0] * rng.at(0).normal(problem.zeros())
+    d, u = torch.zeros_like(z), torch.zeros_like(z)
+    for k, (sigma, after) in enumerate(pairwise(levels), start=1):
+        at = rng.at(k)
+        score = (denoise(problem, z, sigma) - z) / sigma**2
+        z = z + (sigma**2 - after**2) * score
+        if after > 0:
+            z = z + math.sqrt(sigma**2 - after**2) * at.normal(z)
+            score, noise = (denoise(problem, z, after) - z) / after**2, at.normal(z)
+            for row in range(3):
+                length = 2 * (snr * float(noise[row].norm()) / float(score[row].norm())) ** 2
+                z[row] += length * score[row] + math.sqrt(2 * length) * noise[row]
+
+        def system(v: Tensor) -> Tensor:
+            return mask * v + penalty * across(forward.T @ forward, v)
+
+        rest = mask * problem.y + penalty * across(forward.T, d - u) - system(z)
+        z = z + float((rest * rest).sum() / (rest * system(rest)).sum()) * rest
+        reached = across(forward, z) + u
+        d = reached.sign() * (reached.abs() - weight / penalty).clamp_min(0)
+        u = reached - d
+    # The power iteration finds the operator's norm, 1, to 1e-4.
+    torch.testing.assert_close(run(volume, published("mbir", steps=steps)), z, atol=3e-4, rtol=0)
 
 
 @pytest.mark.parametrize(

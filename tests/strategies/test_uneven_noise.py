@@ -236,7 +236,7 @@ class Bend(invsolve.Operator):
         return 1.0 * x
 
 
-@pytest.mark.parametrize("name", ["moment", "daps", "dps-fitted", "flowchef-fitted"])
+@pytest.mark.parametrize("name", ["mmps", "daps", "dps-fitted", "flowchef-fitted"])
 def test_an_operator_that_is_not_linear_has_noise_of_each_pixel_too(name: str) -> None:
     strategy, draws, pixels = invsolve.strategy(name), 16, SIZE * SIZE
     sigma = uneven(1, SIZE, SIZE, low=0.3, high=3.0)
