@@ -15,6 +15,7 @@ from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy, iterations
 from invsolve.numerics.linalg import norm, rows
 from invsolve.numerics.random import ChainRandom
+from invsolve.plugins.strategies._differences import divergence, gradient
 
 #: Iterations from one look at whether an image is done to the next.
 _EVERY = 10
@@ -199,23 +200,3 @@ class VolumeTotalVariation(TotalVariation):
 def lengths(differences: Tensor) -> Tensor:
     """Length of the differences of each pixel over their kinds: (B, kinds, C, *s) -> (B, C, *s)."""
     return torch.linalg.vector_norm(differences, dim=1)
-
-
-def gradient(x: Tensor) -> Tensor:
-    """Forward differences along every spatial axis, zero at the far edge: (B, C, *s) -> (B, axes, C, *s)."""
-    parts = []
-    for axis in range(2, x.ndim):
-        pad = torch.zeros_like(x.narrow(axis, 0, 1))
-        parts.append(torch.cat([x.diff(dim=axis), pad], axis))
-    return torch.stack(parts, 1)
-
-
-def divergence(p: Tensor) -> Tensor:
-    """Minus the adjoint of `gradient`."""
-    total = torch.zeros_like(p[:, 0])
-    for k in range(p.shape[1]):
-        axis = k + 2
-        inner = p[:, k].narrow(axis, 0, p.shape[axis + 1] - 1)
-        pad = torch.zeros_like(inner.narrow(axis, 0, 1))
-        total = total + torch.cat([inner, pad], axis) - torch.cat([pad, inner], axis)
-    return total

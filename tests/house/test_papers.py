@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 import invsolve
 from invsolve import registry
@@ -75,10 +74,11 @@ def test_a_result_cites_strategy_operator_prior_and_invsolve() -> None:
     assert list(cited) == ["zhu2023denoising", "joseph1982improved", "invsolve"]
     assert cited["joseph1982improved"]["doi"] == "10.1109/TMI.1982.4307572"
     assert cited["zhu2023denoising"]["eprint"] == "2305.08995"
-    ours = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert cited["invsolve"]["title"] == ours["title"]
-    assert cited["invsolve"]["author"] == ours["authors"][0]["name"]
-    assert cited["invsolve"]["version"] == invsolve.__version__ == ours["version"]
+    file = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"title: {cited['invsolve']['title']}\n" in file
+    assert f'name: "{cited["invsolve"]["author"]}"\n' in file
+    assert f"version: {cited['invsolve']['version']}\n" in file
+    assert cited["invsolve"]["version"] == invsolve.__version__
 
 
 def test_an_alias_is_taken_wherever_a_name_is(cli: Cli) -> None:
