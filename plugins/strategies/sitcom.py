@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class SITCOM(Strategy):
         inner: steps of Adam a level, at most; one forward and one backward pass each.
         learning_rate: of Adam, in variance-preserving units.
         hold: weight of staying at z; above 0 phase retrieval fails.
+        discrepancy: a row stops where its residual is so many times its expected norm.
     """
 
     name = "sitcom"
@@ -60,12 +61,12 @@ class SITCOM(Strategy):
     inner: int = 30
     learning_rate: float = 0.02
     hold: float = 0.0
+    discrepancy: float = 1.0
 
     draws: ClassVar[bool] = False
-    data_strength: ClassVar[Mapping[str, int]] = {"inner": 1}
+    data_strength: ClassVar[Mapping[str, int]] = {"discrepancy": -1}
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "operator-gradient", "gaussian")
     mean_error: ClassVar[float] = 0.5
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"steps": 10, "inner": 20},)
 
     def at_cost(self, evaluations: int) -> Self:
         return replace(self, inner=max(evaluations // (2 * self.steps), 1))
@@ -78,7 +79,7 @@ class SITCOM(Strategy):
 
     def step(self, problem: Problem, state: State, sigma: float, sigma_next: float, rng: ChainRandom) -> State:
         x, scale = state["x"], math.sqrt(1 + sigma**2)
-        enough, size = problem.expected_misfit(), problem.linear_norm()
+        enough, size = self.discrepancy * problem.expected_misfit(), problem.linear_norm()
         u, first, second = x, torch.zeros_like(x), torch.zeros_like(x)
         for k in range(1, self.inner + 1):
             with torch.enable_grad():

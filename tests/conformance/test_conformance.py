@@ -22,7 +22,13 @@ KNOWN: dict[str, dict[str, dict[str, str]]] = {
         },
         "flowchef-fitted": {"widths along the eigenvectors better than the prior's": "states its widest, of ct"},
     },
-    "ct-": {"flowchef": {"mean": "one length for all: what tomography hardly passes on stays near the prior's mean"}},
+    "ct-": {
+        "flowchef": {"mean": "one length for all: what tomography hardly passes on stays near the prior's mean"},
+        "flowdps": dict.fromkeys(
+            ("mean", "width", "widths along the eigenvectors"),
+            "states that along some directions of tomography samples stay the prior's",
+        ),
+    },
 }
 
 
