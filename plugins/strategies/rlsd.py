@@ -58,7 +58,7 @@ class RLSD(Strategy):
 
     couples_samples: ClassVar[bool] = True
     draws: ClassVar[bool] = False
-    data_strength: ClassVar[Mapping[str, int]] = {"coupling": -1, "steps": 1}
+    data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
     needs: ClassVar[tuple[str, ...]] = ("prior", "operator-gradient", "gaussian", "low-noise")
     mean_error: ClassVar[float] = 1.1
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"steps": 200},)

@@ -23,6 +23,7 @@ KNOWN: dict[str, dict[str, dict[str, str]]] = {
         "flowchef-fitted": {"widths along the eigenvectors better than the prior's": "states its widest, of ct"},
     },
     "ct-": {
+        "enkg": {"mean": "states that it takes as many members as pixels; here are half as many"},
         "flowchef": {"mean": "one length for all: what tomography hardly passes on stays near the prior's mean"},
         "flowdps": dict.fromkeys(
             ("mean", "width", "widths along the eigenvectors"),

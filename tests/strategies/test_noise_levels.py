@@ -112,7 +112,9 @@ def test_a_strategy_keeps_its_claims_at_any_noise_that_it_takes(
     noise, y = noise_of(kind, counts), measured(kind, counts)
     for operator in (Everything(), Same()) if counts == COUNTS[1] else (FORMS[counts],):
         mean, std = quadrature(y, noise)
-        problem = make_problem(Pixels(), operator, noise, y.expand(DRAWS, *y.shape[1:]), (1, SIZE, SIZE), Scale())
+        # Particles that have one another alone to go by take more of them than there are pixels.
+        rows = 16 * DRAWS if strategy.couples_samples and not strategy.draws else DRAWS
+        problem = make_problem(Pixels(), operator, noise, y.expand(rows, *y.shape[1:]), (1, SIZE, SIZE), Scale())
         try:
             outcome = run(strategy, problem, seed=2)
         except Unsuited:

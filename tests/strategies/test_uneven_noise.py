@@ -18,10 +18,13 @@ from invsolve.engine.batch import run_batch
 from invsolve.numerics.krylov import CG
 from invsolve.numerics.random import ChainRandom
 from invsolve.registry.check import instances
+from invsolve.testing.cases import expecting
 from invsolve.testing.operators import dense
 from invsolve.testing.strategies import strategy_cases
 
 SIZE = 8
+#: Claims that do not hold here, and why.
+KNOWN = {"flowdps": {"mean": "states that the noisier entries are fitted least"}}
 HELD = ("mean", "width", "widths along the eigenvectors")
 
 
@@ -42,9 +45,13 @@ def strategies(*needs: str) -> list[Any]:
 
 @pytest.mark.parametrize("strategy", strategies())
 def test_a_strategy_keeps_its_claims_where_each_pixel_has_its_own_noise(strategy: invsolve.Strategy) -> None:
-    for case in strategy_cases(strategy, sigma=uneven(1, 16, 16), samples=64):
+    # Particles that have one another alone to go by take as many of them as there are pixels.
+    samples = 256 if strategy.couples_samples and not strategy.draws else 64
+    cases = strategy_cases(strategy, sigma=uneven(1, 16, 16), samples=samples)
+    for case in expecting(cases, KNOWN.get(strategy.name, {})):
         if case.name in HELD and (strategy.draws or case.name == "mean"):
-            case()
+            finding = case.finding()
+            assert finding.ok, str(finding)
 
 
 def short(name: str) -> invsolve.Strategy:
