@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Self
@@ -64,7 +63,6 @@ class EnKG(Strategy):
 
     couples_samples: ClassVar[bool] = True
     draws: ClassVar[bool] = False
-    data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
     needs: ClassVar[tuple[str, ...]] = ("prior",)
     mean_error: ClassVar[float] = 1.1
 

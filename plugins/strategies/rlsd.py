@@ -102,10 +102,12 @@ def crowding(w: Tensor, together: int) -> Tensor:
     if together < 2:
         return torch.zeros_like(w)
     flat = w.flatten(1).view(-1, together, w[0].numel())
-    squares = torch.cdist(flat, flat).square()
+    # Not by products of matrices, whose rounding would tell coinciding particles apart.
+    squares = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square()
     pairs = squares[:, *torch.triu_indices(together, together, 1)]
     width = rows(pairs.median(1).values.clamp_min(1e-12), squares) / math.log(together)
     kernel = (-squares / width).exp()
     # sum_j of -2 (w_i - w_j) K_ij / h.
     slope = -2 / width * (kernel.sum(2, keepdim=True) * flat - kernel @ flat)
-    return (slope / kernel.sum(2, keepdim=True)).view_as(w)
+    apart = rows(pairs.median(1).values > 1e-10 * flat.shape[2], slope)
+    return torch.where(apart, slope / kernel.sum(2, keepdim=True), 0.0).view_as(w)

@@ -21,6 +21,8 @@ from invsolve.registry.check import instances
 from invsolve.testing.distances import run
 
 SIZE, DRAWS = 6, 16
+#: Members of those that state that they take more of them than there are pixels.
+ENSEMBLES = {"enkg": 256}
 PIXELS = SIZE * SIZE
 #: Counts a pixel on average; at the last the noise is a tenth of what the images vary by.
 COUNTS = (0.25, 2.5, 25.0, 500.0)
@@ -112,8 +114,7 @@ def test_a_strategy_keeps_its_claims_at_any_noise_that_it_takes(
     noise, y = noise_of(kind, counts), measured(kind, counts)
     for operator in (Everything(), Same()) if counts == COUNTS[1] else (FORMS[counts],):
         mean, std = quadrature(y, noise)
-        # Particles that have one another alone to go by take more of them than there are pixels.
-        rows = 16 * DRAWS if strategy.couples_samples and not strategy.draws else DRAWS
+        rows = ENSEMBLES.get(strategy.name, DRAWS)
         problem = make_problem(Pixels(), operator, noise, y.expand(rows, *y.shape[1:]), (1, SIZE, SIZE), Scale())
         try:
             outcome = run(strategy, problem, seed=2)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import invsolve
 from invsolve import registry
-from invsolve.contracts.problem import Problem
+from invsolve.contracts.problem import Problem, make_problem
+from invsolve.contracts.scale import Scale
 from invsolve.contracts.strategy import Strategy
 from invsolve.contracts.through_plane import AlongRows
 from invsolve.engine.batch import run_batch
@@ -162,6 +163,36 @@ def test_red_diff(problem: Problem) -> None:
     torch.testing.assert_close(run(problem, published("red-diff", steps=steps)), mu.detach(), atol=1e-6, rtol=0)
 
 
+def test_score_sde_of_pixels_without_noise(problem: Problem) -> None:
+    """Song 2021, Algorithm 2 and appendix I: after each half-step the known pixels are y noised to the level of x."""
+    steps, snr, mask = 60, 0.16, mask_of(problem)
+    exact = make_problem(
+        problem.known, problem.operator, invsolve.Gaussian(0.0), problem.y, problem.image_shape, Scale()
+    )
+    levels = [*np.geomspace(problem.prior.sigma_max, problem.prior.sigma_min, steps), 0.0]
+    rng = ChainRandom(3, CHAINS)
+
+    def replaced(x: Tensor, sigma: float, at: ChainRandom) -> Tensor:
+        return torch.where(mask > 0, problem.y + sigma * at.normal(x), x)
+
+    start = rng.at(0)
+    x = replaced(levels[0] * start.normal(problem.zeros()), levels[0], start)
+    for k, (sigma, after) in enumerate(pairwise(levels), start=1):
+        at = rng.at(k)
+        step = sigma**2 - after**2
+        mean = x + step * (denoise(problem, x, sigma) - x) / sigma**2
+        if after == 0:
+            x = torch.where(mask > 0, problem.y, mean)
+            break
+        x = replaced(mean + math.sqrt(step) * at.normal(x), after, at)
+        # 2 (snr |n| / |score|)^2 with the squares that are expected: d, and d (sigma^2 - V) / sigma^4, V the error of D.
+        length = 2 * snr**2 * after**4 / max(after**2 - problem.prior.error(after), 0.1 * after**2)
+        score, noise = (denoise(problem, x, after) - x) / after**2, at.normal(x)
+        x = replaced(x + length * score + math.sqrt(2 * length) * noise, after, at)
+    # Noise of zero is solved to single precision.
+    torch.testing.assert_close(run(exact, published("score-sde", steps=steps)), x, atol=1e-6, rtol=0)
+
+
 def test_mbir(problem: Problem) -> None:
     """Chung 2023, Algorithm 2: predictor, corrector, one ADMM sweep of one CG step a level, its variables kept; three slices."""
     steps, snr, weight, penalty, mask = 40, 0.16, 2e-4, 0.025, mask_of(problem)
@@ -200,7 +231,8 @@ def test_mbir(problem: Problem) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [("diffpir", 100), ("dds", 50), ("pnp-dm", 100), ("red-diff", 1000), ("mbir", 2000)]
+    ("name", "steps"),
+    [("diffpir", 100), ("dds", 50), ("pnp-dm", 100), ("red-diff", 1000), ("mbir", 2000), ("score-sde", 1000)],
 )
 def test_the_preset_has_the_papers_number_of_steps(name: str, steps: int, problem: Problem) -> None:
     assert len(published(name).schedule(problem)) == steps + 1
