@@ -93,7 +93,7 @@ class RLSD(Strategy):
 def crowding(w: Tensor, together: int) -> Tensor:
     """The gradient of ln sum_j K(w_i, w_j) in w_i, K = exp(-|w_i - w_j|^2 / h), h = median^2 / ln N; shaped like w.
 
-    It points to where the others are: Adam descends it, which drives particles apart.
+    It points to where the others are: Adam descends it, which drives particles apart. Zero where they coincide but for rounding.
 
     Args:
         w: (B, C, *spatial); rows that belong to one item follow one another.

@@ -138,9 +138,12 @@ def test_rlsd(problem: Problem) -> None:
         noise = white(rng.at(k), two)
         eps = (w.detach() + sigma * noise - denoise(two, w.detach() + sigma * noise, sigma)) / sigma
         v = w.detach().requires_grad_()
-        width = (v[0] - v[1]).detach().square().sum().clamp_min(1e-12) / math.log(2)
+        square = (v[0] - v[1]).detach().square().sum()
+        width = square.clamp_min(1e-12) / math.log(2)
         kernel = torch.exp(-torch.cdist(v, v.detach()).square() / width)
         (score,) = torch.autograd.grad(kernel.sum(1).log().sum(), v)
+        # Particles that coincide but for rounding, as at first, are not driven apart in the direction of their rounding.
+        score = torch.where(square > 1e-10 * 64, score, 0.0)
         target = eps - noise + gamma * sigma / math.sqrt(1 + sigma**2) * score
         loss_w = ((x.detach() - w).square() / 2 + weight / rho * sigma * target * w).mean(1).sum()
         loss_x = ((x @ a.T - y).square() / 2).mean(1).sum() + rho * ((x - w.detach()).square() / 2).mean(1).sum()
