@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -30,20 +30,30 @@ class Channel:
     """Lines to and from an instrument; reading waits in a thread, so that an answer that never comes can be given up.
 
     Args:
-        reader, writer: binary streams.
+        read: waits for some bytes, at most so many, and returns them; none at the end. A buffered stream would not do: it cannot
+            be closed while a thread waits in it.
+        write: writes bytes, all of them.
         timeout: seconds to wait for an answer; None waits for ever.
         longest: bytes of a line, at most.
     """
 
-    def __init__(self, reader: IO[bytes], writer: IO[bytes], timeout: float | None, longest: int) -> None:
-        self._writer, self._timeout, self._longest = writer, timeout, longest
-        self._lines: queue.Queue[bytes | None] = queue.Queue(maxsize=4)
-        threading.Thread(target=self._read, args=(reader,), daemon=True).start()
+    def __init__(
+        self, read: Callable[[int], bytes], write: Callable[[bytes], object], timeout: float | None, longest: int
+    ) -> None:
+        self._write, self._timeout, self._longest = write, timeout, longest
+        self._lines: queue.Queue[bytes | None] = queue.Queue()
+        threading.Thread(target=self._collect, args=(read,), daemon=True).start()
 
-    def _read(self, reader: IO[bytes]) -> None:
-        with suppress(OSError, ValueError):
-            while line := reader.readline(self._longest + 1):
-                self._lines.put(line)
+    def _collect(self, read: Callable[[int], bytes]) -> None:
+        rest = b""
+        with suppress(OSError):
+            while more := read(65_536):
+                *whole, rest = (rest + more).split(b"\n") if b"\n" in more else [rest + more]
+                for line in whole:
+                    self._lines.put(line)
+                if len(rest) > self._longest:
+                    self._lines.put(rest)
+                    return
         self._lines.put(None)
 
     def send(self, **message: Any) -> None:
@@ -53,9 +63,8 @@ class Channel:
             Closed: the instrument is gone.
         """
         try:
-            self._writer.write(json.dumps(message).encode() + b"\n")
-            self._writer.flush()
-        except (OSError, ValueError):
+            self._write(json.dumps(message).encode() + b"\n")
+        except OSError:
             raise Closed("the instrument closed the connection") from None
 
     def answer(self) -> dict[str, Any]:
@@ -148,9 +157,13 @@ def standard_streams(timeout: float | None, longest: int) -> Iterator[Channel]:
     kept = os.dup(1)
     sys.stdout.flush()
     os.dup2(2, 1)
+
+    def write(line: bytes) -> None:
+        while line:
+            line = line[os.write(kept, line) :]
+
     try:
-        with os.fdopen(os.dup(kept), "wb") as writer, os.fdopen(os.dup(0), "rb") as reader:
-            yield Channel(reader, writer, timeout, longest)
+        yield Channel(lambda size: os.read(0, size), write, timeout, longest)
     finally:
         os.dup2(kept, 1)
         os.close(kept)
@@ -181,8 +194,10 @@ def local_socket(path: Path, timeout: float | None, longest: int) -> Iterator[Ch
             connection, _ = server.accept()
         except TimeoutError:
             raise Closed(f"{path}: no instrument connected within {timeout:g} s") from None
-        with connection, connection.makefile("rb") as reader, connection.makefile("wb") as writer:
-            yield Channel(reader, writer, timeout, longest)
+        with connection:
+            connection.settimeout(None)
+            yield Channel(connection.recv, connection.sendall, timeout, longest)
+            connection.shutdown(socket.SHUT_RDWR)
     finally:
         server.close()
         path.unlink(missing_ok=True)

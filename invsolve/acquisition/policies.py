@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -99,7 +99,8 @@ class _Adaptive(Policy):
 
     def ask(self, knowledge: Knowledge, count: int) -> Sequence[int]:
         deviations, index = knowledge.deviations(), knowledge.entry_groups()
-        open_, picked = ~knowledge.acquired.clone(), []
+        open_ = ~knowledge.acquired
+        picked: list[int] = []
         while len(picked) < count and bool(open_.any()):
             score = self.score(deviations, index, knowledge.groups) / knowledge.costs.to(deviations.device)
             best = int(torch.where(open_.to(score.device), score, -math.inf).argmax())
@@ -171,7 +172,7 @@ class Information(_Adaptive):
         return torch.stack([torch.linalg.slogdet(one + z @ z.T)[1] / 2 for z in inner])
 
 
-POLICIES: dict[str, Callable[..., Policy]] = {
+POLICIES: dict[str, type[Policy]] = {
     cls.name: cls for cls in (Entropy, Information, Variance, CentreOut, Uniform, Random, VariableDensity, GoldenAngle)
 }
 

@@ -99,7 +99,9 @@ class SessionFile:
             or not all(0 <= g < groups for g in pending or ())
         )
         if damaged:
-            raise UserError(f"{self.path}: its datasets do not fit one another or this instrument; begin another session")
+            raise UserError(
+                f"{self.path}: its datasets do not fit one another or this instrument; begin another session"
+            )
         rounds = int(order.max(initial=-1)) + 1
         return Record(y.to(blank.y.dtype), torch.as_tensor(order.astype(np.int32)), sequence, pending, rounds)
 

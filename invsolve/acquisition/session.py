@@ -16,7 +16,7 @@ from invsolve.acquisition.policies import policy as policy_of
 from invsolve.acquisition.record import Record, SessionFile
 from invsolve.acquisition.values import as_groups, as_values
 from invsolve.api.choice import AUTO
-from invsolve.api.inputs import prior_of, resolve_noise, resolve_operator, resolve_strategy, whole
+from invsolve.api.inputs import prior_of, resolve_noise, resolve_operator, whole
 from invsolve.api.planning import plan
 from invsolve.api.provenance import operator_record
 from invsolve.api.reconstruction import Memory, reconstruct
@@ -30,7 +30,6 @@ from invsolve.contracts.result import Reconstruction
 from invsolve.contracts.strategy import Strategy
 from invsolve.engine.options import Keywords, Options, make_options, with_options
 from invsolve.errors import UserError
-from invsolve.numerics.random import ChainRandom
 
 
 class Session:
@@ -311,10 +310,9 @@ def acquire(
     selector = policy_of(policy)
     if selector.particles and chosen.samples < 2:
         raise UserError(f"policy {selector.name!r} compares particles: give particles=2 or more (16 in the paper)")
-    shape = tuple(image_shape) if image_shape is not None else forward.image_shape
-    if shape is None:
-        shape = tuple(knowledge.event_shape) if all(knowledge.event_shape) else None
-    if shape is None:
+    told = image_shape if image_shape is not None else forward.image_shape or knowledge.event_shape
+    shape = tuple(side for side in told if side)
+    if len(shape) < len(told):
         raise UserError("the size of the image is not known: give image_shape=(channels, rows, columns)")
     groups = forward.groups
     first = as_groups(initial, groups, torch.full((groups,), -1, dtype=torch.int32), what="initial")
@@ -323,9 +321,13 @@ def acquire(
     if costs is None and budget is None:
         limit = float(max(groups // 4, len(first), 1))
     if not math.isfinite(limit) or not 0 < limit <= float(price.sum()) + 1e-9:
-        raise UserError(f"budget {limit:g} must lie above 0 and within {float(price.sum()):g}, the cost of all {groups} groups")
+        raise UserError(
+            f"budget {limit:g} must lie above 0 and within {float(price.sum()):g}, the cost of all {groups} groups"
+        )
     if float(price[first].sum()) > limit + 1e-9:
-        raise UserError(f"the initial groups cost {float(price[first].sum()):g}, more than the budget {limit:g}; give more")
+        raise UserError(
+            f"the initial groups cost {float(price[first].sum()):g}, more than the budget {limit:g}; give more"
+        )
     kept: SessionFile | None = None
     if file is not None:
         settings = {

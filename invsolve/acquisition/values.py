@@ -31,7 +31,9 @@ def as_groups(given: Any, groups: int, order: Tensor, what: str = "groups") -> l
         try:
             group = whole_number(number)
         except TypeError:
-            raise UserError(f"{what}: {str(number)[:40]!r} is no whole number; give groups from 0 to {groups - 1}") from None
+            raise UserError(
+                f"{what}: {str(number)[:40]!r} is no whole number; give groups from 0 to {groups - 1}"
+            ) from None
         if not 0 <= group < groups:
             raise UserError(f"{what}: group {group} is not there; give groups from 0 to {groups - 1}")
         if int(order[group]) >= 0:
@@ -78,7 +80,9 @@ def as_values(given: Any, groups: Sequence[int], index: Tensor, like: Tensor) ->
                 )
             whole[here] = row.flatten()
     taken = torch.isin(places, torch.as_tensor(list(groups)))
-    if not bool(torch.view_as_real(whole[taken]).isfinite().all() if whole.is_complex() else whole[taken].isfinite().all()):
+    if not bool(
+        torch.view_as_real(whole[taken]).isfinite().all() if whole.is_complex() else whole[taken].isfinite().all()
+    ):
         raise UserError("values: hold NaN or infinity; nothing was taken: measure these groups again")
     return whole
 

@@ -17,6 +17,7 @@ from invsolve.acquisition.policies import policy as policy_of
 from invsolve.acquisition.session import Session, acquire
 from invsolve.api.loading import noise as make_noise
 from invsolve.api.loading import operator as make_operator
+from invsolve.api.provenance import provenance
 from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
@@ -176,7 +177,7 @@ def _write(session: Session, request: Acquisition, recorded: Measurement | None)
         if recorded.truth is not None:
             truth = torch.as_tensor(recorded.truth[request.item : request.item + 1][0])
     run = session.plan(measurement)
-    record = api.provenance(run)
+    record = provenance(run)
     record["acquisition"] = {
         "policy": session.policy.parameters(),
         "acquired": session.acquired,

@@ -19,7 +19,8 @@ ADAPTIVE = [name for name, cls in POLICIES.items() if cls.particles]
 
 
 def all_of(chosen: Policy, groups: int, at_once: int) -> list[int]:
-    order, acquired = [], torch.zeros(groups, dtype=torch.bool)
+    order: list[int] = []
+    acquired = torch.zeros(groups, dtype=torch.bool)
     while not acquired.all():
         picks = chosen.ask(Knowledge(Columns(groups), acquired, torch.ones(groups, dtype=torch.float64), 3), at_once)
         order += picks
@@ -116,7 +117,11 @@ def test_groups_of_one_round_are_conditioned_on_one_another() -> None:
     a, b = torch.randn(2, 200, generator=generator, dtype=torch.float64)
     predicted = torch.stack([3 * a, 3 * a, 2.9 * b], 1).view(200, 1, 1, 3)
     knowledge = Knowledge(
-        Columns(3), torch.zeros(3, dtype=torch.bool), torch.ones(3, dtype=torch.float64), 0, predicted.expand(-1, 1, 3, 3)
+        Columns(3),
+        torch.zeros(3, dtype=torch.bool),
+        torch.ones(3, dtype=torch.float64),
+        0,
+        predicted.expand(-1, 1, 3, 3),
     )
     for name in ADAPTIVE:
         assert 2 in policy(name).ask(knowledge, 2)
@@ -134,5 +139,5 @@ def test_cost_is_what_a_group_is_divided_by() -> None:
 def test_unknown_policies_and_parameters_are_refused() -> None:
     with pytest.raises(UserError, match="unknown policy 'adss'"):
         policy("adss")
-    with pytest.raises(UserError, match="policy 'ads'.*depth"):
+    with pytest.raises(UserError, match=r"policy 'ads'.*depth"):
         policy("ads", depth=3)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ import invsolve
 SIDE, SIGMA = 12, 0.05
 
 #: The same for the command line: columns of an image, and a prior that varies from place to place.
-PLUGIN = f'''
+PLUGIN = f"""
 import torch
 import invsolve
 from invsolve.plugins.priors.analytic.gaussian import GaussianField
@@ -50,7 +52,7 @@ def invsolve_operators():
 @invsolve.hookimpl
 def invsolve_priors():
     return {{"small-field": Small}}
-'''
+"""
 
 
 def plugin(folder: Path) -> Path:
@@ -85,7 +87,7 @@ class Bench:
     covariance: np.ndarray
     y: Tensor
 
-    def measure(self, groups: list[int]) -> np.ndarray:
+    def measure(self, groups: Sequence[int]) -> np.ndarray:
         index = self.operator.group_index.expand(self.y.shape)
         return np.stack([self.y[index == group].numpy() for group in groups])
 
@@ -114,8 +116,9 @@ class Bench:
         return gain @ data, self.covariance - gain @ self.covariance[where]
 
 
-def bench(operator: invsolve.MaskableOperator, seed: int = 0) -> Bench:
-    prior = invsolve.load_prior("gaussian-field", size=SIDE, std=0.3, length=2.0)
+def bench(operator: invsolve.Operator, seed: int = 0) -> Bench:
+    assert isinstance(operator, invsolve.MaskableOperator)
+    prior: Any = invsolve.load_prior("gaussian-field", size=SIDE, std=0.3, length=2.0)
     covariance = prior.covariance().numpy()
     rng = np.random.default_rng(seed)
     truth = np.linalg.cholesky(covariance + 1e-10 * np.eye(len(covariance))) @ rng.standard_normal(len(covariance))
