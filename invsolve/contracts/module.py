@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Hashable
 from dataclasses import fields, replace
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from invsolve.contracts.paper import Paper
 from invsolve.errors import UserError
 
 T = TypeVar("T")
@@ -18,7 +19,17 @@ D = TypeVar("D", bound=Any)
 
 
 class Module(nn.Module):
-    """An `nn.Module` whose tensor attributes are buffers, and which needs no call of `super().__init__()`."""
+    """An `nn.Module` whose tensor attributes are buffers, and which needs no call of `super().__init__()`.
+
+    Class attributes:
+        aliases: other names under which it is found.
+        paper: the publication that it implements; None where there is none.
+        builds_on: further publications that it rests on.
+    """
+
+    aliases: ClassVar[tuple[str, ...]] = ()
+    paper: ClassVar[Paper | None] = None
+    builds_on: ClassVar[tuple[Paper, ...]] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         # Initialised here so that an author who forgets super().__init__() still gets a working module.

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from invsolve.contracts.module import Module
-from invsolve.contracts.paper import Paper
 from invsolve.contracts.wrapped import WrappedLinear
 from invsolve.errors import UserError
 from invsolve.numerics.autograd import Tangent
@@ -40,8 +39,6 @@ class Operator(Module):
         image_unit: the physical unit of x ("1/cm"), empty when it has none.
         closed_forms: what of it is computed directly, in words, for tables.
         advice: options with which `invsolve inspect` suggests it for images; empty where it does not.
-        aliases: other names under which it is found.
-        paper: the publication that it implements, if there is one; builds_on: further ones.
         examples: keyword arguments of small instances, from which the conformance tests make theirs.
         surrogate: why autograd's gradient is not the derivative of `forward`, such as "straight through the rounding"; empty
             where it is.
@@ -57,9 +54,6 @@ class Operator(Module):
     complex_image: bool = False
     image_unit: str = ""
     name: str = ""
-    aliases: ClassVar[tuple[str, ...]] = ()
-    paper: ClassVar[Paper | None] = None
-    builds_on: ClassVar[tuple[Paper, ...]] = ()
     parameters_given: dict[str, Any] | None = None
     items: int | None = None
     channelwise: ClassVar[bool] = False

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from invsolve.contracts.module import Module
-from invsolve.contracts.paper import Paper
 from invsolve.errors import UserError
 
 
@@ -40,8 +39,6 @@ class Prior(Module):
             empty where such models are not of it. No such file may run code.
         trainable: True when `create(header)` makes an untrained one, which `invsolve train` then trains.
         advised_for: operators, by name, with which `invsolve inspect` suggests it; "*" is any that no other is made for.
-        aliases: other names under which it is found.
-        paper: the publication that it implements, if there is one; builds_on: further ones.
         examples: keyword arguments of small instances, from which the conformance tests make theirs.
     """
 
@@ -57,9 +54,6 @@ class Prior(Module):
     tileable: bool = False
     passes: int = 1
     name: str = ""
-    aliases: ClassVar[tuple[str, ...]] = ()
-    paper: ClassVar[Paper | None] = None
-    builds_on: ClassVar[tuple[Paper, ...]] = ()
     parameters_given: dict[str, Any] | None = None
     published: ClassVar[str] = ""
     trainable: ClassVar[bool] = False
