@@ -88,9 +88,10 @@ class Paper:
 
 def papers_of(thing: Any) -> tuple[Paper, ...]:
     """What a plugin, class or instance, rests on: its `paper`, then what it `builds_on`; empty where it states none."""
-    paper = getattr(thing, "paper", None)
+    paper, others = getattr(thing, "paper", None), getattr(thing, "builds_on", ())
+    # The class of a view has descriptors there, which only an instance answers.
     first = (paper,) if isinstance(paper, Paper) else ()
-    return first + tuple(p for p in getattr(thing, "builds_on", ()) if isinstance(p, Paper))
+    return first + (others if isinstance(others, tuple) else ())
 
 
 def bibliography(papers: Iterable[Paper]) -> str:
