@@ -34,7 +34,7 @@ def width_for(tolerance: float, dimensions: int) -> int:
     Klinteberg (2019), the factor what direct sums show for widths of 4 to 16.
     """
     wanted = tolerance / (2.2 * math.sqrt(dimensions))
-    return min(_WIDEST, max(3, math.ceil(-math.log(wanted) / (math.pi * math.sqrt(1 - 1 / OVERSAMPLING)))))
+    return min(_WIDEST, max(4, math.ceil(-math.log(wanted) / (math.pi * math.sqrt(1 - 1 / OVERSAMPLING)))))
 
 
 def _shape(width: int) -> float:
@@ -72,6 +72,7 @@ class Nufft:
         dtype: real precision of the calculation, float32 or float64.
         device: where the tables are.
         stored: whether it is to be used often, so that a table is worth its making and its memory.
+        width: of the kernel, in points of the grid, instead of the tolerance's.
     """
 
     def __init__(
@@ -82,10 +83,12 @@ class Nufft:
         dtype: torch.dtype,
         device: torch.device,
         stored: bool = True,
+        width: int | None = None,
     ) -> None:
         self.size, self.count = tuple(size), len(points)
         # Single precision rounds more by wide kernels, whose transform spans many decades, than they gain.
-        self.width = width_for(max(tolerance, 1e-7) if dtype == torch.float32 else tolerance, len(self.size))
+        within = max(tolerance, 1e-7) if dtype == torch.float32 else tolerance
+        self.width = width or width_for(within, len(self.size))
         # Of even length: the image's middle at the middle of the grid costs a sign then, and no shift.
         self.grid = tuple(2 * scipy_fft.next_fast_len(math.ceil(OVERSAMPLING * n / 2)) for n in self.size)
         self.dtype, self.device = dtype, device

@@ -263,8 +263,10 @@ class NonCartesian(MaskableOperator):
         def make() -> Tensor:
             areas = areas_of_spokes(self._points().view(self.trajectory_bits.shape), self.even_spokes)
             if areas is None:
-                return pipe_menon(self._transform(like), self.size).view(shape)
-            return (areas * math.prod(self.size)).to(like.device, like.real.dtype)
+                areas = pipe_menon(self._points(), self.size).view(shape)
+            else:
+                areas = areas * math.prod(self.size)
+            return areas.to(like.device, like.real.dtype)
 
         return self.remembered(("density", like.real.dtype, like.device), make)
 
