@@ -206,6 +206,4 @@ class Nufft:
 
 def _bags(table: tuple[Tensor, Tensor, Tensor], columns: Tensor) -> Tensor:
     index, weights, starts = table
-    return F.embedding_bag(
-        index, columns, starts, mode="sum", per_sample_weights=weights, include_last_offset=True
-    )
+    return F.embedding_bag(index, columns, starts, mode="sum", per_sample_weights=weights, include_last_offset=True)

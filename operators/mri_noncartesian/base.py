@@ -261,12 +261,11 @@ class NonCartesian(MaskableOperator):
         shape = self.trajectory_bits.shape[:-1]
 
         def make() -> Tensor:
-            areas = areas_of_spokes(self._points().view(self.trajectory_bits.shape), self.even_spokes)
-            if areas is None:
-                areas = pipe_menon(self._points(), self.size).view(shape)
-            else:
-                areas = areas * math.prod(self.size)
-            return areas.to(like.device, like.real.dtype)
+            points = self._points()
+            areas = areas_of_spokes(points.view(self.trajectory_bits.shape), self.even_spokes)
+            if areas is not None:
+                return (areas * math.prod(self.size)).to(like.device, like.real.dtype)
+            return pipe_menon(points, self.size).view(shape).to(like.device, like.real.dtype)
 
         return self.remembered(("density", like.real.dtype, like.device), make)
 
@@ -281,4 +280,3 @@ class NonCartesian(MaskableOperator):
         start = self.adjoint(y)
         rho = (self.baseline_floor or 0.0) * self.norm() ** 2
         return self.prox(torch.zeros_like(start), y, rho, CG(1e-4, 50))
-

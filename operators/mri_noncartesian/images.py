@@ -20,7 +20,7 @@ _WHERE = "operator 'mri-noncartesian'"
 
 
 class NonCartesianMRI(NonCartesian):
-    """K-space along any trajectory: radial, golden angle, spiral or from a file; one coil or several; off-resonance; complex.
+    """K-space along any trajectory: radial, golden angle, spiral, from a file; coils, a field map; complex.
 
     y_c[j] = sum over pixels n of coil_map_c[n] x[n] exp(-2 pi i (k_j . (n - c) / size + b0[n] t_j)) / sqrt(pixels), the pixel
     c at (rows // 2, columns // 2): on the Cartesian grid it is what `mri` measures. By gridding with a Kaiser-Bessel kernel
@@ -38,7 +38,8 @@ class NonCartesianMRI(NonCartesian):
         coil_maps: (coils, rows, columns), complex, or with a last axis of real and imaginary part; for each item (items, coils,
             rows, columns).
         spokes: how many, or arms of a spiral; by default what the Nyquist rate asks for at the edge of k-space.
-        samples: of each spoke; by default twice the image's longer side; of a spiral one for each cycle per field of view along it.
+        samples: of each spoke; by default twice the image's longer side; of a spiral one for each cycle per field of view along
+            it.
         turns: of each arm of a spiral; by default so many that the arms together are at the Nyquist rate.
         golden_order: of golden angles: 1 for 111.25 degrees, from 2 on the tiny ones, 7 for 23.6 degrees.
         unit: of a given trajectory: "cycles/fov" (cycles per field of view, from -N/2 to N/2), "cycles/pixel" (to 1/2) or
@@ -103,7 +104,7 @@ class NonCartesianMRI(NonCartesian):
         return super().carries_items(parameter, as_pairs(parameter, value))
 
 
-def _made(kind: Kind, given: Mapping[str, float | None], order: int, size: tuple[int, int]) -> Tensor:
+def _made(kind: Kind, given: Mapping[str, float | None], order: int, size: tuple[int, ...]) -> Tensor:
     """A trajectory in cycles per pixel, (spokes, samples, 2).
 
     Raises:
@@ -124,7 +125,5 @@ def _made(kind: Kind, given: Mapping[str, float | None], order: int, size: tuple
         return trajectories.spiral(arms, samples, turns)
     spokes = int(given["spokes"] or math.ceil(math.pi / 2 * longest))
     samples = int(given["samples"] or 2 * longest)
-    angles = (
-        trajectories.golden_angles(spokes, order) if kind == "golden" else trajectories.equispaced_angles(spokes)
-    )
+    angles = trajectories.golden_angles(spokes, order) if kind == "golden" else trajectories.equispaced_angles(spokes)
     return trajectories.spokes_along(trajectories.directions(angles), samples)

@@ -33,7 +33,9 @@ def as_coil_maps(given: Tensor | None, dimensions: int, where: str) -> Tensor | 
             f"{where}: coil_maps must be complex (coils, {_AXES[dimensions]}), got {maps.dtype} {tuple(maps.shape)}"
         )
     if not bool(maps.isfinite().all()):
-        raise UserError(f"{where}: coil_maps have {int((~maps.isfinite()).sum())} NaN or infinite entries; set them to 0")
+        raise UserError(
+            f"{where}: coil_maps have {int((~maps.isfinite()).sum())} NaN or infinite entries; set them to 0"
+        )
     return maps.to(torch.complex64)
 
 

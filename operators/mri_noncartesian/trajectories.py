@@ -115,14 +115,14 @@ def checked(given: Tensor, unit: Unit, size: Sequence[int], where: str) -> Tenso
     if beyond:
         axis = beyond[0]
         raise UserError(
-            f"{where}: trajectory reaches {float(reach[axis]):.6g} cycles per field of view along {axes[axis]}, beyond half a cycle "
-            f"per pixel, {size[axis] / 2:g}; give unit='cycles/pixel' or 'rad/pixel' if it is in those, or a larger image"
+            f"{where}: trajectory reaches {float(reach[axis]):.6g} cycles per field of view along {axes[axis]}, beyond half a "
+            f"cycle per pixel, {size[axis] / 2:g}; give unit='cycles/pixel' or 'rad/pixel' if it is in those, or a larger image"
         )
     largest, least = float(reach.max()), min(size)
     if unit == "cycles/fov" and least >= 16 and (largest < 0.51 or abs(largest - math.pi) < 0.05):
         other = "cycles/pixel" if largest < 0.51 else "rad/pixel"
         raise UserError(
-            f"{where}: trajectory reaches {largest:.3g}, which in cycles per field of view resolves next to nothing; it seems to be "
-            f"in {other}: give unit={other!r}"
+            f"{where}: trajectory reaches {largest:.3g}, which in cycles per field of view resolves next to nothing; it seems to "
+            f"be in {other}: give unit={other!r}"
         )
     return k

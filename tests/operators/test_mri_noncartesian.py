@@ -227,7 +227,9 @@ def test_spokes_in_space_are_spread_evenly(make: Callable[[int], torch.Tensor]) 
 
 @pytest.mark.parametrize("trajectory", ["radial", "golden"])
 def test_areas_of_spokes_are_their_ring_sectors(trajectory: str) -> None:
-    operator: Any = invsolve.operator("mri-noncartesian", image_size=[8, 12], trajectory=trajectory, spokes=5, samples=10)
+    operator: Any = invsolve.operator(
+        "mri-noncartesian", image_size=[8, 12], trajectory=trajectory, spokes=5, samples=10
+    )
     areas = operator.density(torch.zeros(1, 1, 5, 10, dtype=torch.complex128))
     assert areas.shape == (5, 10)
     # Rings from -1/2 to 1/2 - 1/10 cycles per pixel and half a step beyond, in fields of view of 8 and 12 pixels.
@@ -399,9 +401,15 @@ NAME = "mri-noncartesian"
     [
         ({}, "needs image_size=, or coil_maps="),
         ({"image_size": [4, 5, 6]}, r"N or \[rows, columns\]"),
-        ({"image_size": 8, "trajectory": torch.rand(30, 3)}, r"\(samples, 2\) or \(spokes, samples, 2\), along rows, columns"),
+        (
+            {"image_size": 8, "trajectory": torch.rand(30, 3)},
+            r"\(samples, 2\) or \(spokes, samples, 2\), along rows, columns",
+        ),
         ({"image_size": 8, "trajectory": torch.rand(30)}, r"\(samples, 2\)"),
-        ({"image_size": 8, "trajectory": torch.full((4, 2), math.nan)}, "8 NaN or infinite entries; leave those samples out"),
+        (
+            {"image_size": 8, "trajectory": torch.full((4, 2), math.nan)},
+            "8 NaN or infinite entries; leave those samples out",
+        ),
         ({"image_size": 8, "trajectory": K + 2}, "beyond half a cycle per pixel, 4; give unit='cycles/pixel'"),
         ({"image_size": [8, 20], "trajectory": K + 3}, "along rows, beyond half a cycle per pixel, 4"),
         ({"image_size": 32, "trajectory": K / 8}, "give unit='cycles/pixel'"),
@@ -413,7 +421,10 @@ NAME = "mri-noncartesian"
         ({"image_size": 8, "turns": 3.0}, "turns are of trajectory='spiral'"),
         ({"image_size": 8, "golden_order": 2}, "golden_order is 1 or more, of trajectory='golden'"),
         ({"image_size": 8, "coil_maps": torch.rand(3, 8, 8)}, r"must be complex \(coils, rows, columns\)"),
-        ({"image_size": 9, "coil_maps": drawn(3, 8, 8)}, r"coil_maps are for images of \[8, 8\], image_size is \[9, 9\]"),
+        (
+            {"image_size": 9, "coil_maps": drawn(3, 8, 8)},
+            r"coil_maps are for images of \[8, 8\], image_size is \[9, 9\]",
+        ),
         ({"coil_maps": drawn(3, 8, 8) / 0}, "NaN or infinite entries; set them to 0"),
         ({"image_size": 8, "b0_map": torch.zeros(8, 8)}, "together, or neither"),
         ({"image_size": 8, "readout_time": 0.1}, "together, or neither"),
