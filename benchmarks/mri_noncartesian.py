@@ -20,6 +20,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,10 @@ def exact(k: Tensor, images: Tensor) -> Tensor:
     return torch.einsum("pr,crk,pk->cp", rows, images.to(torch.complex128), columns)
 
 
+def _chosen(forward: Callable[[np.ndarray], np.ndarray], images: Tensor, chosen: Tensor) -> Tensor:
+    return torch.from_numpy(forward(images.numpy()))[:, chosen]
+
+
 def finufft_plans(
     k: np.ndarray, size: int, coils: int, tolerance: float, threads: int
 ) -> Iterator[tuple[str, Any, Any]]:
@@ -84,9 +89,9 @@ def transforms(operator: Any, tolerance: float, rounds: int) -> None:
     if here("finufft"):
         for name, forward, adjoint in finufft_plans(k.numpy(), size, coils, tolerance, torch.get_num_threads()):
             actions[name] = (
-                lambda forward=forward: forward(images.numpy()),
-                lambda adjoint=adjoint: adjoint(y.numpy()),
-                lambda forward=forward: torch.from_numpy(forward(images.numpy()))[:, chosen],
+                partial(forward, images.numpy()),
+                partial(adjoint, y.numpy()),
+                partial(_chosen, forward, images, chosen),
             )
     if here("finufft", "mrinufft"):
         mrinufft: Any = importlib.import_module("mrinufft")

@@ -32,7 +32,7 @@ def spectrum(points: Tensor, weights: Tensor, size: Sequence[int], dtype: torch.
         dtype: real precision of the result.
     """
     wide = [2 * n for n in size]
-    transform = Nufft(points, wide, _TOLERANCE[dtype], torch.float64, weights.device, stored=False)
+    transform = Nufft(points, wide, _TOLERANCE[dtype], torch.float64, weights.device, often=False)
     kernel = transform.adjoint(weights.to(torch.complex128)[None])[0]
     # From differences -n .. n - 1 to 1 - n .. n - 1, and to where the FFT has them.
     for axis, (n, m) in enumerate(zip(size, doubled(size), strict=True)):

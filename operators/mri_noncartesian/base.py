@@ -226,8 +226,8 @@ class NonCartesian(MaskableOperator):
         if x.device.type != "cpu":
             step = _DEVICE_BYTES // (len(x) * math.prod(doubled(self.size)) * x.element_size())
             return self._normal(x, max(1, step))
-        # One coil of one image after the other: what they are padded to fits in a CPU's caches.
-        return torch.cat([self._normal(image, 1) for image in x.split(1)])
+        # A coil of one image for each thread: what they are padded to fits in a CPU's caches.
+        return torch.cat([self._normal(image, torch.get_num_threads()) for image in x.split(1)])
 
     def _normal(self, x: Tensor, coils: int) -> Tensor:
         """A'A of all images at once, so many coils at a time."""

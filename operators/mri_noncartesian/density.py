@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve.numerics.nufft import Nufft, kernel_transform
+from invsolve.numerics.gridding import kernel_transform
+from invsolve.numerics.nufft import Nufft
 
 #: Of Pipe and Menon: steps, and the width of the kernel in points of the grid. Wider ones see farther than the field of view
 #: asks for and settle slowly, narrower ones do not reach the next sample: discs gridded from spokes and spirals err least by 3.
@@ -74,12 +75,12 @@ def pipe_menon(points: Tensor, size: Sequence[int]) -> Tensor:
         points: (points, dimensions), float64, in cycles per pixel.
         size: of the images.
     """
-    transform = Nufft(points, size, 1e-2, torch.float64, points.device, width=_WIDTH)
+    gridding = Nufft(points, size, 1e-2, torch.float64, points.device, width=_WIDTH).gridding
     weights = torch.ones(len(points), 1, dtype=torch.float64, device=points.device)
     for _ in range(_ITERATIONS):
-        weights = weights / transform.interpolated(transform.spread(weights))
+        weights = weights / gridding.interpolated(gridding.spread(weights))
     # Where C w = 1, w is the area over the integral of the autocorrelation, both in points of the grid.
     scale = 1.0
-    for n, grid in zip(size, transform.grid, strict=True):
+    for n, grid in zip(size, gridding.grid, strict=True):
         scale *= float(kernel_transform(np.zeros(1), grid, _WIDTH)[0]) ** 2 * n / grid
     return weights[:, 0] * scale
