@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from invsolve.numerics.ode import solvers as solvers
     from invsolve.numerics.random import ChainRandom as ChainRandom
     from invsolve.operators.ct.geometry import Geometry as Geometry
+    from invsolve.operators.mri.masks import kspace_mask as kspace_mask
     from invsolve.pipeline import Pipeline as Pipeline
 
 
@@ -90,6 +91,7 @@ HOME = {
     "Poisson": "invsolve.contracts.noise",
     "Scale": "invsolve.contracts.scale",
     "Geometry": "invsolve.operators.ct.geometry",
+    "kspace_mask": "invsolve.operators.mri.masks",
     "Measurement": "invsolve.contracts.measurement",
     "Reconstruction": "invsolve.contracts.result",
     "Pipeline": "invsolve.pipeline",
