@@ -18,8 +18,10 @@ from invsolve.datasets.mri.kspace import KSpaceLayout
 from invsolve.datasets.mri.masks import where_not_zero
 from invsolve.datasets.tomography.projections import option_hash
 from invsolve.errors import UserError
+from invsolve.operators.mri.masks import Pattern
 
 _READ, _PHS1, _PHS2, _COIL, _MAPS = range(5)
+_TIMES = (DIMENSIONS.index("TIME"), DIMENSIONS.index("TIME2"))
 
 
 class BART(KSpaceLayout):
@@ -37,6 +39,14 @@ class BART(KSpaceLayout):
         real: put the image's phase into the coil maps, as priors of one channel want it.
         unit: of images.
         whiten: bring coils of unequal or correlated noise to white noise of one level.
+        acceleration: keep 1 in so many of the measured columns, at random, to try sparser scans.
+        centre_fraction: part of the columns around the centre that is kept then.
+        seed: of the random columns.
+        mask: keep the points of a pattern with that acceleration instead, such as "poisson-disc"
+            (`invsolve.kspace_mask`); frames of a dynamic scan interleave.
+        coils: compress the coils, once they are white, to so many virtual ones.
+        dynamic: items along TIME and TIME2 are frames of a moving object: those of one place share coil maps, calibrated from
+            all of them.
     """
 
     name = "bart"
@@ -51,8 +61,15 @@ class BART(KSpaceLayout):
         real: bool = True,
         unit: str = "",
         whiten: bool = True,
+        acceleration: float | None = None,
+        centre_fraction: float = 0.08,
+        seed: int = 0,
+        mask: Pattern | None = None,
+        coils: int | None = None,
+        dynamic: bool = False,
     ) -> None:
-        super().__init__(slices=slices, coil_maps=coil_maps, calibration=calibration, real=real, whiten=whiten)
+        thinning = (acceleration, centre_fraction, seed)
+        super().__init__(slices, coil_maps, calibration, real, True, *thinning, whiten, mask, coils, dynamic)
         self.kspace, self.sensitivities, self.unit = kspace, sensitivities, unit
 
     @classmethod
@@ -93,6 +110,7 @@ class BART(KSpaceLayout):
             mask=lambda item: where_not_zero(read(item)),
             maps=self._maps(path, array, others, notes),
             notes=notes,
+            places=_places(array, others),
         )
 
     def _maps(self, path: Path, array: np.ndarray, others: list[int], notes: list[str]) -> Any:
@@ -157,6 +175,17 @@ def _plane(array: np.ndarray, others: list[int], item: int) -> np.ndarray:
     for k, position in zip(others, where, strict=True):
         at[k] = slice(int(position), int(position) + 1) if k < 4 else int(position)
     return np.asarray(array[tuple(at)])
+
+
+def _places(array: np.ndarray, others: list[int]) -> list[int]:
+    """A number per item, the same for those that differ in time alone."""
+    if not others:
+        return [0]
+    sizes = [array.shape[k] for k in others]
+    indices = np.indices(sizes).reshape(len(sizes), -1, order="F")
+    still = [at for k, at in zip(others, indices, strict=True) if k not in _TIMES]
+    places: list[int] = np.unique(np.stack(still), axis=1, return_inverse=True)[1].ravel().tolist() if still else []
+    return places or [0] * indices.shape[1]
 
 
 def _sizes(array: np.ndarray) -> str:
