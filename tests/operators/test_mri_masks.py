@@ -188,6 +188,9 @@ def test_the_command_line_measures_by_a_pattern(tmp_path: Path, cli: Callable[..
     frames = ("--set", "mask=uniform", "--set", "acceleration=4", "--set", "frames=2", "--set", "centre_fraction=0")
     code, _, err = cli(*common, "-o", tmp_path / "z.h5", *frames)
     assert code == 0, err
+    code, out, _ = cli("inspect", tmp_path / "z.h5")
+    assert code == 0
+    assert "mask=uniform, 25.0% measured" in out
     scan = open_measurement(tmp_path / "z.h5")
     for item in range(2):
         assert offered(scan.operator_for(item)).mask[0].nonzero().flatten().tolist() == list(range(item, 32, 4))
