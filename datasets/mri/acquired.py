@@ -28,6 +28,7 @@ class Acquired:
         truth: (items, 1, rows, columns), if the file has it.
         noise: of the coils, if the file tells (noise scans).
         calibration: k-space of one item with lines that serve calibration alone, and its mask.
+        volumes: a label per item, of the volume that it is a slice of. None where they are of one.
         places: a number per item; items of one number show one place at different times. None where all do.
         notes, missing: one line each.
     """
@@ -42,6 +43,7 @@ class Acquired:
     truth: Rows | None = None
     noise: CoilNoise | None = None
     calibration: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None
+    volumes: Sequence[int] | None = None
     places: Sequence[int] | None = None
     notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)

@@ -131,6 +131,7 @@ class KSpaceLayout(Layout):
             acquisition.missing.append(
                 f"noise level: estimated where there is least signal, {white.sigma:.4g}; --noise gaussian:SIGMA fixes it"
             )
+        volumes = acquisition.places if self.dynamic else acquisition.volumes
         options = (self.coil_maps, self.calibration, self.real, self.dynamic)
         operators = Operators(path, make_for(path, make), y, notes, acquisition.missing, *options)
         return Measurement(
@@ -145,7 +146,7 @@ class KSpaceLayout(Layout):
             missing=acquisition.missing,
             axes="slice coil readout phase",
             operators=operators if stop - start > 1 else None,
-            volumes=acquisition.places[start:stop] if self.dynamic and acquisition.places is not None else None,
+            volumes=None if volumes is None else volumes[start:stop],
             region=_region((rows, acquisition.matrix[1]), acquisition.recon) if self.crop else None,
         )
 
