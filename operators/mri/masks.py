@@ -65,7 +65,7 @@ def kspace_mask(
     """
     if pattern not in PATTERNS:
         raise UserError(f"mask={pattern!r} is no pattern; known: {', '.join(PATTERNS)}, or give an array")
-    _check(pattern, size, acceleration, centre_fraction, phase_axes, density_power, frames)
+    _check(pattern, size, acceleration, centre_fraction, seed, phase_axes, density_power, frames)
     two = (len(size) == 3 or pattern == "poisson-disc") if phase_axes is None else phase_axes == 2
     axes = [len(size) - 1] if not two or pattern == "partial-fourier" else [0, len(size) - 1]
     grid = tuple(size[axis] for axis in axes)
@@ -106,6 +106,7 @@ def _check(
     size: Sequence[int],
     acceleration: float,
     centre_fraction: float,
+    seed: int,
     phase_axes: int | None,
     density_power: float | None,
     frames: int | None,
@@ -117,6 +118,8 @@ def _check(
         wrong = f"acceleration must be 1 or more, got {acceleration:g}"
     elif not 0 <= centre_fraction <= 1:
         wrong = f"centre_fraction must be from 0 to 1, got {centre_fraction:g}"
+    elif not 0 <= seed < 2**63:
+        wrong = f"seed must be a whole number of 0 or more, got {seed}"
     elif phase_axes not in (None, 1, 2):
         wrong = f"phase_axes must be 1 or 2, got {phase_axes}"
     elif density_power is not None and pattern not in _POWER:

@@ -206,6 +206,10 @@ def test_the_command_line_measures_by_a_pattern(tmp_path: Path, cli: Callable[..
         (lambda: invsolve.kspace_mask("spiral", (8, 8), 2), "is no pattern; known: uniform, random"),
         (lambda: invsolve.kspace_mask("random", (8,), 2), r"size must be \(rows, columns\)"),
         (lambda: invsolve.kspace_mask("random", (8, 8), float("nan")), "acceleration must be 1 or more"),
+        (
+            lambda: invsolve.kspace_mask("variable-density", (8, 8), 2, seed=-1),
+            "seed must be a whole number of 0 or more",
+        ),
         (lambda: invsolve.kspace_mask("random", (8, 8), 2, frames=0), "frames must be 1 or more"),
         (lambda: invsolve.kspace_mask("poisson-disc", (8, 8), 2, density_power=-1), "density_power must be 0 or more"),
     ],
