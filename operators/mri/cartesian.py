@@ -40,7 +40,7 @@ class MRI(CartesianEncoding):
     """
 
     name = "mri"
-    dims = 2
+    dims = transformed = 2
     axes_named = "rows, columns"
     examples = (
         {"image_size": 12, "acceleration": 2},
@@ -106,7 +106,7 @@ class VolumeMRI(CartesianEncoding):
     """
 
     name = "mri-3d"
-    dims = 3
+    dims = transformed = 3
     axes_named = "depth, rows, columns"
     examples = (
         {"image_size": [4, 5, 6], "acceleration": 2},

@@ -35,12 +35,14 @@ class CartesianEncoding(MaskableOperator):
 
     Class attributes:
         dims: axes of an image.
-        axes_named: their names, for messages.
+        transformed: how many of them, the last, are transformed.
+        axes_named: the names of all, for messages.
 
     Args: those of `MRI`.
     """
 
     dims: ClassVar[int]
+    transformed: ClassVar[int]
     axes_named: ClassVar[str]
     closed_forms = "proximal solve, singular system (one coil, or everything measured), SENSE"
     complex_image = True
@@ -66,7 +68,8 @@ class CartesianEncoding(MaskableOperator):
             size = size or self._size_of(mask)
         if size is None:
             raise UserError(
-                f"{self._title()} needs image_size=, a mask= of {self.axes_named} or coil_maps= to know the image size"
+                f"{self._title()} needs image_size= or a mask= of {self.axes_named} to know the image size"
+                f"{', or coil_maps=' if self.dims == self.transformed else ''}"
             )
         if mask is None:
             mask = torch.ones(self._lines(size), dtype=torch.bool)
@@ -90,18 +93,21 @@ class CartesianEncoding(MaskableOperator):
 
     @classmethod
     def spelled_out(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        mask, acceleration, frames = (values[key] for key in ("mask", "acceleration", "frames"))
+        mask, acceleration, frames = values["mask"], values["acceleration"], values.get("frames")
         if not isinstance(mask, str) and acceleration is None and frames is None:
             return dict(values)
-        maps = values["coil_maps"]
-        told = None
-        if maps is not None:
-            shape = maps.shape if maps.is_complex() else maps.shape[:-1]
-            told = tuple(shape[-cls.dims :]) if len(shape) > cls.dims else None
-        size = cls._size(values["image_size"], None) or told
+        size = cls._size(values["image_size"], None) or cls._size_of_maps(values["coil_maps"])
         names = ("centre_fraction", "seed", "phase_axes", "density_power")
         made = cls._patterned(mask, size, acceleration, frames, {name: values[name] for name in names})
-        return {**values, "mask": made, "acceleration": None, "frames": None}
+        return {**values, "mask": made, "acceleration": None} | ({"frames": None} if "frames" in values else {})
+
+    @classmethod
+    def _size_of_maps(cls, maps: Tensor | None) -> tuple[int, ...] | None:
+        """The size of the images that coil maps as they are given say, for one item or each."""
+        if maps is None:
+            return None
+        shape = maps.shape if maps.is_complex() else maps.shape[:-1]
+        return tuple(shape[-cls.dims :]) if len(shape) > cls.dims else None
 
     @classmethod
     def _patterned(
@@ -208,13 +214,13 @@ class CartesianEncoding(MaskableOperator):
 
     @property
     def _axes(self) -> tuple[int, ...]:
-        return tuple(range(-self.dims, 0))
+        return tuple(range(-self.transformed, 0))
 
     def _factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """What images and k-space are multiplied with, in the precision of a complex tensor: Q, and P times the mask."""
 
         def made() -> tuple[Tensor, Tensor]:
-            size = tuple(self.mask.shape)
+            size = tuple(self.mask.shape[-self.transformed :])
             return before(size).to(like), (after(size).to(like.device) * self.mask).to(like)
 
         return self.remembered(("factors", like.dtype, like.device), made)
@@ -233,7 +239,7 @@ class CartesianEncoding(MaskableOperator):
     def _shares(self, like: Tensor) -> Iterator[Tensor]:
         """The coil maps, a few at a time: on a processor as many as its cache holds."""
         maps = matching(self.coil_maps, like)
-        each = max(1, len(like) * size_of(maps.shape[1:]) * like.element_size())
+        each = max(1, size_of(like.shape) * like.element_size())
         return iter(maps.split(max(1, _CACHE // each) if like.device.type == "cpu" else len(maps)))
 
     def _through_each(self, x: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
@@ -346,8 +352,8 @@ class CartesianEncoding(MaskableOperator):
             return self._by_pixels(weight, lambda y: self.adjoint(y).real)
         if self._through_coils:
             return None
-        mask = torch.fft.ifftshift(matching(self.mask, like.real))
-        mirrored = mask.flip(self._axes).roll((1,) * self.dims, self._axes)
+        mask = torch.fft.ifftshift(matching(self.mask, like.real), self._axes)
+        mirrored = mask.flip(self._axes).roll((1,) * self.transformed, self._axes)
         values = ((mask + mirrored) / 2).sqrt()[None, None]
         inverse = safe_reciprocal(values)
 

@@ -38,8 +38,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     "mri": {"acceleration": 2},
     "tiled-blur": {"kernels": [[[[0.1, 0.8, 0.1]], [[0.2, 0.4, 0.4]]]]},
 }
-#: Operators of volumes alone; tests/operators/test_mri.py takes these all the way.
-VOLUMES = ("mri-3d",)
+#: Operators of volumes alone; tests/operators/test_mri.py and tests/files/test_dynamic_mri.py take these all the way.
+VOLUMES = ("mri-3d", "mri-cine")
 BUILT_IN = {
     name: cls
     for name, cls in registry.available("operator").items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -20,7 +21,7 @@ from invsolve.errors import UserError
 from invsolve.files.opening import open_measurement
 from tests.files.test_coil_noise import bells, complex_normal, transformed
 from tests.support.mri_files import header, line, write_lines
-from tests.support.types import offered
+from tests.support.types import linear_operator, offered
 
 N, FRAMES, COILS = 32, 8, 6
 SIGMA = 0.01
@@ -175,3 +176,86 @@ def test_frames_that_are_given_maps_keep_them(tmp_path: Path) -> None:
     scan = FastMRI(dynamic=True, coil_maps=given, real=False).open(path, invsolve.make)
     for frame in range(FRAMES):
         assert torch.equal(offered(scan.operator_for(frame)).coil_maps, given[frame])
+
+
+def cine(acceleration: float = 4) -> tuple[invsolve.LinearOperator, torch.Tensor]:
+    """All frames at once, and the truth (1, 1, frames, rows, columns)."""
+    truth, maps, _ = scene()
+    operator = linear_operator(
+        "mri-cine",
+        coil_maps=torch.from_numpy(maps.astype(np.complex64)),
+        image_size=[FRAMES, N, N],
+        mask="uniform",
+        acceleration=acceleration,
+        centre_fraction=0.0,
+    )
+    return operator, torch.from_numpy(truth.astype(np.float32))[None, None]
+
+
+def test_all_frames_at_once_are_the_frames() -> None:
+    whole, images = cine()
+    frames = invsolve.operator(
+        "mri",
+        coil_maps=offered(whole).coil_maps[:, 0],
+        mask="uniform",
+        acceleration=4,
+        centre_fraction=0.0,
+        frames=FRAMES,
+    )
+    x = images * torch.exp(0.3j * torch.arange(FRAMES)).view(1, 1, -1, 1, 1)
+    y, normal = whole(x), whole.normal(x)
+    for k in range(FRAMES):
+        one = frames.for_item(k)
+        torch.testing.assert_close(y[:, :, k], one(x[:, :, k]), rtol=0, atol=1e-6)
+        torch.testing.assert_close(normal[:, :, k], one.normal(x[:, :, k]), rtol=0, atol=1e-5)
+    assert offered(whole).group_index.shape == (1, FRAMES, 1, N)
+
+
+def test_one_coil_of_all_frames_is_solved_directly() -> None:
+    whole = linear_operator("mri-cine", image_size=[3, 5, 6], acceleration=2).double()
+    z = torch.randn(1, 1, 3, 5, 6, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    y = whole(z.flip(-1))
+    solved = whole.prox(z, y, 0.3)
+    torch.testing.assert_close(whole.normal(solved) + 0.3 * solved, whole.adjoint(y) + 0.3 * z, rtol=0, atol=1e-12)
+
+
+def test_total_variation_couples_frames_that_are_one_image(
+    tmp_path: Path, cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    """A quarter of k-space for each frame: what is still is measured whole by four of them together."""
+    truth, maps, _ = scene()
+    _, images = cine()
+    hdf5.write_images(tmp_path / "x.h5", images)
+    np.save(tmp_path / "maps.npy", maps.astype(np.complex64))
+    words = ("coil_maps=" + str(tmp_path / "maps.npy"), "mask=uniform", "acceleration=4", "centre_fraction=0")
+    settings = [text for word in words for text in ("--set", word)]
+    common = ("--operator", "mri-cine", "--noise", "gaussian:0.01")
+    code, _, err = cli("simulate", tmp_path / "x.h5", "-o", tmp_path / "y.h5", *common, *settings)
+    assert code == 0, err
+    scan = open_measurement(tmp_path / "y.h5")
+    options: dict[str, Any] = {"strategy": invsolve.strategy("tv", steps=160), "scale": (0, 1)}
+    together = invsolve.reconstruct(scan, **options).mean[0].norm(dim=0).numpy()
+    frames = invsolve.operator(
+        "mri", coil_maps=offered(scan.operator).coil_maps[:, 0], mask=offered(scan.operator).mask[3]
+    )
+    alone = invsolve.reconstruct(scan.y[0:1][:, :, 3], frames, noise=invsolve.Gaussian(SIGMA), **options)
+    single = error(alone.mean[0].norm(dim=0).numpy()[None], truth[3:4])
+    assert error(together[3:4], truth[3:4]) < 0.7 * single
+    assert error(together, truth) < error(np.stack([truth.mean(0)] * FRAMES), truth)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ({"acceleration": 2}, "needs image_size="),
+        ({"mask": torch.ones(1, 8)}, r"needs image_size= or a mask= of frames, rows, columns to know the image size$"),
+        ({"image_size": [4, 8]}, r"N or \[frames, rows, columns\]"),
+        ({"image_size": [3, 8, 8], "coil_maps": torch.ones(2, 8, 9) + 0j}, "maps of 8 x 9 do not fit frames of 8 x 8"),
+        ({"image_size": [3, 8, 8], "coil_maps": torch.ones(2, 8, 8)}, "coil_maps must be complex"),
+        ({"image_size": [3, 8, 8], "mask": torch.ones(4, 1, 8)}, r"mask \(4, 1, 8\) does not fit images of 3 x 8 x 8"),
+    ],
+)
+def test_what_does_not_fit_a_cine_is_one_line(parameters: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        invsolve.operator("mri-cine", **parameters)
+    assert "\n" not in str(caught.value)
