@@ -49,7 +49,8 @@ class MaskableOperator(LinearOperator):
     def _with_less(self, selected: Tensor) -> Self:
         """The same for operators whose buffer `mask` is what they measure: their closed forms then hold for the part, too."""
         other = self.twin()
-        mask = (self.mask * self.group_mask(selected[None])[0]).reshape(self.mask.shape)
+        whole: Tensor = self.get_buffer("mask")
+        mask = (whole * self.group_mask(selected[None])[0]).reshape(whole.shape)
         other.__dict__.update(_buffers=self._buffers | {"mask": mask}, _remembered={})
         return other
 

@@ -15,7 +15,7 @@ CASES = [
     pytest.param(name, number, id=f"{name}-{number}")
     for name, cls in registry.available("operator").items()
     if issubclass(cls, MaskableOperator)
-    for number in range(len(cls.examples))  # type: ignore[attr-defined]
+    for number in range(len(cls.examples))
 ]
 
 
