@@ -10,7 +10,7 @@ from torch import Tensor
 
 from invsolve.contracts.arguments import as_array, as_mask
 from invsolve.contracts.maskable import MaskableOperator, numbered
-from invsolve.contracts.operator import matching
+from invsolve.contracts.operator import LinearOperator, matching
 from invsolve.errors import UserError
 from invsolve.numerics.krylov import CG
 from invsolve.numerics.linalg import size_of
@@ -326,6 +326,9 @@ class CartesianEncoding(MaskableOperator):
             return self.adjoint(y)
         weight = self._weight(y)
         return super().pinv(y, solver) if weight is None else self.adjoint(y) * safe_reciprocal(weight)
+
+    def restricted(self, selected: Tensor) -> LinearOperator:
+        return self._with_less(selected)
 
     def _whole(self) -> Self:
         """The same with everything measured."""
