@@ -125,7 +125,7 @@ def _summed(values: Tensor, index: Tensor, groups: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Variance(_Adaptive):
-    """The group of the largest summed variance of the particles' predictions: the limit of `ads` for wide Gaussians."""
+    """The group of the largest summed variance of the particles' predictions: the limit of `entropy` for wide Gaussians."""
 
     name: ClassVar[str] = "variance"
 
@@ -145,7 +145,7 @@ class Entropy(_Adaptive):
             is a constant in the data's own units.
     """
 
-    name: ClassVar[str] = "ads"
+    name: ClassVar[str] = "entropy"
     width: float = 1.0
 
     def score(self, deviations: Tensor, index: Tensor, groups: int) -> Tensor:

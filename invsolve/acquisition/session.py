@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve import engine
+from invsolve import engine, registry
 from invsolve.acquisition.policies import policy as policy_of
 from invsolve.acquisition.record import Record, SessionFile
 from invsolve.acquisition.values import as_groups, as_values
@@ -252,7 +252,7 @@ def acquire(
     prior: Prior | str | Path,
     *,
     noise: Noise | str,
-    policy: Policy | str = "ads",
+    policy: Policy | str = "entropy",
     budget: float | None = None,
     initial: Sequence[int] = (),
     costs: Sequence[float] | Tensor | None = None,
@@ -275,7 +275,7 @@ def acquire(
         operator: a maskable operator (`inpainting`, `ct`, `mri`, ...) of everything that could be measured.
         prior: a Prior, a registered name or a checkpoint file.
         noise: how y scatters.
-        policy: "ads" (entropy of the particles, Nolan 2024), "information" (greedy log-determinant), "variance", "centre-out",
+        policy: "entropy" (entropy of the particles, Nolan 2024), "information" (greedy log-determinant), "variance", "centre-out",
             "uniform", "random", "variable-density", "golden-angle", or a `Policy` of one's own.
         budget: groups acquired in all, or their cost in all where `costs` is given; default a quarter of what is there.
         initial: groups that are measured first, such as the centre columns of k-space; they count in the budget.
@@ -300,9 +300,10 @@ def acquire(
     chosen = make_options({**options, "samples": particles}, "acquire")
     forward = resolve_operator(operator)
     if not isinstance(forward, MaskableOperator):
+        known = [n for n, cls in registry.available("operator").items() if issubclass(cls, MaskableOperator)]
         raise UserError(
-            f"operator {forward.name or type(forward).__name__!r} has no groups to acquire one by one; take a maskable one, "
-            "such as 'mri', 'ct' or 'inpainting', or subclass invsolve.MaskableOperator"
+            f"operator {forward.name or type(forward).__name__!r} has no groups to acquire one by one; take one that has "
+            f"({', '.join(known)}), or subclass invsolve.MaskableOperator"
         )
     knowledge, noise_ = prior_of(prior), resolve_noise(noise)
     if noise_ is None:

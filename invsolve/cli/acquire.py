@@ -20,8 +20,10 @@ def acquire(
     ] = None,
     policy: Annotated[
         str,
-        typer.Option(help="ads, information, variance, centre-out, uniform, random, variable-density, golden-angle."),
-    ] = "ads",
+        typer.Option(
+            help="entropy, information, variance, centre-out, uniform, random, variable-density, golden-angle."
+        ),
+    ] = "entropy",
     budget: Annotated[float | None, typer.Option(help="Groups in all; default a quarter.")] = None,
     initial: Annotated[str, typer.Option(help="Groups measured first: 3,4,5 or 60:68.")] = "",
     at_once: Annotated[int, typer.Option(help="Groups per round.")] = 1,

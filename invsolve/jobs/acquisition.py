@@ -53,7 +53,7 @@ class Acquisition:
     operator: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     noise: str | None = None
-    policy: str = "ads"
+    policy: str = "entropy"
     policy_parameters: Mapping[str, Any] = field(default_factory=dict)
     budget: float | None = None
     initial: Sequence[int] = ()

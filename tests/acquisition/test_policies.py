@@ -104,7 +104,7 @@ def test_columns_bring_nearly_the_information_of_the_greedy_optimum(name: str, b
 def test_pixels_bring_nearly_the_information_of_the_greedy_optimum(budget: int) -> None:
     case = bench(invsolve.operator("inpainting", fraction=1.0, image_size=12))
     session = invsolve.acquire(
-        case.operator, case.prior, noise=invsolve.Gaussian(SIGMA), policy="ads", budget=budget, particles=32, seed=1
+        case.operator, case.prior, noise=invsolve.Gaussian(SIGMA), policy="entropy", budget=budget, particles=32, seed=1
     )
     for _ in session.rounds(case.measure):
         pass
@@ -137,7 +137,7 @@ def test_cost_is_what_a_group_is_divided_by() -> None:
 
 
 def test_unknown_policies_and_parameters_are_refused() -> None:
-    with pytest.raises(UserError, match="unknown policy 'adss'"):
-        policy("adss")
-    with pytest.raises(UserError, match=r"policy 'ads'.*depth"):
-        policy("ads", depth=3)
+    with pytest.raises(UserError, match="unknown policy 'entropie'"):
+        policy("entropie")
+    with pytest.raises(UserError, match=r"policy 'entropy'.*depth"):
+        policy("entropy", depth=3)

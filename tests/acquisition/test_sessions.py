@@ -78,7 +78,7 @@ def test_it_stops_when_little_is_uncertain(case: Bench) -> None:
 
 def test_the_reconstruction_is_the_posterior_of_what_was_acquired(case: Bench) -> None:
     draws = 64
-    session = begin(case, policy="ads", budget=4, particles=draws, seed=2)
+    session = begin(case, policy="entropy", budget=4, particles=draws, seed=2)
     result = session.run(case.measure)
     mean, covariance = case.posterior(session.acquired)
     std = np.sqrt(np.diag(covariance))
@@ -122,7 +122,7 @@ def test_settings_that_cannot_be_are_refused(case: Bench) -> None:
         ({"initial": [0, 1, 2, 3, 4]}, "more than the budget"),
         ({"initial": [40]}, "group 40"),
         ({"costs": [1.0]}, "12 positive numbers"),
-        ({"policy": "ads", "particles": 1}, "particles=2"),
+        ({"policy": "entropy", "particles": 1}, "particles=2"),
         ({"policy": "best"}, "unknown policy"),
         ({"at_once": 0}, "at_once"),
     ):
@@ -135,7 +135,7 @@ def test_settings_that_cannot_be_are_refused(case: Bench) -> None:
 
 
 def test_a_session_goes_on_from_its_file(case: Bench, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"policy": "ads", "budget": 4, "particles": 4, "initial": [6]}
+    settings: dict[str, Any] = {"policy": "entropy", "budget": 4, "particles": 4, "initial": [6]}
     alone = begin(case, **settings)
     image = alone.run(case.measure).samples
     path = tmp_path / "session.h5"
