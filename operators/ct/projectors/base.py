@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from invsolve.contracts.module import Module
+from invsolve.errors import UserError
 from invsolve.operators.ct.geometry import Geometry
 
 #: Bytes worked on at once on a CPU, beyond whose caches all gets several times slower; and elsewhere.
@@ -51,3 +54,17 @@ def budget(x: Tensor) -> int:
 def stated(geometry: Geometry) -> Tensor:
     """The geometry's text as a tensor of bytes, by which records tell operators apart that store no weights."""
     return torch.frombuffer(bytearray(geometry.to_text().encode()), dtype=torch.uint8).clone()
+
+
+def need(module: str, command: str) -> ModuleType:
+    """Import the package that a projector hands its work to.
+
+    Raises:
+        UserError: it is not installed; says by which command it is.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"operator 'ct': projector {module!r} needs the package {module} ({error}); install it with: {command}"
+        ) from None

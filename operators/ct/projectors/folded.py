@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invsolve.contracts.operator import matching
-from invsolve.operators.ct.folding import fold, plan
+from invsolve.operators.ct.folding import Folded, fold, plan
 from invsolve.operators.ct.geometry import Geometry
 from invsolve.operators.ct.projectors.base import Projector, budget
 
@@ -23,7 +23,7 @@ class FoldedProjector(Projector):
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__(geometry)
-        folded = fold(geometry)
+        folded = self._weights(geometry)
         self.symmetries = folded.symmetries
         self.slots = folded.matrix.shape[0] * len(self.symmetries)
         self.slot = torch.from_numpy(folded.row * len(self.symmetries) + folded.copy)
@@ -33,6 +33,9 @@ class FoldedProjector(Projector):
             self.register_buffer(f"{name}_start", torch.from_numpy(matrix.indptr.astype(np.int32)))
             self.register_buffer(f"{name}_index", torch.from_numpy(matrix.indices.astype(np.int32)))
             self.register_buffer(f"{name}_weight", torch.from_numpy(matrix.data.astype(np.float32)))
+
+    def _weights(self, geometry: Geometry) -> Folded:
+        return fold(geometry)
 
     @classmethod
     def unsupported(cls, geometry: Geometry) -> str:
