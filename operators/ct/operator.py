@@ -147,9 +147,8 @@ class CT(MaskableOperator):
         Raises:
             UserError: views on a helix, tilted, or given by vectors, for which there is no such formula.
         """
-        return by_parts(
-            lambda part: filtered_backprojection(part, self.geometry, self.adjoint, window, extend)[:, None], y
-        )
+        adjoint = self.adjoint if self.projector.name == "fourier" else None
+        return by_parts(lambda part: filtered_backprojection(part, self.geometry, adjoint, window, extend)[:, None], y)
 
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """Filtered back-projection with a Hann window; Tikhonov, where the geometry has none."""

@@ -19,6 +19,8 @@ FAN: dict[str, Any] = {"beam": "fan", "source_distance": 5.0}
 CONE: dict[str, Any] = {"beam": "cone", "source_distance": 8.0}
 #: In lengths where the image is 2 wide.
 SCANS: dict[str, dict[str, Any]] = {
+    "parallel": {"angles": 90},
+    "parallel, fine detector": {"angles": 90, "detector_spacing": 0.02},
     "parallel, off the axis": {"angles": 90, "image_offset": (0.1, 0.06)},
     "fan, flat": FAN | {"angles": 180, "detector_distance": 2.0},
     "fan, curved": FAN | {"angles": 180, "detector_distance": 2.0, "curved": True},
