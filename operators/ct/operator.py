@@ -53,7 +53,8 @@ class CT(MaskableOperator):
         centre: detector index (0-based, may be fractional) onto which the rotation axis projects; default the middle,
             (detectors - 1) / 2.
         pixel_size: side of an image pixel, in a length unit of your choice.
-        geometry: instead of all of these, an `invsolve.Geometry`, its arguments as a table, its text, or a .json file.
+        geometry: instead of all of these, an `invsolve.Geometry`, its arguments as a table, its text, or a file
+            (.json, .toml, .xtekct).
         projector: how the integrals are computed: "folded" (a sparse matrix, 2-D), "joseph" (2-D, without a matrix),
             "joseph-3d" (volumes), "fourier" (parallel beams in 2-D: exact for smooth images, rings at edges), or by packages to
             install: "diffct" (exact lengths; its own kernels on CUDA) and "astra" (2-D, flat detectors; GPL). "auto" takes
