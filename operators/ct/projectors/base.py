@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import ClassVar
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from invsolve.contracts.module import Module
 from invsolve.errors import UserError
+from invsolve.numerics.threads import apart
 from invsolve.operators.ct.geometry import Geometry
 
 #: Bytes worked on at once on a CPU, beyond whose caches all gets several times slower; and elsewhere.
@@ -49,6 +52,19 @@ class Projector(Module):
 def budget(x: Tensor) -> int:
     """Bytes of temporaries that a projector may take at once where x is."""
     return CACHE_BYTES if x.device.type == "cpu" else DEVICE_BYTES
+
+
+def by_images(work: Callable[[Tensor], Tensor], values: Tensor, most: int) -> Tensor:
+    """`work` of images (or their rays) in turns of at most `most`, on a CPU by as many threads as torch has."""
+    if values.device.type != "cpu":
+        return work(values)
+    share = min(most, -(-len(values) // torch.get_num_threads()))
+    return joined(apart([partial(work, part) for part in values.split(max(1, share))]))
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """One after the other along the first axis; put together apart, because a copy is work of which torch makes shares."""
+    return parts[0] if len(parts) == 1 else apart([partial(torch.cat, parts)])[0]
 
 
 def stated(geometry: Geometry) -> Tensor:
