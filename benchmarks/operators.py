@@ -177,7 +177,7 @@ def speed(sizes: list[int], batches: list[int], rounds: int) -> None:
         table(heads, list(rows.values()))
 
 
-def busy(size: int, rounds: int) -> None:
+def busy(size: int, batches: list[int], rounds: int) -> None:
     """Wall time with two threads, alone and beside a process on every core that does nothing but count."""
     print(f"## A busy machine: {size} x {size}, {ANGLES} angles, two threads, wall time forward / adjoint in ms\n")
     before = torch.get_num_threads()
@@ -188,7 +188,7 @@ def busy(size: int, rounds: int) -> None:
     for others in (0, os.cpu_count() or 1):
         spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(others)]
         try:
-            for batch in (1, 16):
+            for batch in batches:
                 images = torch.rand(batch, 1, size, size, generator=torch.Generator().manual_seed(0))
                 measured = milliseconds(methods, images, rounds, time.perf_counter)
                 heads += [f"{batch} image{'s' * (batch > 1)}, {others} other processes", "over folded"]
@@ -258,7 +258,7 @@ def main() -> None:
     if "speed" not in arguments.skip:
         speed(arguments.sizes, arguments.batches, arguments.rounds)
     if "busy" not in arguments.skip:
-        busy(arguments.sizes[0], arguments.rounds)
+        busy(arguments.sizes[0], arguments.batches, arguments.rounds)
     if "blur" not in arguments.skip:
         blur(arguments.rounds)
     if "cone" not in arguments.skip:
