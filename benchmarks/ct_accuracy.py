@@ -119,7 +119,7 @@ def filtered_rows(sizes: list[int]) -> list[list[str]]:
         for scan, given in FILTERED.items():
             deep = "cone" in scan
             if deep and size > 96:
-                rows[scan].append("")
+                rows.setdefault(scan, [scan]).append("")
                 continue
             span = given.get("span", 360.0 if given else 180.0)
             views = round(3 * size * span / 360)
