@@ -56,7 +56,8 @@ def _attribute(group: h5py.Group, key: str, where: str) -> Any:
 def _parameter(value: Any, where: str) -> Any:
     if isinstance(value, bytes | str) or (isinstance(value, np.ndarray) and value.dtype.kind in "OSU"):
         said = text(value)
-        if said.endswith((".npy", ".json")):
+        # Of every file that a parameter reads when it is given by name: arrays, geometries.
+        if said.lower().endswith((".npy", ".json", ".toml", ".xtekct", ".xml")):
             raise UserError(
                 f"{where} names the file '{shown(said)}', which is not followed; store the numbers themselves"
             )

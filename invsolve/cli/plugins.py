@@ -90,13 +90,30 @@ def show(
 
 @app.command()
 def check(
-    target: Annotated[str, typer.Argument(help="FILE.py:CLASS, MODULE:CLASS, or a registered name.")],
+    target: Annotated[str, typer.Argument(help="FILE.py:CLASS, MODULE:CLASS, or a registered name.")] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     plugin: Plugins = None,
+    markdown: Annotated[
+        bool,
+        typer.Option(
+            "--markdown", help="Instead of one plugin, measure every operator: the page docs/operators_table.md."
+        ),
+    ] = False,
     json_: AsJson = False,
 ) -> None:
     """Hold a plugin to what its kind promises; exit code 1 when a property is broken."""
     start(plugin)
+    if markdown:
+        from invsolve.registry import properties
+
+        print(properties.page(), end="")
+        return
+    if not target:
+        from invsolve.errors import UserError
+
+        raise UserError(
+            "plugins check needs FILE.py:CLASS, MODULE:CLASS or a registered name; or --markdown for all operators"
+        )
     from invsolve.api.loading import make
     from invsolve.registry.check import check_target
 

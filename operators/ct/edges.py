@@ -133,29 +133,3 @@ def extended(y: Tensor, geometry: Geometry, pad: int) -> Tensor:
         else:
             out[..., :pad] = tail.flip(2)
     return out
-
-
-def backproject(rays: Tensor, geometry: Geometry, first: int) -> Tensor:
-    """Each pixel's sum over the angles of its ray's value, linearly between detector pixels; (B, 1, rows, columns).
-
-    The transpose of the projector knows the detector's own pixels only. On a half acquisition the filter also answers where
-    there is no detector, and half of the picture lies there.
-
-    Args:
-        rays: (B, angles, wide), filtered and weighted.
-        geometry: of the image and the angles.
-        first: detector index of the first of the `wide` values; the detector's own pixels begin at 0.
-    """
-    right, down = (
-        (torch.arange(size, device=rays.device, dtype=torch.float64) - (size - 1) / 2) * geometry.pixel_size
-        for size in (geometry.columns, geometry.rows)
-    )
-    out = rays.new_zeros(len(rays), geometry.pixels)
-    for k, degrees in enumerate(geometry.angles):
-        x, y = math.cos(math.radians(degrees)) * right, -math.sin(math.radians(degrees)) * down
-        index = ((y[:, None] + x) / geometry.detector_spacing + geometry.centre - first).flatten()
-        low = index.floor().clamp(0, rays.shape[2] - 2)
-        share = (index - low).clamp(0, 1).to(rays)
-        below = low.long()
-        out += rays[:, k, below] * (1 - share) + rays[:, k, below + 1] * share
-    return out.view(len(rays), 1, geometry.rows, geometry.columns)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from invsolve.errors import UserError
+from invsolve.operators.ct.backprojection import backproject
 from invsolve.operators.ct.edges import (
     angle_weights,
-    backproject,
     cut_off,
     extended,
     half_acquisition,
@@ -36,9 +36,16 @@ def missing_formula(geometry: Geometry) -> str:
 
 
 def filtered_backprojection(
-    y: Tensor, geometry: Geometry, adjoint: Callable[[Tensor], Tensor], window: str, extend: bool
+    y: Tensor, geometry: Geometry, adjoint: Callable[[Tensor], Tensor] | None, window: str, extend: bool
 ) -> Tensor:
     """The image of line integrals, (B, *image_size); see `CT.fbp`.
+
+    Args:
+        y: (B, *measurement_shape).
+        geometry: of y.
+        adjoint: of a projector that interpolates without error, to back-project parallel beams with; None to go pixel by
+            pixel.
+        window, extend: as in `CT.fbp`.
 
     Raises:
         UserError: the geometry has no such formula.
@@ -57,13 +64,15 @@ def filtered_backprojection(
 def _filtered(y: Tensor, geometry: Geometry, spacing: float, pad: int, window: str) -> Tensor:
     """Projections (B, n, detectors), `pad` longer at both sides, through the ramp filter."""
     arc = geometry.source_distance if geometry.curved else math.inf
-    response = torch.from_numpy(ramp_filter(geometry.detectors + 2 * pad, spacing, window, arc)).to(y)
+    response = torch.from_numpy(
+        ramp_filter(geometry.detectors + 2 * pad, spacing, window, arc, geometry.pixel_size)
+    ).to(y)
     points = 2 * (len(response) - 1)
     long = extended(y, geometry, pad) if pad else y
     return torch.fft.irfft(torch.fft.rfft(long, points) * response, points)[..., : geometry.detectors + 2 * pad]
 
 
-def _parallel(y: Tensor, g: Geometry, adjoint: Callable[[Tensor], Tensor], window: str, extend: bool) -> Tensor:
+def _parallel(y: Tensor, g: Geometry, adjoint: Callable[[Tensor], Tensor] | None, window: str, extend: bool) -> Tensor:
     """Kak & Slaney, chapter 3."""
     rays = half_acquisition(g)
     if rays is not None:
@@ -75,9 +84,12 @@ def _parallel(y: Tensor, g: Geometry, adjoint: Callable[[Tensor], Tensor], windo
     weights = torch.from_numpy(angle_weights(g)).to(y)[:, None]
     filtered = _filtered(y, g, g.detector_spacing, pad, window) * weights
     if wide:
-        return backproject(filtered, g, -pad)[:, 0]
+        return backproject(filtered, g, -pad)
+    filtered = filtered[..., pad : pad + g.detectors]
+    if adjoint is None:
+        return backproject(filtered, g, 0)
     # The transpose sums pixel_size^2 / detector_spacing of a constant over each angle's detector.
-    return adjoint(filtered[..., pad : pad + g.detectors])[:, 0] * (g.detector_spacing / g.pixel_size**2)
+    return adjoint(filtered)[:, 0] * (g.detector_spacing / g.pixel_size**2)
 
 
 def _weighted(y: Tensor, g: Geometry, window: str, extend: bool) -> Tensor:

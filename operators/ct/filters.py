@@ -12,7 +12,7 @@ from invsolve.errors import UserError
 Window = Literal["ramp", "shepp-logan", "cosine", "hamming", "hann"]
 
 
-def ramp_filter(detectors: int, spacing: float, window: str, arc: float = math.inf) -> np.ndarray:
+def ramp_filter(detectors: int, spacing: float, window: str, arc: float = math.inf, pixel: float = 0.0) -> np.ndarray:
     """Frequency response (rfft of 2^k >= 2 * detectors points) of the ramp filter (Kak & Slaney, eqs. 3.29 and 3.130).
 
     Args:
@@ -20,6 +20,8 @@ def ramp_filter(detectors: int, spacing: float, window: str, arc: float = math.i
         spacing: detector spacing, length units.
         window: "ramp" for none, "shepp-logan", "cosine", "hamming" or "hann".
         arc: radius of a curved detector around the source; infinite for a flat one.
+        pixel: side of the image's pixels. A finer detector is averaged over them, as linear interpolation averages over its
+            own: what pixels cannot hold would come back as noise.
 
     Raises:
         UserError: another window.
@@ -39,6 +41,9 @@ def ramp_filter(detectors: int, spacing: float, window: str, arc: float = math.i
     )
     kernel[odd] = -1 / step**2
     response = np.fft.rfft(kernel).real * spacing
+    if pixel > spacing:
+        cycles = np.arange(len(response)) / (points * spacing)
+        response *= (np.sinc(cycles * pixel) / np.sinc(cycles * spacing)) ** 2
     part = np.arange(len(response)) / (len(response) - 1)
     shape = {
         "ramp": np.ones_like(part),

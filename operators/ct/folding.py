@@ -25,9 +25,20 @@ SYMMETRIES = [
     (True, 1, -1),
     (True, -1, 1),
 ]
-#: Subgroups to fold by: all eight, those that serve a rotation centre off the detector's middle, the half turn alone, and
-#: none. Which pays depends on which rays exist.
-SUBGROUPS = ([0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3], [0, 1, 4, 5], [0, 1], [0, 2], [0, 4], [0])
+#: What to fold by: all eight, subgroups that serve a rotation centre off the detector's middle, the half turn alone, a quarter
+#: turn one way (views 90 degrees apart share rows wherever the axis is), and none. Which pays depends on which rays exist.
+SUBGROUPS = (
+    [0, 1, 2, 3, 4, 5, 6, 7],
+    [0, 1, 2, 3],
+    [0, 1, 4, 5],
+    [0, 1, 6, 7],
+    [0, 1],
+    [0, 2],
+    [0, 4],
+    [0, 6],
+    [0, 7],
+    [0],
+)
 #: Those that also leave a rectangle as it is: without transposes.
 OF_RECTANGLES = ([0, 1, 4, 5], [0, 1], [0, 4], [0])
 # A stored weight and its index, in the matrix and in its transpose.

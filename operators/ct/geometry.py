@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -12,8 +13,12 @@ from typing import Any
 import numpy as np
 
 from invsolve.errors import UserError, suggestion
-from invsolve.operators.ct import astra_convention, cil_convention
+from invsolve.operators.ct import astra_convention, cil_convention, nikon, rtk
 from invsolve.operators.ct.scan import Scan
+
+#: Of files that `Geometry.from_file` reads.
+SUFFIXES = (".json", ".toml", ".xtekct", ".xml")
+_LARGEST_FILE = 64 * 10**6
 
 
 class Geometry(Scan):
@@ -120,29 +125,58 @@ class Geometry(Scan):
 
     @classmethod
     def from_text(cls, text: str) -> Geometry:
-        """A geometry from JSON of its arguments, or from the path of a .json file with them.
+        """A geometry from JSON of its arguments, or from the path of a file that `from_file` reads.
 
         Raises:
             UserError: no such file, no JSON, or an argument that is not known.
         """
-        where = "geometry"
-        if text.endswith(".json"):
-            where = text
-            try:
-                text = Path(text).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(
-                    f"{where}: cannot be read ({type(error).__name__}); give the path of a JSON file"
-                ) from None
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{where}: is no JSON ({error}); write it with Geometry.to_text()") from None
-        if not isinstance(values, dict):
-            raise UserError(
-                f'{where}: must be a JSON object such as {{"beam": "fan", ...}}, got {type(values).__name__}'
+        if text.lower().endswith(SUFFIXES):
+            return cls.from_file(text)
+        return cls.from_table(_table("geometry", text), "geometry")
+
+    def to_file(self, path: str | Path) -> None:
+        """Write the arguments, as JSON or TOML by the file's suffix.
+
+        Raises:
+            UserError: another suffix.
+        """
+        path = Path(path)
+        text = self.to_text()
+        if path.suffix.lower() == ".toml":
+            # Numbers, strings and arrays are written alike in both.
+            text = "".join(
+                f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in json.loads(text).items()
             )
-        return cls.from_table(values, where)
+        elif path.suffix.lower() != ".json":
+            raise UserError(f"{path}: geometries are written as .json or .toml; give one of these suffixes")
+        path.write_text(text, encoding="utf-8")
+
+    @classmethod
+    def from_file(cls, path: str | Path, **more: Any) -> Geometry:
+        """A geometry from a file: .json and .toml as `to_file` writes them, Nikon's .xtekct, RTK's .xml.
+
+        Nikon: the projections as the machine stores them; slices of the image run down, as the detector's rows. RTK
+        (ThreeDCircularProjectionGeometry): the file says neither image nor detector, so give `image_size`, `detectors`,
+        `detector_rows` and `detector_spacing`; slices run along RTK's y, which is the axis, rows along z, columns along x.
+
+        Args:
+            path: of the file, at most 64 MB; other files that it names are not read.
+            more: arguments of `Geometry` that the file leaves out, or that are to replace what it says.
+
+        Raises:
+            UserError: no such file, one that is none of these, or too large; an argument that is not known.
+        """
+        path = Path(path)
+        suffix, content = path.suffix.lower(), _content(path)
+        if suffix == ".xml":
+            return cls.from_table(rtk.read(path, content, more), str(path))
+        try:
+            # Nikon writes comments in the code page of the machine.
+            text = content.decode("utf-8", errors="replace" if suffix == ".xtekct" else "strict")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: is no text ({error}); give a file that Geometry.to_file wrote") from None
+        values = nikon.read(path, text) if suffix == ".xtekct" else _table(str(path), text, suffix == ".toml")
+        return cls.from_table(values | more, str(path))
 
     @classmethod
     def from_table(cls, values: Mapping[str, Any], where: str = "geometry") -> Geometry:
@@ -165,7 +199,7 @@ class Geometry(Scan):
             return cls(**values)
         except UserError as error:
             raise UserError(f"{where}: {str(error).removeprefix('geometry: ')}") from None
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{where}: holds something that is no number where one belongs ({error})") from None
 
     def __str__(self) -> str:
@@ -214,3 +248,30 @@ class Geometry(Scan):
         ax.set_xlabel(f"x{f' / {self.unit}' if self.unit else ''}")
         ax.set_ylabel(f"y{f' / {self.unit}' if self.unit else ''}")
         return ax
+
+
+def _content(path: Path) -> bytes:
+    """What is in a regular file of a kind that is known, and not too large for a geometry."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: geometries are read from {', '.join(SUFFIXES)}; give one of these files")
+    try:
+        if not path.is_file():
+            raise FileNotFoundError("no such file")
+        if path.stat().st_size > _LARGEST_FILE:
+            raise UserError(f"{path}: has {path.stat().st_size} bytes, too many for a geometry; check the path")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}); check the path") from None
+
+
+def _table(where: str, text: str, toml: bool = False) -> dict[str, Any]:
+    kind = "TOML" if toml else "JSON"
+    try:
+        values = tomllib.loads(text) if toml else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{where}: is no {kind} ({error}); write it with Geometry.to_{'file' if toml else 'text'}()"
+        ) from None
+    if not isinstance(values, dict):
+        raise UserError(f'{where}: must be a JSON object such as {{"beam": "fan", ...}}, got {type(values).__name__}')
+    return values

@@ -16,14 +16,24 @@ from invsolve.numerics.autograd import linear_map
 from invsolve.operators.ct.fbp import filtered_backprojection, missing_formula
 from invsolve.operators.ct.filters import Window
 from invsolve.operators.ct.geometry import Geometry
+from invsolve.operators.ct.projectors.astra import AstraProjector
 from invsolve.operators.ct.projectors.base import Projector
+from invsolve.operators.ct.projectors.diffct import DiffctProjector
 from invsolve.operators.ct.projectors.folded import FoldedProjector
 from invsolve.operators.ct.projectors.fourier import FourierProjector
 from invsolve.operators.ct.projectors.joseph import JosephProjector
 from invsolve.operators.ct.projectors.joseph3d import Joseph3DProjector
 
 PROJECTORS: dict[str, type[Projector]] = {
-    cls.name: cls for cls in (FoldedProjector, JosephProjector, Joseph3DProjector, FourierProjector)
+    cls.name: cls
+    for cls in (
+        FoldedProjector,
+        JosephProjector,
+        Joseph3DProjector,
+        FourierProjector,
+        AstraProjector,
+        DiffctProjector,
+    )
 }
 
 
@@ -44,14 +54,16 @@ class CT(MaskableOperator):
         centre: detector index (0-based, may be fractional) onto which the rotation axis projects; default the middle,
             (detectors - 1) / 2.
         pixel_size: side of an image pixel, in a length unit of your choice.
-        geometry: instead of all of these, an `invsolve.Geometry`, its arguments as a table, its text, or a .json file.
+        geometry: instead of all of these, an `invsolve.Geometry`, its arguments as a table, its text, or a file
+            (.json, .toml, .xtekct).
         projector: how the integrals are computed: "folded" (a sparse matrix, 2-D), "joseph" (2-D, without a matrix),
-            "joseph-3d" (volumes), or "fourier" (parallel beams in 2-D: exact for smooth images, rings at edges). "auto" takes
+            "joseph-3d" (volumes), "fourier" (parallel beams in 2-D: exact for smooth images, rings at edges), or by packages to
+            install: "diffct" (exact lengths; its own kernels on CUDA) and "astra" (2-D, flat detectors; GPL). "auto" takes
             what is fastest of Joseph's in the memory that there is.
 
     Raises:
         UserError: a size, count or spacing that is not positive, fewer than one angle, or a projector that is not for the
-            geometry.
+            geometry or whose package is not installed.
     """
 
     name = "ct"
@@ -96,7 +108,7 @@ class CT(MaskableOperator):
         centre: float | None = None,
         pixel_size: float | None = None,
         geometry: Geometry | dict[str, Any] | str | None = None,
-        projector: Literal["auto", "folded", "joseph", "joseph-3d", "fourier"] = "auto",
+        projector: Literal["auto", "folded", "joseph", "joseph-3d", "fourier", "astra", "diffct"] = "auto",
     ) -> None:
         super().__init__()
         simple: dict[str, Any] = {"image_size": image_size, "angles": angles, "detectors": detectors}
@@ -143,9 +155,8 @@ class CT(MaskableOperator):
         Raises:
             UserError: views on a helix, tilted, or given by vectors, for which there is no such formula.
         """
-        return by_parts(
-            lambda part: filtered_backprojection(part, self.geometry, self.adjoint, window, extend)[:, None], y
-        )
+        adjoint = self.adjoint if self.projector.name == "fourier" else None
+        return by_parts(lambda part: filtered_backprojection(part, self.geometry, adjoint, window, extend)[:, None], y)
 
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """Filtered back-projection with a Hann window; Tikhonov, where the geometry has none."""

@@ -12,6 +12,8 @@ import numpy as np
 from invsolve.errors import UserError
 
 _BEAMS = ("parallel", "fan", "cone")
+# A count from a file is no reason to fill the memory.
+_MOST_VIEWS = 10**6
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,8 @@ def _complete(g: Scan) -> None:
     else:
         angles: Any = g.angles
         if np.ndim(angles) == 0:
+            if int(angles) > _MOST_VIEWS:
+                raise UserError(f"geometry: angles must be at most {_MOST_VIEWS}, got {int(angles)}")
             turn = 180 if g.beam == "parallel" else 360
             put("angles", tuple(turn * k / int(angles) for k in range(int(angles))))
         else:

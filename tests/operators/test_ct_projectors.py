@@ -189,6 +189,17 @@ def test_a_matrix_that_is_too_large_is_not_stored(monkeypatch: pytest.MonkeyPatc
     assert offered(invsolve.operator("ct", image_size=16, angles=8)).projector.name == "folded"
 
 
+def test_views_a_quarter_turn_apart_share_rows_wherever_the_axis_is() -> None:
+    g = Geometry(image_size=8, angles=[10.0, 33.0, 100.0, 123.0], detectors=13, centre=4.3)
+    operator = linear_operator("ct", geometry=g, projector="folded").double()
+    projector = offered(operator).projector
+    assert len(projector.symmetries) == 2
+    assert len(projector.rows_start) - 1 == 2 * g.detectors
+    x = images(g)
+    # As above: single precision, angles and positions to 1e-8.
+    np.testing.assert_allclose(operator(x), np.stack([ray_by_ray(g, i[0].numpy()) for i in x]), atol=2e-6)
+
+
 def test_two_geometries_without_weights_have_two_records() -> None:
     one, other = (linear_operator("ct", geometry=Geometry(**DEEP | {"tilt": t})) for t in (0.0, 1.0))
     assert not torch.equal(one.state_dict()["projector.stated"], other.state_dict()["projector.stated"])

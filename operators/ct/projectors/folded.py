@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from invsolve.contracts.operator import matching
-from invsolve.operators.ct.folding import fold, plan
+from invsolve.numerics.threads import apart
+from invsolve.operators.ct.folding import Folded, fold, plan
 from invsolve.operators.ct.geometry import Geometry
-from invsolve.operators.ct.projectors.base import Projector, budget
+from invsolve.operators.ct.projectors.base import Projector, budget, by_images, joined
 
 #: Stored bytes from which on another projector is taken unless this one is asked for.
 LARGEST = 2 * 2**30
+# Multiplications that cost less than waking a thread; and those of a share of one image's rows.
+_FEW = 200_000
+_MANY = 20_000_000
 
 
 class FoldedProjector(Projector):
@@ -23,7 +31,7 @@ class FoldedProjector(Projector):
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__(geometry)
-        folded = fold(geometry)
+        folded = self._weights(geometry)
         self.symmetries = folded.symmetries
         self.slots = folded.matrix.shape[0] * len(self.symmetries)
         self.slot = torch.from_numpy(folded.row * len(self.symmetries) + folded.copy)
@@ -34,6 +42,9 @@ class FoldedProjector(Projector):
             self.register_buffer(f"{name}_index", torch.from_numpy(matrix.indices.astype(np.int32)))
             self.register_buffer(f"{name}_weight", torch.from_numpy(matrix.data.astype(np.float32)))
 
+    def _weights(self, geometry: Geometry) -> Folded:
+        return fold(geometry)
+
     @classmethod
     def unsupported(cls, geometry: Geometry) -> str:
         return "" if geometry.dimensions == 2 else "it stores a matrix, which of a volume would be too large"
@@ -43,39 +54,84 @@ class FoldedProjector(Projector):
         """Whether what it stores is no more than `LARGEST`."""
         return plan(geometry).bytes(geometry) <= LARGEST
 
-    def _product(self, name: str, dense: Tensor) -> Tensor:
-        """Sparse (rows, n) times dense (n, columns)."""
-        index, start = self._buffers[f"{name}_index"], self._buffers[f"{name}_start"]
-        weight = matching(self._buffers[f"{name}_weight"], dense)  # type: ignore[arg-type]
-        return F.embedding_bag(index, dense, start, mode="sum", per_sample_weights=weight, include_last_offset=True)  # type: ignore[arg-type]
-
-    def _group(self, x: Tensor) -> int:
-        per_image = self.geometry.pixels * len(self.symmetries) * x.element_size()
-        return max(1, budget(x) // per_image) if x.device.type == "cpu" else len(x)
-
     def project(self, x: Tensor) -> Tensor:
-        g = self.geometry
-        out = []
-        for images in x.split(self._group(x)):
-            # The batch runs fastest, as the product wants it: moved once, before the copies are made.
-            plane = images.permute(1, 2, 0).contiguous()
-            columns = torch.stack([_transform(plane, g) for g in self.symmetries], 2).view(g.pixels, -1)
-            values = self._product("rows", columns).view(self.slots, len(images))
-            out.append(values[self.slot].T)
-        return torch.cat(out).view(len(x), *g.measurement_shape)
+        rays = self._shared(self._to_rays, x.flatten(1))
+        return rays.view(len(x), *self.geometry.measurement_shape)
 
     def backproject(self, y: Tensor) -> Tensor:
+        images = self._shared(self._to_images, y.flatten(1))
+        return images.view(len(y), *self.geometry.image_size)
+
+    def _shared(self, work: Callable[[Tensor, int], Tensor], values: Tensor) -> Tensor:
+        """Whole images by turns that fit in the caches; on a CPU several at once, or the rows of the product of one."""
+        products, threads = self.get_buffer("rows_weight").numel() * len(self.symmetries), torch.get_num_threads()
+        if values.device.type != "cpu" or products * len(values) < _FEW:
+            return work(values, 1)
+        # A share of the rows each: worth three meetings where the product of one image takes much longer than they do.
+        rows = min(threads, products // _MANY)
+        if len(values) == 1 and rows > 1:
+            return work(values, rows)
+        return by_images(lambda part: work(part, 1), values, self._group(values))
+
+    def _group(self, x: Tensor) -> int:
+        return max(1, budget(x) // (self.geometry.pixels * len(self.symmetries) * x.element_size()))
+
+    def _to_rays(self, x: Tensor, shares: int) -> Tensor:
+        """Images (B, pixels) to rays (B, rays)."""
         g = self.geometry
-        out = []
-        for rays in y.reshape(len(y), -1).split(self._group(y)):
-            values = rays.new_zeros(self.slots, len(rays)).index_add_(0, self.slot, rays.T)
-            copies = self._product("columns", values.view(-1, len(self.symmetries) * len(rays)))
-            copies = copies.view(g.rows, g.columns, len(self.symmetries), len(rays))
-            plane = copies.new_zeros(g.rows, g.columns, len(rays))
+
+        def copies() -> Tensor:
+            # The batch runs fastest, as the product wants it: moved once, before the copies are made.
+            plane = x.T.reshape(g.rows, g.columns, len(x))
+            return torch.stack([_transform(plane, s) for s in self.symmetries], 2).view(g.pixels, -1)
+
+        (columns,) = _each([copies], shares)
+        values = self._product("rows", columns, shares).view(self.slots, len(x))
+        return _each([lambda: values[self.slot].T.contiguous()], shares)[0]
+
+    def _to_images(self, y: Tensor, shares: int) -> Tensor:
+        """Rays (B, rays) to images (B, pixels)."""
+        g, count = self.geometry, len(self.symmetries)
+
+        def gathered() -> Tensor:
+            return y.new_zeros(self.slots, len(y)).index_add_(0, self.slot, y.T).view(-1, count * len(y))
+
+        (values,) = _each([gathered], shares)
+        copies = self._product("columns", values, shares).view(g.rows, g.columns, count, len(y))
+
+        def summed() -> Tensor:
+            plane = copies.new_zeros(g.rows, g.columns, len(y))
             for k, symmetry in enumerate(self.symmetries):
                 plane += _transform_back(copies[:, :, k], symmetry)
-            out.append(plane.permute(2, 0, 1))
-        return torch.cat(out)
+            return plane.permute(2, 0, 1).reshape(len(y), -1)
+
+        return _each([summed], shares)[0]
+
+    def _product(self, name: str, dense: Tensor, shares: int = 1) -> Tensor:
+        """Sparse (rows, n) times dense (n, columns), the rows in so many shares."""
+        start = self.get_buffer(f"{name}_start")
+
+        def product(first: int, last: int) -> Tensor:
+            ends = start[first : last + 1]
+            chosen = slice(int(ends[0]), int(ends[-1])) if shares > 1 else slice(None)
+            index, weight = (self.get_buffer(f"{name}_{what}")[chosen] for what in ("index", "weight"))
+            return F.embedding_bag(
+                index,
+                dense,
+                ends - ends[0] if shares > 1 else ends,
+                mode="sum",
+                per_sample_weights=matching(weight, dense),
+                include_last_offset=True,
+            )
+
+        rows = len(start) - 1
+        cuts = [rows * k // shares for k in range(shares + 1)]
+        parts = _each([partial(product, *pair) for pair in pairwise(cuts)], shares)
+        return joined(parts)
+
+
+def _each(work: Sequence[Callable[[], Tensor]], shares: int) -> list[Tensor]:
+    return apart(work) if shares > 1 else [part() for part in work]
 
 
 def _transform(images: Tensor, symmetry: tuple[bool, int, int]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from invsolve.contracts.operator import matching
 from invsolve.operators.ct.geometry import Geometry
-from invsolve.operators.ct.projectors.base import Projector
+from invsolve.operators.ct.projectors.base import Projector, by_images
 
 # Of the Kaiser-Bessel kernel: width in points of the oversampled grid, how much finer that grid is than needed, and the shape
 # that suits both (Beatty 2005).
@@ -78,6 +78,12 @@ class FourierProjector(Projector):
         return torch.complex(*parts)
 
     def project(self, x: Tensor) -> Tensor:
+        return by_images(self._to_rays, x, len(x))
+
+    def backproject(self, y: Tensor) -> Tensor:
+        return by_images(self._to_images, y, len(y))
+
+    def _to_rays(self, x: Tensor) -> Tensor:
         g, (rows, columns) = self.geometry, self.grid
         padded = F.pad(x * matching(self.weights, x), (0, columns - g.columns, 0, rows - g.rows))
         cells = torch.fft.rfft2(padded.roll((-(g.rows // 2), -(g.columns // 2)), (1, 2)))
@@ -87,7 +93,7 @@ class FourierProjector(Projector):
         folded = F.pad(lines, (0, -lines.shape[2] % self.period)).unflatten(2, (-1, self.period)).sum(2)
         return torch.fft.ifft(folded, norm="forward").real[..., : g.detectors]
 
-    def backproject(self, y: Tensor) -> Tensor:
+    def _to_images(self, y: Tensor) -> Tensor:
         g, (rows, columns) = self.geometry, self.grid
         folded = torch.fft.fft(F.pad(y, (0, self.period - g.detectors)))
         count = self.phase.shape[1]
