@@ -275,7 +275,7 @@ def acquire(
         operator: a maskable operator (`inpainting`, `ct`, `mri`, ...) of everything that could be measured.
         prior: a Prior, a registered name or a checkpoint file.
         noise: how y scatters.
-        policy: "entropy" (entropy of the particles, Nolan 2024), "information" (greedy log-determinant), "variance", "centre-out",
+        policy: "entropy" (of the particles, Nolan 2024), "information" (greedy log-determinant), "variance", "centre-out",
             "uniform", "random", "variable-density", "golden-angle", or a `Policy` of one's own.
         budget: groups acquired in all, or their cost in all where `costs` is given; default a quarter of what is there.
         initial: groups that are measured first, such as the centre columns of k-space; they count in the budget.
