@@ -108,9 +108,11 @@ def check_items(operator: Operator, items: int, where: str) -> None:
         UserError: they are not.
     """
     if operator.items not in (None, items):
+        # Two sets of coil maps (soft SENSE) look like maps of two items.
+        sets = "; of several sets of coil maps give the first" if "coil_maps" in operator.for_item(0).item_axes else ""
         raise UserError(
             f"{where}: has {items} items, but operator {operator.name or type(operator).__name__!r} has parameters for "
-            f"{operator.items}; give it as many as there are items, or one for all"
+            f"{operator.items}; give it as many as there are items, or one for all{sets}"
         )
 
 

@@ -29,14 +29,14 @@ class ScoreSDE(Strategy):
     projection takes a part of the way to the x with A x = y + sigma' A n. Noise-free data are met, which for pixels is the
     replacement of 2021; for noisy ones the paper of 2022 leaves its lambda, that part, to be tuned. By default it follows
     from the noise instead, direction by direction (ours): once the level is below the noise, it is the one with which the
-    half-step keeps the variance sigma_y^2 + sigma'^2 of what only the data tell. A number for `weight` is the published lambda. Data are noised to the level that x has
-    reached, a Langevin step has the length that is expected at its level, the same for all samples, and the last step returns
-    the denoised image without noise, which the published code does not.
+    half-step keeps the variance sigma_y^2 + sigma'^2 of what only the data tell. A number for `weight` is the published
+    lambda. Data are noised to the level that x has reached, a Langevin step has the length that is expected at its level, the
+    same for all samples, and the last step returns the denoised image without noise, which the published code does not.
 
     Known bias: what the data say reaches the hidden part of the image only through correctors and later steps: the hidden half
     of a Gaussian field is 23 % too wide at 40 steps, 16 % at 60. What is measured comes out too narrow at few steps: of a pixel
     by itself, whose neighbours tell nothing, with a prior three times as wide as the noise, by 8 % at 40 steps, 3 % at 120 and
-    1 % at 400; as wide as the noise, by 11 %, 6 % and 2 %; without correctors by 15 % to 20 %, at any number. With `weight=1`
+    1 % at 400; as wide as the noise, by 11 %, 6 % and 2 %; without correctors by 16 % to 23 %, at any number. With `weight=1`
     the noise of y is fitted.
 
     Args:
