@@ -152,15 +152,17 @@ class BART(KSpaceLayout):
 
 def _other_sets(maps: np.ndarray) -> str:
     """What is said of a file with several sets of maps (soft SENSE), of which one image has use for the first alone."""
-    at, tail = (slice(None),) * 4, (0,) * (len(DIMENSIONS) - _MAPS - 1)
-    seen = [(np.abs(maps[(*at, k, *tail)]) > 0).any(axis=_COIL) for k in range(maps.shape[_MAPS])]
+    seen = []
+    for k in range(maps.shape[_MAPS]):
+        at: list[Any] = [slice(None)] * 4 + [k] + [0] * (len(DIMENSIONS) - _MAPS - 1)
+        seen.append((np.abs(maps[tuple(at)]) > 0).any(axis=_COIL))
     text = f"the first of {len(seen)} sets of coil maps is used"
     twice = seen[0] & np.any(seen[1:], axis=0)
     if not twice.any():
         return text
     return (
-        f"{text}: {twice.sum() / seen[0].sum():.0%} of the pixels that it sees are seen by another, too, since the object is larger "
-        "than the field of view; the image is wrong where it folds over: encode a larger field of view"
+        f"{text}: {twice.sum() / seen[0].sum():.0%} of the pixels that it sees are seen by another, too, since the object is "
+        "larger than the field of view; the image is wrong where it folds over: encode a larger field of view"
     )
 
 

@@ -107,7 +107,8 @@ def _linear(run: Run, scale: Scale, items: Sequence[int]) -> tuple[Tensor, Probl
     """
     noise, measurement = run.measurement.noise, run.measurement
     if noise is not None and not isinstance(noise, Gaussian):
-        sigma = float(noise.std(measurement.y[items[0] : items[0] + 1]).square().mean().sqrt())
+        first = measurement.y[items[0] : items[0] + 1]
+        sigma = float(noise.rows([items[0]], first.ndim).std(first).square().mean().sqrt())
         measurement = replace(measurement, noise=Gaussian(sigma))
     other = Run(measurement, run.prior, run.strategy, run.image_shape, run.options, scale)
     problems = [other.problem([(item, 0)]) for item in items]

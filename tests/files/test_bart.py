@@ -63,10 +63,10 @@ def test_maps_of_bart_explain_its_kspace(tmp_path: Path) -> None:
     assert said.startswith(
         "the first of 2 sets of coil maps is used: 25% of the pixels that it sees are seen by another"
     )
-    sets = torch.from_numpy(np.stack([maps, folded]).astype(np.complex64))
+    two = torch.from_numpy(np.stack([maps, folded]).astype(np.complex64))
     with pytest.raises(UserError, match=r"of several sets \(soft SENSE\) give the first"):
-        BART(coil_maps=sets).open(path, invsolve.make)
-    y, operator = torch.from_numpy(kspace[None].astype(np.complex64)), invsolve.operator("mri", coil_maps=sets)
+        BART(coil_maps=two).open(path, invsolve.make)
+    y, operator = torch.from_numpy(kspace[None].astype(np.complex64)), invsolve.operator("mri", coil_maps=two)
     with pytest.raises(UserError, match=r"has parameters for 2; .*of several sets of coil maps give the first"):
         invsolve.reconstruct(y, operator, strategy="linear", noise=invsolve.Gaussian(0.1))
     other = pair(tmp_path / "other", maps[:, :10].transpose(1, 2, 0)[:, :, None])
