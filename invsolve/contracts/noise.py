@@ -134,7 +134,7 @@ class Gaussian(Noise):
 
 @dataclass(frozen=True)
 class Poisson(Noise):
-    """Counts, of one gain or one per item, detector or entry: `poisson:GAIN`, `poisson:FILE.npy`, in counts per unit of y.
+    """Counts, of one gain or one per item or entry: `poisson:GAIN`, `poisson:FILE.npy`, in counts per unit of y.
 
     Counting noise: gain * y is Poisson with mean gain * A(x).
 
