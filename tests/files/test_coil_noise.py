@@ -17,7 +17,7 @@ from invsolve.datasets.layouts.fastmri import FastMRI
 from invsolve.datasets.layouts.ismrmrd import ISMRMRD
 from invsolve.datasets.mri.noise import CoilNoise, estimate_noise, whitening
 from invsolve.errors import UserError
-from tests.support.mri_files import LARGEST, READOUT, header, line, scene, write_fastmri, write_lines
+from tests.support.mri_files import LARGEST, READOUT, SIGMA, header, line, scene, write_fastmri, write_lines
 from tests.support.types import narrow
 
 N = 64
@@ -218,3 +218,35 @@ def test_what_no_coil_sees_is_not_left_to_the_prior(tmp_path: Path, source: str)
     mean = operator.prox(operator.adjoint(y) * 0 + 1, y, float(np.asarray(scan.noise.sigma)) ** 2)[0, 0].abs().numpy()
     assert np.quantile(mean[FAR > 0.4], 0.9) < 0.1
     assert np.quantile(mean[FAR < 0.28], 0.1) > 0.9
+
+
+@pytest.mark.parametrize("scans", [True, False], ids=["noise scans", "by the data"])
+def test_channels_with_gains_from_1_to_1000_are_white_to_ten_percent(tmp_path: Path, scans: bool) -> None:
+    # What a channel multiplies its signal and its noise with is arbitrary, and the last of four drowns the others.
+    gains = np.geomspace(1, 1000, 4)
+    _, kspace = scene()
+    rng = np.random.default_rng(3)
+    # The scene's own noise is a tenth of this.
+    noisy = (kspace[0] + 10 * SIGMA * complex_normal(rng, *kspace[0].shape)) * gains[:, None, None]
+    lines = [line(noisy[:, :, 2 + s].astype(np.complex64), s) for s in range(LARGEST + 1)]
+    level = 10 * SIGMA * np.sqrt(1.01)
+    if scans:
+        alone = level * gains[:, None] * complex_normal(rng, 4, 5000)
+        lines.insert(0, line(alone.astype(np.complex64), flags=1 << 18))
+    xml = header().replace(
+        "<encoding>",
+        "<acquisitionSystemInformation><relativeReceiverNoiseBandwidth>1</relativeReceiverNoiseBandwidth>"
+        "</acquisitionSystemInformation><encoding>",
+        1,
+    )
+    scan = ISMRMRD(real=False).open(write_lines(tmp_path / "raw.h5", lines, xml), invsolve.make)
+    sigma = float(np.asarray(scan.noise.sigma))
+    assert sigma == pytest.approx(level * np.median(gains), rel=0.1)
+    # The corners of k-space hold noise alone: every coil's, of one level now, and none in common with another's.
+    y = scan.y[0:1][0].numpy()
+    corner = np.concatenate([y[:, :8, 2:10], y[:, :8, -10:-2], y[:, -8:, 2:10], y[:, -8:, -10:-2]], 2).reshape(4, -1)
+    covariance = corner @ corner.conj().T / (2 * corner.shape[1])
+    # 256 complex numbers have a standard deviation to 1 / sqrt(4 * 256), 3 %.
+    np.testing.assert_allclose(np.sqrt(covariance.diagonal().real), sigma, rtol=0.1)
+    assert np.abs(covariance / sigma**2 - np.diag(covariance.diagonal() / sigma**2)).max() < 0.25
+    assert "coils prewhitened" in " ".join(scan.notes)
