@@ -250,3 +250,55 @@ def test_channels_with_gains_from_1_to_1000_are_white_to_ten_percent(tmp_path: P
     np.testing.assert_allclose(np.sqrt(covariance.diagonal().real), sigma, rtol=0.1)
     assert np.abs(covariance / sigma**2 - np.diag(covariance.diagonal() / sigma**2)).max() < 0.25
     assert "coils prewhitened" in " ".join(scan.notes)
+
+
+def falling(size: int, power: float) -> np.ndarray:
+    """An image of peak 1 that fills its field of view, whose k-space falls off as a power of the distance."""
+    far = np.hypot(*(np.mgrid[:size, :size] - size // 2))
+    far[size // 2, size // 2] = 1
+    image = np.fft.ifft2(np.fft.ifftshift(complex_normal(np.random.default_rng(4), size, size) / far**power))
+    return np.fft.fftshift(image) / np.abs(image).max()
+
+
+def crop(size: int) -> np.ndarray:
+    """The middle third of a Shepp-Logan phantom: no air around it."""
+    return resize(shepp_logan_phantom(), (3 * size, 3 * size), anti_aliasing=True)[size : 2 * size, size : 2 * size]
+
+
+def thinned(size: int) -> np.ndarray:
+    columns = np.abs(np.arange(size) - size // 2) < size // 12
+    columns[np.random.default_rng(1).permutation(size)[: size // 5]] = True
+    return np.tile(columns, (size, 1))
+
+
+def test_a_level_that_is_far_off_is_doubted_and_one_that_is_right_is_not() -> None:
+    missed, wrong, right, alarms = [], 0, 0, 0
+    for size, coils in ((32, 1), (64, 1), (96, 1), (64, 8), (96, 8)):
+        images = {f"falls {power}": falling(size, power) for power in (1.0, 1.5, 2.0)}
+        images |= {"crop": crop(size), "phantom": object_("Shepp-Logan", size)}
+        for name, image in images.items():
+            clean = transformed(bells(coils, size) * image)
+            for mask in (np.ones((size, size), bool), thinned(size)):
+                for peak in (10, 30, 100, 300):
+                    noise = complex_normal(np.random.default_rng(0), *clean.shape) / peak
+                    found = estimate_noise((clean + noise) * mask, mask)
+                    level = float(np.sqrt(found.covariance.diagonal().real.mean())) * peak
+                    if level > 1.25 or level < 0.8:
+                        wrong += 1
+                        missed += [] if found.doubt else [(size, coils, name, peak, round(level, 2))]
+                    elif 0.95 < level < 1.05 and found.count * coils > 1000:
+                        right, alarms = right + 1, alarms + bool(found.doubt)
+    assert wrong > 50
+    assert right > 50
+    assert missed == []
+    assert alarms < 0.05 * right
+
+
+def test_a_doubtful_level_is_told_and_noise_scans_are_not_doubted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, image, told in (("slow", falling(N, 1.5), True), ("disc", object_("disc", N), False)):
+        kspace = transformed(bells(4, N) * image) + complex_normal(rng, 4, N, N) / 100
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["kspace"] = kspace[None].astype("c8")
+        notes = FastMRI(real=False).open(tmp_path / f"{name}.h5", invsolve.make).notes
+        assert any("the noise level may be far too high" in note for note in notes) == told
