@@ -132,7 +132,7 @@ class Inpainting(MaskableOperator):
     def pinv(self, y: Tensor, solver: CG = CG(1e-6, 200)) -> Tensor:
         return self.adjoint(y)
 
-    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
+    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0, solver: CG | None = None) -> Tensor:
         return self.adjoint(y)
 
     def svd(self, image_shape: Sequence[int], like: Tensor) -> SingularSystem:

@@ -38,6 +38,10 @@ _OTHER_KINDS = {
 }
 
 
+#: What HDF5 says when the machine gives no more.
+_NO_MEMORY = ("memory allocation failed", "Cannot allocate memory", "no space available for allocation")
+
+
 @contextmanager
 def open_readonly(path: str | Path) -> Iterator[GuardedFile]:
     """Open a file read-only; a link or dataset that leads out of its folder is refused when it is used.
@@ -55,9 +59,23 @@ def open_readonly(path: str | Path) -> Iterator[GuardedFile]:
         if not _of_hdf5(error):
             raise
         reason = shown(" ".join(str(error).strip("'\"").split()))
+        if _out_of_memory(error):
+            raise UserError(f"{path}: {_memory(reason)}") from None
         raise UserError(f"{path}: is damaged or incomplete ({reason}); copy or write it again") from None
     finally:
         file.close()
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # HDF5 has no class for it, only its text.
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY)
+
+
+def _memory(reason: str) -> str:
+    return (
+        f"memory ran out while it was read ({reason or 'nothing more is known'}); free some, or read fewer items at a time; if "
+        "the file cannot hold that much it is damaged: copy or write it again"
+    )
 
 
 def _of_hdf5(error: BaseException) -> bool:
@@ -76,6 +94,8 @@ def _open(path: Path) -> GuardedFile:
         raise UserError(
             f"{path}: another process has it open for writing; wait until that is done, or stop it"
         ) from None
+    except MemoryError as error:
+        raise UserError(f"{path}: {_memory(str(error))}") from None
     except OSError as error:
         raise UserError(f"{path}: {_reason(str(error))}") from None
 
@@ -121,6 +141,8 @@ def _reason(text: str) -> str:
         return "is not an HDF5 file (no HDF5 signature); give an .h5, .hdf5 or .nxs file, or convert it with h5py first"
     if "already open for write" in text or "consistency flags" in text:
         return "was not closed by its writer (killed?); mend a copy with 'h5clear -s FILE', or write it again"
+    if any(said in text for said in _NO_MEMORY):
+        return _memory(" ".join(text.split()))
     return f"cannot be opened as HDF5 ({' '.join(text.split())}); it may be damaged: copy or write it again"
 
 
@@ -252,19 +274,30 @@ def _filter_available(code: int) -> bool:
     return bool(h5py.h5z.filter_avail(code))
 
 
+def _room_for_chunks(dset: h5py.Dataset) -> bool:
+    """Whether a chunk could be decompressed now: a filter that fails does not say whether for memory or for its bytes."""
+    try:
+        # As it is stored, what comes out of it, and the copy that is grown on the way.
+        np.empty((3, *(dset.chunks or ())), dset.dtype)
+    except MemoryError:
+        return False
+    return True
+
+
 def read(dset: h5py.Dataset, selection: Any = ()) -> np.ndarray:
     """Read part of a dataset.
 
     Raises:
-        UserError: the bytes are damaged (checksum, decompression) or gone.
+        UserError: the bytes are damaged (checksum, decompression) or gone, or memory ran out.
     """
     try:
         values = np.asarray(dset[selection])
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError) as error:
         where = f"{dset.file.filename}: dataset {dset.name!r} {dset.shape}"
-        raise UserError(
-            f"{where}: cannot be read ({' '.join(str(error).split())}); copy or write the file again"
-        ) from None
+        reason = " ".join(str(error).split())
+        if _out_of_memory(error) or ("filter returned failure" in reason and not _room_for_chunks(dset)):
+            raise UserError(f"{where}: {_memory(reason)}") from None
+        raise UserError(f"{where}: cannot be read ({reason}); copy or write the file again") from None
     if values.dtype.names == ("real", "imag"):
         values = values["real"] + 1j * values["imag"]
     # In the machine's own byte order: nothing else goes further.

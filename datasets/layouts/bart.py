@@ -171,7 +171,7 @@ class BART(KSpaceLayout):
                 "of the same size"
             )
         if maps.shape[_MAPS] > 1:
-            notes.append(f"the first of {maps.shape[_MAPS]} sets of coil maps is used")
+            notes.append(_other_sets(maps))
         notes.append(f"coil maps from {Path(self.sensitivities).name}")
         whole = [array.shape[k] for k in others]
 
@@ -213,6 +213,22 @@ class BART(KSpaceLayout):
     def _fingerprint(self, path: Path) -> str:
         pair = [path.with_suffix(ending) for ending in (".cfl", ".hdr")]
         return "+".join([*(fingerprint(p) for p in pair), f"options:{option_hash(self)}"])
+
+
+def _other_sets(maps: np.ndarray) -> str:
+    """What is said of a file with several sets of maps (soft SENSE), of which one image has use for the first alone."""
+    seen = []
+    for k in range(maps.shape[_MAPS]):
+        at: list[Any] = [slice(None)] * 4 + [k] + [0] * (len(DIMENSIONS) - _MAPS - 1)
+        seen.append((np.abs(maps[tuple(at)]) > 0).any(axis=_COIL))
+    text = f"the first of {len(seen)} sets of coil maps is used"
+    twice = seen[0] & np.any(seen[1:], axis=0)
+    if not twice.any():
+        return text
+    return (
+        f"{text}: {twice.sum() / seen[0].sum():.0%} of the pixels that it sees are seen by another, too, since the object is "
+        "larger than the field of view; the image is wrong where it folds over: encode a larger field of view"
+    )
 
 
 def _plane(array: np.ndarray, others: list[int], item: int) -> np.ndarray:

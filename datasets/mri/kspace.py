@@ -125,6 +125,11 @@ class KSpaceLayout(Layout):
                 raise UserError(f"{path}: {error}") from None
             y = replace(y, white=white)
         notes += [f"noise sigma {white.sigma:.4g}, {how}", *white.notes]
+        if noise.doubt:
+            notes.append(
+                f"the noise level may be far too high, since signal may be wherever it was looked for: {noise.doubt}; give the "
+                "level of a noise scan, --noise gaussian:SIGMA"
+            )
         if line := _peak(y):
             notes.append(line)
         if not acquisition.noise:
@@ -231,7 +236,10 @@ def _noise(y: Slices, path: Path) -> CoilNoise:
     if not count:
         raise UserError(f"{path}: the measured k-space is zero in slices {picked}; leave them out with slices=")
     weighted = [part.count / count * part.covariance for part in parts]
-    return CoilNoise(np.sum(weighted, axis=0), count)
+    doubtful = [part for part in parts if part.doubt]
+    doubted = sum(part.count for part in doubtful) > count / 2
+    doubt = max(doubtful, key=lambda part: part.count).doubt if doubted else ""
+    return CoilNoise(np.sum(weighted, axis=0), count, doubt)
 
 
 def _peak(y: Slices) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,10 @@ _DEVIATIONS = 2.5
 _START = 0.03
 #: Coils whose noise is equal and uncorrelated to this factor in variance are taken as they are.
 _EQUAL = 1.25
+#: Fewer independent numbers tell the level to no better than 4 %, and whether they are noise alone not at all.
+_FEW = 200
+#: A fall of the power by more than this part for each standard deviation of the distance, and standard errors of it, is signal.
+_TREND, _CHANCE = 0.06, 1.65
 #: Combinations of coils with less noise than this part, once each has unit noise, are one and the same signal twice.
 _DEGENERATE = 1e-6
 
@@ -26,10 +30,12 @@ class CoilNoise:
         covariance: (coils, coils) complex Hermitian, of the real and of the imaginary part each; rows of zeros for coils
             that hold nothing.
         count: how many complex numbers of each coil it was taken from.
+        doubt: why these may not be noise alone; empty where nothing speaks against it.
     """
 
     covariance: np.ndarray
     count: int
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,7 @@ def estimate_noise(kspace: np.ndarray, mask: np.ndarray) -> CoilNoise:
     lowest = min(views, key=lambda v: v.covariance.diagonal().real.mean() * (1 + 4 / np.sqrt(v.count * len(live))))
     covariance = np.zeros((coils, coils), np.complex128)
     covariance[np.ix_(live, live)] = lowest.covariance
-    return CoilNoise(covariance, lowest.count)
+    return CoilNoise(covariance, lowest.count, lowest.doubt)
 
 
 def _transformed(data: np.ndarray, axis: int) -> np.ndarray:
@@ -183,7 +189,32 @@ def _alone(values: np.ndarray, there: np.ndarray, block: tuple[int, int]) -> Coi
         if not more.any() or (more == chosen).all():
             break
         chosen = more
-    return noise
+    return replace(noise, doubt=_doubt(values, chosen[where] & there, noise))
+
+
+def _doubt(values: np.ndarray, chosen: np.ndarray, noise: CoilNoise) -> str:
+    """Why the chosen numbers may not be noise alone: signal falls off outward, from the middle of a view; noise does not.
+
+    Args:
+        values: (coils, rows, columns).
+        chosen: (rows, columns) boolean.
+        noise: what was made of them.
+    """
+    variance = noise.covariance.diagonal().real
+    if not (variance > 0).all():
+        return ""
+    sample = values[:, chosen]
+    correlation = sample @ sample.conj().T / (2 * sample.shape[1] * np.sqrt(np.outer(variance, variance)))
+    count = sample.shape[1] * len(values) ** 2 / float((np.abs(correlation) ** 2).sum())
+    if count < _FEW:
+        return f"only {count:.0f} independent numbers hold so little"
+    power = (np.abs(sample) ** 2 / (2 * variance[:, None])).mean(0)
+    offset = [(k - n // 2) / n for k, n in zip(np.nonzero(chosen), chosen.shape, strict=True)]
+    radius = np.hypot(*offset)
+    # How much the power changes with one standard deviation of the radius; of noise alone 0, give or take 1 / sqrt(count).
+    trend = float((power * (radius - radius.mean())).mean() / max(radius.std(), np.finfo(float).tiny))
+    falls = trend < -_TREND and trend * np.sqrt(count) < -_CHANCE
+    return "what was taken for noise falls off outward, as signal does" if falls else ""
 
 
 def _relative(level: np.ndarray, variance: np.ndarray) -> np.ndarray:

@@ -61,9 +61,11 @@ class Operators:
             notes.append("coil maps given")
             allowed = ((coils, *self.size), (y.acquisition.items, coils, *self.size))
             if not maps.is_complex() or tuple(maps.shape) not in allowed:
+                sets = maps.ndim in (4, 5) and tuple(maps.shape[-3:]) == (coils, *self.size)
+                hint = "; of several sets (soft SENSE) give the first, one image has no use for others" if sets else ""
                 raise UserError(
                     f"{path}: coil_maps {maps.dtype} {tuple(maps.shape)}: expected complex {allowed[0]}, or with the "
-                    f"{y.acquisition.items} slices in front"
+                    f"{y.acquisition.items} slices in front{hint}"
                 )
         elif y.acquisition.maps is not None:
             notes.append("coil maps from the file")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -108,9 +110,11 @@ def check_items(operator: Operator, items: int, where: str) -> None:
         UserError: they are not.
     """
     if operator.items not in (None, items):
+        # Two sets of coil maps (soft SENSE) look like maps of two items.
+        sets = "; of several sets of coil maps give the first" if "coil_maps" in operator.for_item(0).item_axes else ""
         raise UserError(
             f"{where}: has {items} items, but operator {operator.name or type(operator).__name__!r} has parameters for "
-            f"{operator.items}; give it as many as there are items, or one for all"
+            f"{operator.items}; give it as many as there are items, or one for all{sets}"
         )
 
 
@@ -130,8 +134,12 @@ def choose_scale(
     shape: tuple[int, ...],
     device: torch.device,
     dtype: torch.dtype,
+    items: Sequence[int] | None = None,
 ) -> Scale:
-    """The map between network and physical units: given, the file's, the prior's own, or estimated from the data."""
+    """The map between network and physical units: given, the file's, the prior's own, or estimated from the data.
+
+    That is from linear reconstructions of `items`, or of 16 that are spread over the data.
+    """
     if isinstance(given, Scale):
         return given
     if isinstance(given, tuple):
@@ -145,7 +153,7 @@ def choose_scale(
     if not isinstance(forward, LinearOperator):
         raise UserError("the scale of a nonlinear operator cannot be estimated: give scale=(low, high)")
     signed = forward.complex_image and shape[0] == 2
-    bottom, top = _extent(measurement, forward, device, dtype)
+    bottom, top = _extent(measurement, forward, device, dtype, items)
     if prior is None:
         # What is iterated should not be a millionth of a unit. Physical images then start at zero.
         return Scale.from_range(-top if signed else 0.0, top, origin="estimated")
@@ -174,9 +182,13 @@ def stretched(own: tuple[float, float], unit: str, bottom: float, top: float) ->
 
 
 def _extent(
-    measurement: Measurement, forward: LinearOperator, device: torch.device, dtype: torch.dtype
+    measurement: Measurement,
+    forward: LinearOperator,
+    device: torch.device,
+    dtype: torch.dtype,
+    items: Sequence[int] | None,
 ) -> tuple[float, float]:
-    """The range (0.5 to 99.5 %) of the linear reconstruction, median of up to 16 items spread over the data.
+    """The range (0.5 to 99.5 %) of the linear reconstruction, median of some items, else of up to 16 spread over the data.
 
     Of complex images it is that of the modulus.
 
@@ -184,7 +196,7 @@ def _extent(
         UserError: it is constant.
     """
     count = len(measurement.y)
-    picked = sorted({int(i) for i in np.linspace(0, count - 1, min(count, 16))})
+    picked = items if items is not None else sorted({int(i) for i in np.linspace(0, count - 1, min(count, 16))})
     low, high = [], []
     for item in picked:
         y = read_rows(measurement, item, item + 1).to(device)

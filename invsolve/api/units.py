@@ -27,8 +27,12 @@ _ITEMS = 4
 #: Images of a unit that nobody named, which fill less of the range of a prior that names its own, may be in another.
 _DOUBTFUL = 0.25
 _ROUNDS = 4
+#: A range that changes by less is the one.
+_SETTLED = 0.02
 #: Noise over the operator's norm, network units, above which a linear reconstruction is held down rather than drawn.
 _LOUD = 0.25
+#: The same in the scale that fits: such noise is larger than half the range of the images.
+_HIDDEN = 1.0
 #: Noise of a linear reconstruction, over its range, above which that range is the noise's.
 _NOISY = 0.1
 
@@ -52,12 +56,15 @@ def check_range(run: Run) -> None:
     count = len(run.items)
     items = [run.items[k] for k in sorted({int(k) for k in np.linspace(0, count - 1, min(count, _ITEMS))})]
     try:
+        if _first_is_well(run, items):
+            return
         scale, (images, first) = run.scale, _linear(run, run.scale, items)
         noise = _noise(first, images[:1])
-        if first.largest_sigma() > _LOUD * first.operator_norm() or noise > _NOISY * float(images.max() - images.min()):
-            # How a reconstruction holds the noise down depends on the scale: in a wrong unit it shows noise, or nothing.
+        if _drowned(first, images, noise):
             scale = _fitting(run, items)
             images, first = _linear(run, scale, items)
+            if _hopeless(first):
+                return
             noise = _noise(first, images[:1]) * _ratio(scale, run.scale)
     except UserError:
         return  # What cannot be read or solved stops the run where it gets there.
@@ -66,20 +73,77 @@ def check_range(run: Run) -> None:
     # Of a blank image nothing can be told.
     if place.span == 0 or not math.isfinite(place.span):
         return
-    stated = prior.data_range is not None
-    # What an active strategy does not acquire is no data: it may hold anything.
-    wide = "maskable" not in run.strategy.needs and place.far > FAR and place.far > FAR + 4 * noise / place.half
-    narrow = stated and place.span < NARROW
-    given = run.options.scale is not None or measurement.scale is not None
-    unnamed = bool(prior.unit) and not measurement.unit
-    doubtful = stated and unnamed and not given and place.span < _DOUBTFUL
+    narrow, wide, doubtful = _verdicts(run, place, noise)
     if not (narrow or wide or doubtful):
         return
+    given = _given(run)
     text = _mismatch(run, items, physical, given)
     if (narrow or wide) and not given:
         raise UserError(text)
     run.doubt = text
     warnings.warn(text, ScaleWarning, stacklevel=2)
+
+
+def _first_is_well(run: Run, items: Sequence[int]) -> bool:
+    """Whether the first item that is not blank lies where the prior's images do: then others of one scale need no look.
+
+    It costs a linear reconstruction, which the run keeps, and where that is a solve another one of noise.
+    """
+    operator, prior = run.measurement.operator_for(items[0]), run.prior
+    assert isinstance(operator, LinearOperator)
+    assert prior is not None
+    if isinstance(run.scale.factor, Tensor) and run.scale.factor.numel() > 1:
+        return False
+    for item in items:
+        image, problem = _linear(run, run.scale, [item])
+        place = _Place(prior, image)
+        if place.span > 0:
+            break
+    else:
+        return False
+    if isinstance(run.measurement.noise, Gaussian):
+        run.baselines[item] = image[0]
+    noise, scale = 0.0, run.scale
+    # A formula such as filtered back-projection shows the same in every unit.
+    if operator.baseline_floor is not None:
+        noise = _noise(problem, image)
+        if _drowned(problem, image, noise):
+            scale = _fitting(run, [item])
+            image, problem = _linear(run, scale, [item])
+            if _hopeless(problem):
+                return True
+            noise = _noise(problem, image) * _ratio(scale, run.scale)
+            place = _Place(prior, run.scale.rows([item]).to_network(scale.rows([item]).to_physical(image)))
+    return math.isfinite(place.span) and place.span > 0 and not any(_verdicts(run, place, noise))
+
+
+def _drowned(problem: Problem, images: Tensor, noise: float) -> bool:
+    """Whether a reconstruction shows noise, or is held down by it; how much depends on the scale: in a wrong unit it shows
+    noise, or nothing."""
+    loud = problem.largest_sigma() > _LOUD * problem.operator_norm()
+    return loud or noise > _NOISY * float(images.max() - images.min())
+
+
+def _hopeless(problem: Problem) -> bool:
+    """Whether the noise hides the images in the scale that fits them best, which then is a guess: nothing can be told."""
+    return problem.largest_sigma() > _HIDDEN * problem.operator_norm()
+
+
+def _given(run: Run) -> bool:
+    return run.options.scale is not None or run.measurement.scale is not None
+
+
+def _verdicts(run: Run, place: _Place, noise: float) -> tuple[bool, bool, bool]:
+    """Whether images are too narrow for the prior, too wide for it, or doubtful as nobody named their unit."""
+    prior = run.prior
+    assert prior is not None
+    stated = prior.data_range is not None
+    # What an active strategy does not acquire is no data: it may hold anything.
+    wide = "maskable" not in run.strategy.needs and place.far > FAR and place.far > FAR + 4 * noise / place.half
+    narrow = stated and place.span < NARROW
+    unnamed = bool(prior.unit) and not run.measurement.unit
+    doubtful = stated and unnamed and not _given(run) and place.span < _DOUBTFUL
+    return narrow, wide, doubtful
 
 
 class _Place:
@@ -107,7 +171,8 @@ def _linear(run: Run, scale: Scale, items: Sequence[int]) -> tuple[Tensor, Probl
     """
     noise, measurement = run.measurement.noise, run.measurement
     if noise is not None and not isinstance(noise, Gaussian):
-        sigma = float(noise.std(measurement.y[items[0] : items[0] + 1]).square().mean().sqrt())
+        first = measurement.y[items[0] : items[0] + 1]
+        sigma = float(noise.rows([items[0]], first.ndim).std(first).square().mean().sqrt())
         measurement = replace(measurement, noise=Gaussian(sigma))
     other = Run(measurement, run.prior, run.strategy, run.image_shape, run.options, scale)
     problems = [other.problem([(item, 0)]) for item in items]
@@ -155,7 +220,7 @@ def _remedy(run: Run, items: list[int]) -> str:
     return f"give --scale={low}:{high} (Python: scale=({low}, {high}))"
 
 
-def _fitting(run: Run, items: list[int]) -> Scale:
+def _fitting(run: Run, items: Sequence[int]) -> Scale:
     """The estimated scale, brought to the range of linear reconstructions that know how large the noise is.
 
     How much they are regularised depends on the scale in turn, so it is done some times: what a deconvolution without
@@ -163,7 +228,9 @@ def _fitting(run: Run, items: list[int]) -> Scale:
     """
     measurement, prior = run.measurement, run.prior
     assert prior is not None
-    scale = choose_scale(measurement, measurement.operator, prior, "auto", run.image_shape, run.device, run.dtype)
+    scale = choose_scale(
+        measurement, measurement.operator, prior, "auto", run.image_shape, run.device, run.dtype, items
+    )
     for _ in range(_ROUNDS):
         images = scale.to_physical(_linear(run, scale, items)[0])
         if measurement.operator.complex_image and images.shape[1] == 2:
@@ -175,5 +242,7 @@ def _fitting(run: Run, items: list[int]) -> Scale:
             low, high = stretched(prior.data_range, prior.unit, float(bottom), float(top))
         if not high > low:
             break
-        scale = Scale.from_range(float(low), float(high), origin="estimated")
+        before, scale = scale, Scale.from_range(float(low), float(high), origin="estimated")
+        if abs(_ratio(before, scale) - 1) < _SETTLED:
+            break
     return scale

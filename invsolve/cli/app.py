@@ -77,6 +77,9 @@ def run(arguments: list[str]) -> int:
             return _fail(str(error), 1)
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             return _fail(f"{error.filename}: the name is too long for this file system; give a shorter one", 2)
+        if isinstance(error, MemoryError):
+            said = " ".join(str(error).split()) or "nothing more is known"
+            return _fail(f"memory ran out ({said}); free some, or take fewer items or images at a time", 2)
         print(printable(traceback.format_exc()), file=sys.stderr)
         return _fail(f"this is a fault of invsolve, not yours: {type(error).__name__}: {error}", 1)
     return code if isinstance(code, int) else 0

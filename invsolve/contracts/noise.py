@@ -134,31 +134,45 @@ class Gaussian(Noise):
 
 @dataclass(frozen=True)
 class Poisson(Noise):
-    """Counts: `poisson:GAIN`, with the gain in counts per unit of y.
+    """Counts, of one gain or one per item or entry: `poisson:GAIN`, `poisson:FILE.npy`, in counts per unit of y.
 
     Counting noise: gain * y is Poisson with mean gain * A(x).
 
     Args:
-        gain: counts per unit of y, > 0.
+        gain: counts per unit of y, > 0. A number, or an array that broadcasts against y (items, *measurement): (items, 1, ...)
+            gives each item its own, such as an exposure, (detectors,) each detector pixel of a sinogram, the shape of one
+            measurement each entry.
     """
 
-    gain: float
+    gain: float | Tensor
 
     name: ClassVar[str] = "poisson"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"gain": 4.0}, {"gain": 100.0})
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"gain": 4.0}, {"gain": 100.0}, {"gain": [[2.0], [8.0], [50.0]]})
 
     def __post_init__(self) -> None:
-        if not self.gain > 0:
-            raise UserError(f"noise poisson: gain must be > 0, got {self.gain}")
+        given = torch.as_tensor(self.gain)
+        if given.is_complex() or given.dtype == torch.bool:
+            raise UserError(f"noise poisson: gain must be real numbers, got {str(given.dtype).removeprefix('torch.')}")
+        wrong = given[~((given > 0) & given.isfinite())]
+        if len(wrong):
+            raise UserError(f"noise poisson: gain must be > 0 and finite, got {float(wrong[0]):g}")
+        if not isinstance(self.gain, int | float | Tensor):
+            object.__setattr__(self, "gain", given)
 
     def sample(self, clean: Tensor, rng: ChainRandom) -> Tensor:
         if clean.is_complex() or bool((clean < 0).any()):
             raise UserError("noise poisson: A(x) must be real and >= 0 everywhere; shift or scale the image")
-        return rng.poisson(self.gain * clean) / self.gain
+        gain = self._gain(clean)
+        return rng.poisson(gain * clean) / gain
 
     def log_likelihood(self, y: Tensor, predicted: Tensor) -> Tensor:
-        rate = (self.gain * predicted).clamp_min(1e-6)
-        return (self.gain * y * rate.log() - rate).flatten(1).sum(1)
+        gain = self._gain(predicted)
+        rate = (gain * predicted).clamp_min(1e-6)
+        return (gain * y * rate.log() - rate).flatten(1).sum(1)
 
     def std(self, predicted: Tensor) -> Tensor:
-        return (predicted.clamp_min(0) / self.gain + 1e-12).sqrt()
+        return (predicted.clamp_min(0) / self._gain(predicted) + 1e-12).sqrt()
+
+    def _gain(self, like: Tensor) -> float | Tensor:
+        gain = self.gain
+        return gain.to(like.device, like.real.dtype) if isinstance(gain, Tensor) else gain

@@ -212,24 +212,26 @@ class LinearOperator(Operator):
     def baseline_floor(self) -> float | None:
         """Least ridge of the least-squares solve that `baseline` is, over the squared norm; None where it is a formula instead.
 
-        A solve weighs entries by their noise; formulas such as filtered back-projection take y as it is.
+        A solve weighs entries by their noise; formulas such as filtered back-projection take y as it is. An operator whose own
+        `baseline` is a solve states a number, and takes `solver`; that of a formula is called without.
         """
         return 1e-6 if type(self).baseline is LinearOperator.baseline else None
 
-    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
+    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0, solver: CG | None = None) -> Tensor:
         """Return the linear reconstruction that users of this instrument know (FBP, zero-filled, Wiener).
 
         Args:
             y: (B, *measurement).
             sigma: noise standard deviation, for those that regularise by it. Here: Tikhonov with the signal's standard
                 deviation taken as 0.5, half of a [-1, 1] range.
+            solver: how to iterate, where it is a solve (`baseline_floor`) without a closed form; the operator's choice if None.
         """
         rho = (torch.as_tensor(sigma, dtype=torch.float64) / 0.5) ** 2
         floor = (self.baseline_floor or 0.0) * self.norm(y) ** 2
         rho = rho.clamp_min(floor).to(y.device, y.real.dtype)
         start = self.adjoint(y)
         rho = rho.reshape(-1, *[1] * (start.ndim - 1)) if rho.ndim else rho
-        return self.prox(torch.zeros_like(start), y, rho)
+        return self.prox(torch.zeros_like(start), y, rho, CG() if solver is None else solver)
 
     def norm(self, like: Tensor | None = None) -> float:
         """Return the largest singular value, by power iteration; remembered until the operator changes.
@@ -424,8 +426,8 @@ class Scaled(WrappedLinear, LinearOperator):
         inner = super().svd_on_real_images(like)
         return None if inner is None else inner.scaled(self.factor)
 
-    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
-        return super().baseline(y / self.factor, sigma / abs(self.factor))
+    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0, solver: CG | None = None) -> Tensor:
+        return super().baseline(y / self.factor, sigma / abs(self.factor), solver)
 
     def norm(self, like: Tensor | None = None) -> float:
         return abs(self.factor) * super().norm(None if like is None else like / self.factor)

@@ -113,8 +113,14 @@ class LinearPerItem(PerItem, LinearOperator):
 
         return self._each(solve, y, solver.start)
 
-    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
-        return self._each(lambda operator, row, level: operator.baseline(row, level), y, sigma)
+    @property
+    def baseline_floor(self) -> float | None:
+        floor: float | None = self.for_item(0).baseline_floor
+        return floor
+
+    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0, solver: CG | None = None) -> Tensor:
+        given = () if solver is None else (solver,)
+        return self._each(lambda operator, row, level: operator.baseline(row, level, *given), y, sigma)
 
     def norm(self, like: Tensor | None = None) -> float:
         """The largest of the items' norms."""

@@ -18,6 +18,7 @@ from invsolve.contracts.scale import Scale
 from invsolve.contracts.through_plane import ThroughPlane
 from invsolve.contracts.views import InPhysicalUnits, real_view
 from invsolve.contracts.whitening import weighted, white
+from invsolve.numerics.krylov import CG
 from invsolve.numerics.linalg import norm, size_of
 
 
@@ -142,7 +143,7 @@ class Problem(DataStep):
             self._precision = weight / weight.flatten(1).square().mean(1).sqrt().view(-1, *[1] * (std.ndim - 1))
         return self._precision
 
-    def baseline(self, used: Tensor | None = None) -> Tensor:
+    def baseline(self, used: Tensor | None = None, solver: CG | None = None) -> Tensor:
         """The linear reconstruction that users of the instrument know, network units (see `LinearOperator.baseline`).
 
         It is made from the data as measured: a detector that does not see the whole image sees a constant offset as a cut
@@ -151,12 +152,15 @@ class Problem(DataStep):
         Args:
             used: boolean, broadcasts to y: the entries that were acquired, where not all were; the image is then the Tikhonov
                 solution, since closed forms such as filtered back-projection are made for whole measurements.
+            solver: how to iterate, where it is a solve; rows that do not converge are then counted in `unconverged`. None: as
+                the operator does, which is enough to begin with or to compare to.
         """
         operator = self.linear if used is None else Acquired(self.linear, used)
+        given = () if solver is None or operator.baseline_floor is None else (self.watched(solver),)
         if self.shift is None:
-            return operator.baseline(self.y, self.sigma)
+            return operator.baseline(self.y, self.sigma, *given)
         data, image = self.shift
-        return operator.baseline(self.y + data, self.sigma) - image
+        return operator.baseline(self.y + data, self.sigma, *given) - image
 
     def linear_norm(self) -> float | Tensor:
         """Largest singular value of A or of its linear part, by which gradient steps are divided; 1 where there is none.

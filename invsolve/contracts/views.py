@@ -98,8 +98,9 @@ class LinearRealView(RealView, WrappedLinear, LinearOperator):
     def svd_on_real_images(self, like: Tensor) -> SingularSystem | None:
         return None
 
-    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
-        return self.to_real(self.inner.baseline(y, sigma))
+    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0, solver: CG | None = None) -> Tensor:
+        solver = None if solver is None else solver.starting(self.to_complex)
+        return self.to_real(super().baseline(y, sigma, solver))
 
     def norm(self, like: Tensor | None = None) -> float:
         # On real parts alone it may be smaller than on complex images.

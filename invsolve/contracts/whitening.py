@@ -117,10 +117,10 @@ class LinearWeighted(Weighted, WrappedLinear, LinearOperator):
     def svd_on_real_images(self, like: Tensor) -> SingularSystem | None:
         return None
 
-    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
+    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0, solver: CG | None = None) -> Tensor:
         """That of A where it is a formula for data as measured, such as filtered back-projection; else the weighted solve."""
         if self.inner.baseline_floor is not None:
-            return LinearOperator.baseline(self, y, sigma)
+            return LinearOperator.baseline(self, y, sigma, solver)
         spread = (torch.as_tensor(sigma).to(self.weight) / self.weight).square().flatten(1).mean(1).sqrt()
         return self.inner.baseline(y / self.weight, rows(spread, y))
 

@@ -101,8 +101,9 @@ class WrappedLinear(Wrapped):
         floor: float | None = self.inner.baseline_floor
         return floor
 
-    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
-        return self.inner.baseline(y, sigma)
+    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0, solver: CG | None = None) -> Tensor:
+        # A formula of somebody's own takes no solver.
+        return self.inner.baseline(y, sigma) if solver is None else self.inner.baseline(y, sigma, solver)
 
     def norm(self, like: Tensor | None = None) -> float:
         return self.inner.norm(like)

@@ -126,8 +126,18 @@ class LinearInChunks(InChunks, WrappedLinear, LinearOperator):
         maps = (system.to_basis, system.from_basis, system.measurement_to_basis)
         return SingularSystem(system.values.to(self.home), *(partial(self._map, each) for each in maps))
 
-    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
-        return self._map(self.inner.baseline, y, sigma)
+    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0, solver: CG | None = None) -> Tensor:
+        if solver is None:
+            return self._map(self.inner.baseline, y, sigma)
+        endings: list[list[Solution]] = []
+
+        def solve(y: Tensor, sigma: float | Tensor, start: Tensor | None) -> Tensor:
+            endings.append([])
+            return self.inner.baseline(y, sigma, replace(solver, start=start, told=endings[-1].append))
+
+        x = self._map(solve, y, sigma, solver.start)
+        _tell(solver, endings, self.home)
+        return x
 
     def norm(self, like: Tensor | None = None) -> float:
         return self.inner.norm(None if like is None else like.to(self.device))

@@ -13,6 +13,7 @@ from invsolve.contracts.maskable import MaskableOperator
 from invsolve.contracts.paper import Paper
 from invsolve.errors import UserError
 from invsolve.numerics.autograd import linear_map
+from invsolve.numerics.krylov import CG
 from invsolve.operators.ct.fbp import filtered_backprojection, missing_formula
 from invsolve.operators.ct.filters import Window
 from invsolve.operators.ct.geometry import Geometry
@@ -158,9 +159,13 @@ class CT(MaskableOperator):
         adjoint = self.adjoint if self.projector.name == "fourier" else None
         return by_parts(lambda part: filtered_backprojection(part, self.geometry, adjoint, window, extend)[:, None], y)
 
-    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
+    @property
+    def baseline_floor(self) -> float | None:
+        return 1e-6 if missing_formula(self.geometry) else None
+
+    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0, solver: CG | None = None) -> Tensor:
         """Filtered back-projection with a Hann window; Tikhonov, where the geometry has none."""
-        return super().baseline(y, sigma) if missing_formula(self.geometry) else self.fbp(y)
+        return super().baseline(y, sigma, solver) if missing_formula(self.geometry) else self.fbp(y)
 
 
 def make_projector(geometry: Geometry, name: str) -> Projector:

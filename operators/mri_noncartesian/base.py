@@ -273,10 +273,10 @@ class NonCartesian(MaskableOperator):
     def baseline_floor(self) -> float | None:
         return 1e-3 if "coil_maps" in self._buffers else None
 
-    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
+    def baseline(self, y: Tensor, sigma: float | Tensor = 0.0, solver: CG | None = None) -> Tensor:
         """Density-compensated gridding for one coil, SENSE (Pruessmann 2001; lightly regularised) for several."""
         if "coil_maps" not in self._buffers:
             return self.adjoint(y * self.density(y))
         start = self.adjoint(y)
         rho = (self.baseline_floor or 0.0) * self.norm() ** 2
-        return self.prox(torch.zeros_like(start), y, rho, CG(1e-4, 50))
+        return self.prox(torch.zeros_like(start), y, rho, CG(1e-4, 50) if solver is None else solver)

@@ -54,6 +54,25 @@ def y(prior: invsolve.Prior, ct: invsolve.Operator) -> Tensor:
     return invsolve.simulate(draws[:1] * (1 - part) + draws[1:] * part, ct, invsolve.Gaussian(SIGMA))
 
 
+@pytest.mark.parametrize("name", COUPLED)
+def test_slices_with_an_operator_each_are_refused_in_one_line(name: str) -> None:
+    masks = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0)) < 0.6
+    with pytest.raises(invsolve.UserError) as error:
+        invsolve.reconstruct(
+            masks.float(),
+            invsolve.operator("inpainting", mask=masks),
+            None if name == "tv-3d" else "natural",
+            noise=invsolve.Gaussian(SIGMA),
+            strategy=invsolve.strategy(name, **COUPLED[name]),
+        )
+    line = str(error.value)
+    assert line.startswith(
+        f"strategy {name!r} couples the slices of a volume, which must share one operator; here each"
+    )
+    assert line.endswith("would do")
+    assert "\n" not in line
+
+
 def run(y: Tensor, operator: invsolve.Operator, prior: invsolve.Prior, name: str, **options: Any) -> Tensor:
     settings = {
         "noise": invsolve.Gaussian(SIGMA),

@@ -14,11 +14,13 @@ import torch
 
 import invsolve
 from invsolve import registry
+from invsolve.api import Memory
 from invsolve.api.discrepancy import DiscrepancyWarning
 from invsolve.api.planning import plan
 from invsolve.api.units import ScaleWarning
 from invsolve.datasets import phantoms
 from invsolve.engine import Options
+from invsolve.numerics.krylov import CG
 from tests.support.types import Cli
 
 SIZE = 32
@@ -143,6 +145,65 @@ def test_noise_that_drowns_the_image_is_no_unit() -> None:
     forward, noise = invsolve.operator("blur", sigma=1.0), invsolve.Gaussian(3.0)
     y = invsolve.simulate(chest(), forward, noise, seed=1)
     plan(invsolve.Measurement(y, forward, noise), "natural", "moment", Options())
+
+
+class Counted(invsolve.LinearOperator):
+    """An operator that notes how many images of a linear reconstruction it makes."""
+
+    image_shape = (1, SIZE, SIZE)
+
+    def __init__(self, formula: bool) -> None:
+        super().__init__()
+        self.formula, self.made = formula, [0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2.0 * x
+
+    @property
+    def baseline_floor(self) -> float | None:
+        return None if self.formula else 1e-6
+
+    def baseline(self, y: torch.Tensor, sigma: float | torch.Tensor = 0.0, solver: CG | None = None) -> torch.Tensor:
+        self.made[0] += len(y)
+        return y / 2 if self.formula else super().baseline(y, sigma, solver)
+
+
+@pytest.mark.parametrize("blank", [0, 1])
+@pytest.mark.parametrize(("formula", "extra"), [(True, 0), (False, 1)])
+def test_a_look_at_the_range_costs_no_more_than_the_noise(formula: bool, extra: int, blank: int) -> None:
+    # The run's own linear reconstruction of an item is the one that was looked at.
+    operator, items = Counted(formula), 6
+    truth = chest().repeat(items, 1, 1, 1)
+    truth[:blank] = 0  # Dead slices before it tell nothing.
+    noise = invsolve.Gaussian(0.02 if not blank else 0.0)
+    measured = invsolve.Measurement(invsolve.simulate(truth, operator, noise, seed=1), operator, noise)
+    run = plan(measured, "natural", invsolve.strategy("diffpir", steps=2), Options(samples=1))
+    assert operator.made[0] == 1 + extra + blank
+    run.linear_too = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DiscrepancyWarning)
+        sink = Memory(items)
+        run.execute(sink)
+    assert operator.made[0] == items + extra + blank
+    torch.testing.assert_close(sink.stack("linear"), measured.y[0:items] / 2, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.5])
+def test_noise_that_hides_the_images_is_looked_at_with_a_scale_that_fits(sigma: float) -> None:
+    # At 0.5 each round held the image down further, until the scale that "fits" was nearly zero and the right one refused.
+    operator, noise = Counted(formula=False), invsolve.Gaussian(sigma)
+    y = invsolve.simulate(chest().repeat(6, 1, 1, 1), operator, noise, seed=1)
+    plan(invsolve.Measurement(y, operator, noise), "natural", "moment", Options())
+    # The image and the noise, before and after, and rounds that end when the scale does not change.
+    assert operator.made[0] <= 9
+
+
+def test_slices_of_one_unit_of_which_the_first_is_blank_are_judged() -> None:
+    operator, noise = Counted(formula=True), invsolve.Gaussian(0.0)
+    truth = 255 * chest().repeat(4, 1, 1, 1)
+    truth[0] = 0
+    with pytest.raises(invsolve.UserError, match="prior 'natural' knows images from"):
+        plan(invsolve.Measurement(operator(truth), operator, noise), "natural", "moment", Options())
 
 
 def test_the_command_refuses_and_takes_the_scale_that_it_advised(tmp_path: Path, cli: Cli) -> None:

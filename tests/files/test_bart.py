@@ -57,6 +57,18 @@ def test_maps_of_bart_explain_its_kspace(tmp_path: Path) -> None:
     predicted = given.operator(torch.from_numpy(image[None, None].astype(np.complex64)))
     assert np.allclose(predicted[0].numpy(), kspace, atol=1e-5)
     assert "the first of 2 sets of coil maps is used" in given.notes
+    folded = maps * (np.arange(20) < 5)
+    both = pair(tmp_path / "both", np.stack([maps, folded], -1).transpose(1, 2, 0, 3)[:, :, None])
+    (said,) = [note for note in BART(sensitivities=str(both)).open(path, invsolve.make).notes if "sets of" in note]
+    assert said.startswith(
+        "the first of 2 sets of coil maps is used: 25% of the pixels that it sees are seen by another"
+    )
+    two = torch.from_numpy(np.stack([maps, folded]).astype(np.complex64))
+    with pytest.raises(UserError, match=r"of several sets \(soft SENSE\) give the first"):
+        BART(coil_maps=two).open(path, invsolve.make)
+    y, operator = torch.from_numpy(kspace[None].astype(np.complex64)), invsolve.operator("mri", coil_maps=two)
+    with pytest.raises(UserError, match=r"has parameters for 2; .*of several sets of coil maps give the first"):
+        invsolve.reconstruct(y, operator, strategy="linear", noise=invsolve.Gaussian(0.1))
     other = pair(tmp_path / "other", maps[:, :10].transpose(1, 2, 0)[:, :, None])
     with pytest.raises(UserError, match="10 READ x 20 PHS1 x 2 COIL, but the k-space 24 READ"):
         BART(sensitivities=str(other)).open(path, invsolve.make)

@@ -17,7 +17,7 @@ from invsolve.datasets.layouts.fastmri import FastMRI
 from invsolve.datasets.layouts.ismrmrd import ISMRMRD
 from invsolve.datasets.mri.noise import CoilNoise, estimate_noise, whitening
 from invsolve.errors import UserError
-from tests.support.mri_files import LARGEST, READOUT, header, line, scene, write_fastmri, write_lines
+from tests.support.mri_files import LARGEST, READOUT, SIGMA, header, line, scene, write_fastmri, write_lines
 from tests.support.types import narrow
 
 N = 64
@@ -218,3 +218,87 @@ def test_what_no_coil_sees_is_not_left_to_the_prior(tmp_path: Path, source: str)
     mean = operator.prox(operator.adjoint(y) * 0 + 1, y, float(np.asarray(scan.noise.sigma)) ** 2)[0, 0].abs().numpy()
     assert np.quantile(mean[FAR > 0.4], 0.9) < 0.1
     assert np.quantile(mean[FAR < 0.28], 0.1) > 0.9
+
+
+@pytest.mark.parametrize("scans", [True, False], ids=["noise scans", "by the data"])
+def test_channels_with_gains_from_1_to_1000_are_white_to_ten_percent(tmp_path: Path, scans: bool) -> None:
+    # What a channel multiplies its signal and its noise with is arbitrary, and the last of four drowns the others.
+    gains = np.geomspace(1, 1000, 4)
+    _, kspace = scene()
+    rng = np.random.default_rng(3)
+    # The scene's own noise is a tenth of this.
+    noisy = (kspace[0] + 10 * SIGMA * complex_normal(rng, *kspace[0].shape)) * gains[:, None, None]
+    lines = [line(noisy[:, :, 2 + s].astype(np.complex64), s) for s in range(LARGEST + 1)]
+    level = 10 * SIGMA * np.sqrt(1.01)
+    if scans:
+        alone = level * gains[:, None] * complex_normal(rng, 4, 5000)
+        lines.insert(0, line(alone.astype(np.complex64), flags=1 << 18))
+    xml = header().replace(
+        "<encoding>",
+        "<acquisitionSystemInformation><relativeReceiverNoiseBandwidth>1</relativeReceiverNoiseBandwidth>"
+        "</acquisitionSystemInformation><encoding>",
+        1,
+    )
+    scan = ISMRMRD(real=False).open(write_lines(tmp_path / "raw.h5", lines, xml), invsolve.make)
+    sigma = float(np.asarray(scan.noise.sigma))
+    assert sigma == pytest.approx(level * np.median(gains), rel=0.1)
+    # The corners of k-space hold noise alone: every coil's, of one level now, and none in common with another's.
+    y = scan.y[0:1][0].numpy()
+    corner = np.concatenate([y[:, :8, 2:10], y[:, :8, -10:-2], y[:, -8:, 2:10], y[:, -8:, -10:-2]], 2).reshape(4, -1)
+    covariance = corner @ corner.conj().T / (2 * corner.shape[1])
+    # 256 complex numbers have a standard deviation to 1 / sqrt(4 * 256), 3 %.
+    np.testing.assert_allclose(np.sqrt(covariance.diagonal().real), sigma, rtol=0.1)
+    assert np.abs(covariance / sigma**2 - np.diag(covariance.diagonal() / sigma**2)).max() < 0.25
+    assert "coils prewhitened" in " ".join(scan.notes)
+
+
+def falling(size: int, power: float) -> np.ndarray:
+    """An image of peak 1 that fills its field of view, whose k-space falls off as a power of the distance."""
+    far = np.hypot(*(np.mgrid[:size, :size] - size // 2))
+    far[size // 2, size // 2] = 1
+    image = np.fft.ifft2(np.fft.ifftshift(complex_normal(np.random.default_rng(4), size, size) / far**power))
+    return np.fft.fftshift(image) / np.abs(image).max()
+
+
+def crop(size: int) -> np.ndarray:
+    """The middle third of a Shepp-Logan phantom: no air around it."""
+    return resize(shepp_logan_phantom(), (3 * size, 3 * size), anti_aliasing=True)[size : 2 * size, size : 2 * size]
+
+
+def thinned(size: int) -> np.ndarray:
+    columns = np.abs(np.arange(size) - size // 2) < size // 12
+    columns[np.random.default_rng(1).permutation(size)[: size // 5]] = True
+    return np.tile(columns, (size, 1))
+
+
+def test_a_level_that_is_far_off_is_doubted_and_one_that_is_right_is_not() -> None:
+    missed, wrong, right, alarms = [], 0, 0, 0
+    for size, coils in ((32, 1), (64, 1), (96, 1), (64, 8), (96, 8)):
+        images = {f"falls {power}": falling(size, power) for power in (1.0, 1.5, 2.0)}
+        images |= {"crop": crop(size), "phantom": object_("Shepp-Logan", size)}
+        for name, image in images.items():
+            clean = transformed(bells(coils, size) * image)
+            for mask in (np.ones((size, size), bool), thinned(size)):
+                for peak in (10, 30, 100, 300):
+                    noise = complex_normal(np.random.default_rng(0), *clean.shape) / peak
+                    found = estimate_noise((clean + noise) * mask, mask)
+                    level = float(np.sqrt(found.covariance.diagonal().real.mean())) * peak
+                    if level > 1.25 or level < 0.8:
+                        wrong += 1
+                        missed += [] if found.doubt else [(size, coils, name, peak, round(level, 2))]
+                    elif 0.95 < level < 1.05 and found.count * coils > 1000:
+                        right, alarms = right + 1, alarms + bool(found.doubt)
+    assert wrong > 50
+    assert right > 50
+    assert missed == []
+    assert alarms < 0.05 * right
+
+
+def test_a_doubtful_level_is_told_and_noise_scans_are_not_doubted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, image, told in (("slow", falling(N, 1.5), True), ("disc", object_("disc", N), False)):
+        kspace = transformed(bells(4, N) * image) + complex_normal(rng, 4, N, N) / 100
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["kspace"] = kspace[None].astype("c8")
+        notes = FastMRI(real=False).open(tmp_path / f"{name}.h5", invsolve.make).notes
+        assert any("the noise level may be far too high" in note for note in notes) == told

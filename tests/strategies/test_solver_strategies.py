@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -122,26 +123,43 @@ def test_splits_history_holds_the_prior_alone(problem: Problem, splitting: str) 
     assert float(shift.abs().max()) > 0.01
 
 
-def test_projection_replaces_noise_free_pixels_at_the_level_reached() -> None:
-    sharp = exact_posterior(samples=3, size=16, sigma=1e-6, dtype=torch.float64).problem
-    strategy = invsolve.strategy("score-sde")
-    mask = sharp.operator.measured()
-    x = ChainRandom(1, CHAINS).normal(sharp.zeros())
+@pytest.mark.parametrize(("weight", "part"), [("noise", 1.0), (1.0, 1.0), (0.3, 0.3), (0.0, 0.0)])
+def test_projection_replaces_noise_free_pixels_at_the_level_reached(weight: float | str, part: float) -> None:
+    # A number is the published lambda, whatever the noise of y.
+    noisy = exact_posterior(samples=3, size=16, sigma=1e-6 if weight == "noise" else 0.5, dtype=torch.float64).problem
+    strategy = invsolve.strategy("score-sde", weight=weight)
+    mask = noisy.operator.measured()
+    x = ChainRandom(1, CHAINS).normal(noisy.zeros())
     with torch.no_grad():
-        moved = offered(strategy).project(sharp, x, 0.7, 0.1, ChainRandom(0, CHAINS))
+        moved = offered(strategy).project(noisy, x, 0.7, 0.1, ChainRandom(0, CHAINS))
     noise = 0.7 * ChainRandom(0, CHAINS).normal(x)
-    torch.testing.assert_close(moved, torch.where(narrow(torch.Tensor, mask), sharp.y + noise, x), atol=1e-5, rtol=0)
+    wanted = torch.where(narrow(torch.Tensor, mask), (1 - part) * x + part * (noisy.y + noise), x)
+    torch.testing.assert_close(moved, wanted, atol=1e-5, rtol=0)
+
+
+def test_score_sde_takes_a_weight_between_none_and_all() -> None:
+    with pytest.raises(invsolve.UserError, match=r'weight must be "noise" or from 0 to 1, got 1\.5'):
+        invsolve.strategy("score-sde", weight=1.5)
+
+
+def share_of_y(noise: float, sigma: float, fresh: float) -> float:
+    """With which a pixel keeps the variance noise + sigma^2 about y; y itself, below the level that x has."""
+    if noise < sigma**2:
+        return fresh / (fresh + noise)
+    wanted = noise + sigma**2
+    # (1 - w)^2 (wanted + 2 fresh) + w^2 sigma^2 = wanted.
+    polynomial = [wanted + 2 * fresh + sigma**2, -2 * (wanted + 2 * fresh), 2 * fresh]
+    return float(np.roots(polynomial).real.min())
 
 
 def variance_of_score_sde(strategy: Strategy, problem: Problem, prior: float, noise: float) -> float:
     """Variance of its image of one pixel of variance `prior`, measured with variance `noise`; followed exactly."""
 
-    def project(variance: float, sigma: float, fresh: float) -> float:
-        weight = fresh / (fresh + noise)
+    def project(variance: float, sigma: float, weight: float) -> float:
         return (1 - weight) ** 2 * variance + (weight * sigma) ** 2
 
     levels = strategy.schedule(problem).tolist()
-    variance = project(levels[0] ** 2, levels[0], levels[0] ** 2)
+    variance = project(levels[0] ** 2, levels[0], levels[0] ** 2 / (levels[0] ** 2 + noise))
     for sigma, after in pairwise(levels):
         unknown = prior * sigma**2 / (prior + sigma**2)
         gain = unknown / sigma**2
@@ -149,17 +167,19 @@ def variance_of_score_sde(strategy: Strategy, problem: Problem, prior: float, no
             return variance * (gain * noise / (unknown + noise)) ** 2
         share = 1 - (after / sigma) ** 2
         fresh = sigma**2 - after**2
-        variance = project((1 - share + share * gain) ** 2 * variance + fresh, after, fresh)
+        weight = share_of_y(noise, after, fresh)
+        variance = project((1 - share + share * gain) ** 2 * variance + fresh, after, weight)
         score = 1 / (prior + after**2)
         # |n|^2 is expected to be 1 and |score|^2 to be `score`; a tenth of 1 / after^2 at least, as the strategy has it.
         length = 2 * 0.16**2 / max(score, 0.1 / after**2)
-        variance = project((1 - length * score) ** 2 * variance + 2 * length, after, length)
+        weight = share_of_y(noise, after, length)
+        variance = project((1 - length * score) ** 2 * variance + 2 * length, after, weight)
     raise AssertionError("a schedule ends at zero")
 
 
 @pytest.mark.parametrize("steps", [40, 120])
 def test_score_sde_has_the_width_of_its_algorithm(steps: int) -> None:
-    # Weighed against sigma^2 in every step, the data counted anew each time.
+    # Weighed against sigma^2 in every step, the data counted anew each time; against the noise of y alone, too much.
     size, rows, std, sigma = 8, 128, 0.15, 0.05
     prior = invsolve.load_prior("gaussian-field", size=size, spectrum=torch.full((size, size), std**2))
     y = torch.zeros(rows, 1, size, size, dtype=torch.float64)
@@ -170,12 +190,33 @@ def test_score_sde_has_the_width_of_its_algorithm(steps: int) -> None:
     wanted = math.sqrt(variance_of_score_sde(strategy, problem, std**2, sigma**2))
     assert abs(float(images.flatten(1).var(0).mean().sqrt()) / wanted - 1) < bounds.width_error(rows, size**2)
     # The bias that its docstring states.
-    for count, short in ((40, 0.17), (120, 0.10), (400, 0.05)):
-        longer = invsolve.strategy("score-sde", steps=count)
-        exact = std**2 * sigma**2 / (std**2 + sigma**2)
-        assert 1 - math.sqrt(variance_of_score_sde(longer, problem, std**2, sigma**2) / exact) == pytest.approx(
-            short, abs=0.005
+    for prior_std, bias in ((std, {40: 0.08, 120: 0.03, 400: 0.01}), (sigma, {40: 0.11, 120: 0.06, 400: 0.02})):
+        for count, short in bias.items():
+            longer = invsolve.strategy("score-sde", steps=count)
+            exact = prior_std**2 * sigma**2 / (prior_std**2 + sigma**2)
+            width = math.sqrt(variance_of_score_sde(longer, problem, prior_std**2, sigma**2) / exact)
+            assert 1 - width == pytest.approx(short, abs=0.006)
+
+
+def test_score_sdes_rows_of_different_noise_are_as_those_alone() -> None:
+    exact = exact_posterior(samples=3, size=8, dtype=torch.float64).problem
+    levels = torch.tensor([0.02, 0.3, 1.5], dtype=torch.float64).view(3, 1, 1, 1)
+    x = ChainRandom(1, CHAINS).normal(exact.zeros())
+    strategy = offered(invsolve.strategy("score-sde"))
+    with torch.no_grad():
+        together = strategy.project(
+            replace(exact, noise=invsolve.Gaussian(levels)), x, 0.25, 0.01, ChainRandom(0, CHAINS)
         )
+        for k, level in enumerate(levels.flatten().tolist()):
+            alone = strategy.project(
+                replace(exact, noise=invsolve.Gaussian(level)), x, 0.25, 0.01, ChainRandom(0, CHAINS)
+            )
+            torch.testing.assert_close(together[k], alone[k], atol=1e-12, rtol=0)
+            # A pixel that is measured: by the closed form.
+            y = exact.y[k, 0, 0, 0] + 0.25 * ChainRandom(0, CHAINS).normal(x)[k, 0, 0, 0]
+            weight = share_of_y(level**2, 0.25, 0.01)
+            moved = (1 - weight) * x[k, 0, 0, 0] + weight * y
+            torch.testing.assert_close(together[k, 0, 0, 0], moved, atol=1e-7, rtol=0)
 
 
 class First(invsolve.LinearOperator):
