@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -99,7 +100,8 @@ class Problem(DataStep):
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         """D(x, sigma), counted; differentiable in x where gradients are enabled."""
-        self.calls.network += len(x) * self.prior.passes
+        passes = self.prior.passes_at(x.shape[1:], sigma)
+        self.calls.network += len(x) * passes
         # full() passes sigma as a kernel argument; a tensor made from a Python number would wait for the device.
         level = torch.full((), sigma, dtype=x.dtype, device=x.device)
         who = called("prior", self.prior)
@@ -109,11 +111,11 @@ class Problem(DataStep):
         else:
             estimate = check_images(self.prior.denoise(x, level), x, who, "denoise")
         if estimate.requires_grad:
-            estimate.register_hook(self._count_vjp)
+            estimate.register_hook(partial(self._count_vjp, passes))
         return estimate
 
-    def _count_vjp(self, gradient: Tensor) -> None:
-        self.calls.vjp += len(gradient) * self.prior.passes
+    def _count_vjp(self, passes: int, gradient: Tensor) -> None:
+        self.calls.vjp += len(gradient) * passes
 
     def residual(self, estimate: Tensor) -> Tensor:
         """y - A(estimate)."""
