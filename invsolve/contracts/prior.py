@@ -135,8 +135,12 @@ class Prior(Module):
         """Read a prior from a file that `opens` accepted. Never runs code from the file."""
         raise NotImplementedError
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, bits: int | None = None) -> None:
         """Write the prior, with all it knows about itself, to a file that `load` reads. Not every format can.
+
+        Args:
+            path: where.
+            bits: of each weight, 8 or 4, rounded; None leaves them as they are.
 
         Raises:
             UserError: this format has no writer.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from invsolve.contracts.prior import is_error_curve
 from invsolve.errors import UserError, printable
 from invsolve.plugins.priors._bounds import check_bounds
+from invsolve.plugins.priors._quantised import BITS
 
 #: Versions of the header that are read.
 FORMATS = (1,)
@@ -49,6 +50,7 @@ def check_header(header: Mapping[str, Any], networks: tuple[str, ...], where: st
         ("event_shape", _shape(header.get("event_shape")), "channels and sizes such as [1, null, null]"),
         ("data_range", _range(header.get("data_range")), "null, or two numbers [low, high]"),
         ("dtype", header.get("dtype", DTYPES[0]) in DTYPES, f"one of {', '.join(DTYPES)}"),
+        ("bits", header.get("bits") in (None, *BITS), "null, 8 or 4"),
         ("unit", isinstance(header.get("unit"), str), "text"),
         ("source", isinstance(header.get("source"), str), "text"),
         ("error_curve", _curve(header.get("error_curve")), "null, or lists sigma and mse of one length, sigma rising"),
