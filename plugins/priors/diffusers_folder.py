@@ -1,4 +1,4 @@
-"""Hugging Face diffusers folders: an unconditional U-Net, its safetensors, and the scheduler it was trained with."""
+"""Hugging Face diffusers folders: a U-Net of images, its safetensors, and the scheduler it was trained with."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from invsolve.errors import UserError
 from invsolve.networks import vp
 from invsolve.plugins.priors._checkpoint import CheckpointPrior, Negated
+from invsolve.plugins.priors._class_label import folded
 from invsolve.plugins.priors._header import check_network
 from invsolve.plugins.priors._weights import fill, plain_weights, read_checkpoint, read_json
 
@@ -38,9 +39,11 @@ class DiffusersPrior(CheckpointPrior):
             default (-1, 1), or (0, 1) with the VE scheduler.
         data_range: physical values of network -1 and +1.
         unit: physical unit of the images.
+        class_label: of a class-conditional network, the class whose images it stands for, from 0.
 
     Raises:
-        UserError: a conditional or latent model, weights that only pickle could read, or a scheduler that is not read.
+        UserError: a class-conditional network without a class, a text-conditional or latent model, weights that only pickle could
+            read, or a scheduler that is not read.
     """
 
     name = "diffusers"
@@ -57,12 +60,13 @@ class DiffusersPrior(CheckpointPrior):
         network_range: tuple[float, float] | None = None,
         data_range: tuple[float, float] | None = None,
         unit: str | None = None,
+        class_label: int | None = None,
     ) -> None:
         root = Path(path)
         folder = root / "unet" if (root / "unet" / "config.json").is_file() else root
         _refuse_others(root, folder)
         config = read_json(folder / "config.json")
-        net = _network(config, folder)
+        net = _network(config, folder, class_label)
         said = {"parametrisation": parametrisation, "schedule": schedule, "network_range": network_range}
         said |= {"data_range": data_range, "unit": unit}
         if parametrisation is None:
@@ -89,16 +93,20 @@ def _refuse_others(root: Path, folder: Path) -> None:
         raise UserError(f"{where} is a latent or text-conditional pipeline (it has {latent[0]}/); only images are read")
     kind = read_json(folder / "config.json").get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
-        raise UserError(f"{where}: the network is a {kind!r}; only the unconditional 'UNet2DModel' is read")
+        raise UserError(f"{where}: the network is a {kind!r}; only 'UNet2DModel' is read")
 
 
-def _network(config: dict[str, Any], folder: Path) -> nn.Module:
+def _network(config: dict[str, Any], folder: Path, label: int | None) -> nn.Module:
     """The U-Net with its weights."""
     from diffusers import UNet2DModel
 
-    if config.get("class_embed_type") or config.get("num_class_embeds"):
-        raise UserError(f"{str(folder)!r}: the network is class-conditional; only unconditional ones are read")
-    weights = _renamed(_weights(folder))
+    if config.get("class_embed_type"):
+        raise UserError(
+            f"{str(folder)!r}: the network is told of {config['class_embed_type']!r}; only classes of a table (num_class_embeds) "
+            "are read"
+        )
+    weights = folded(_renamed(_weights(folder)), label, repr(str(folder)))
+    config = {key: value for key, value in config.items() if key != "num_class_embeds"}
     known = inspect.signature(UNet2DModel.__init__).parameters
     options = {key: value for key, value in config.items() if key in known}
     unknown = [key for key in config if key not in known and not key.startswith("_")]
