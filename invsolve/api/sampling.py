@@ -11,6 +11,7 @@ from torch import Tensor
 
 from invsolve import api
 from invsolve.api.inputs import prior_of, whole
+from invsolve.contracts.latent import LatentPrior
 from invsolve.contracts.module import placed
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.returned import called, check_images
@@ -109,7 +110,13 @@ def draw(
         levels = schedules.edm(steps, prior.sigma_min, prior.sigma_max).tolist()
     elif len(levels) < 2 or levels[-1] != 0 or any(not a > b for a, b in pairwise(levels)):
         raise UserError(f"sample: levels must descend to 0, such as 40, 5, 0.5, 0, got {list(levels)[:6]}")
-    return along(prior, levels, chosen.over(len(levels) - 1), seed, count, wanted, device, first)
+    by = chosen.over(len(levels) - 1)
+    if isinstance(prior, LatentPrior):
+        prior.check_shape(wanted)
+        latents = along(prior.inner, levels, by, seed, count, prior.state_shape(wanted), device, first)
+        with torch.no_grad():
+            return prior.decode(latents)
+    return along(prior, levels, by, seed, count, wanted, device, first)
 
 
 def along(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invsolve.contracts.latent import LatentPrior
 from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.prior import Prior
@@ -267,6 +268,11 @@ def for_images(
         image_shape: (C, *spatial) of the operator's images; None where it is not known, or has to be the prior's.
     """
     known, own = tuple(image_shape or ()), tuple(prior.event_shape)
+    if isinstance(prior, LatentPrior) and known and (len(known) != len(own) or known[0] != own[0]):
+        raise UserError(
+            f"prior {prior.name or type(prior).__name__!r} decodes images of {own[0]} channels in {len(own) - 1} dimensions, the "
+            f"operator's are {known}; a latent prior has no view of volumes or single channels: take another prior"
+        )
     if len(known) == len(own) + 1 == 4:
         return SliceWise(prior, rows, device, planes)
     if len(known) == len(own) and own[0] == 1 < known[0] and prior.state_shape((1, *known[1:])) == (1, *known[1:]):

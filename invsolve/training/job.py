@@ -176,8 +176,9 @@ def _new_prior(
     header = {
         "format": 1,
         "architecture": architecture,
-        "parametrisation": "edm",
+        "parametrisation": "flow" if settings.kind == "flow" else "edm",
         "sigma_data": settings.sigma_data,
+        "augmented": settings.augmented if settings.kind == "pfgm++" else None,
         "noise_label_scale": _NOISE_LABEL_SCALE,
         "sigma_min": SIGMA_MIN,
         "sigma_max": settings.sigma_max,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -47,6 +47,7 @@ class DiffusersPrior(CheckpointPrior):
     """
 
     name = "diffusers"
+    latent: ClassVar[bool] = False
     published = (
         r"(unet/)?config\.json|(scheduler/)?scheduler_config\.json|model_index\.json"
         r"|(unet/)?[^/]+\.safetensors(\.index\.json)?"
@@ -64,7 +65,7 @@ class DiffusersPrior(CheckpointPrior):
     ) -> None:
         root = Path(path)
         folder = root / "unet" if (root / "unet" / "config.json").is_file() else root
-        _refuse_others(root, folder)
+        _refuse_others(root, folder, self.latent)
         config = read_json(folder / "config.json")
         net = _network(config, folder, class_label)
         said = {"parametrisation": parametrisation, "schedule": schedule, "network_range": network_range}
@@ -79,18 +80,20 @@ class DiffusersPrior(CheckpointPrior):
 
     @classmethod
     def opens(cls, path: Path) -> bool:
+        if any((path / name / "config.json").is_file() for name in ("vae", "vqvae")):
+            return False
         return path.is_dir() and any((path / name).is_file() for name in ("unet/config.json", "config.json"))
 
 
-def _refuse_others(root: Path, folder: Path) -> None:
+def _refuse_others(root: Path, folder: Path, latent_too: bool) -> None:
     where = repr(str(root))
     if not (folder / "config.json").is_file():
         raise UserError(f"{where} is no diffusers folder: neither unet/config.json nor config.json is in it")
-    others = ("vae", "vqvae", "text_encoder", "transformer")
+    others = ("text_encoder", "transformer") if latent_too else ("vae", "vqvae", "text_encoder", "transformer")
     listed = read_json(root / "model_index.json") if (root / "model_index.json").is_file() else {}
     latent = [name for name in others if (root / name).is_dir() or listed.get(name)]
     if latent:
-        raise UserError(f"{where} is a latent or text-conditional pipeline (it has {latent[0]}/); only images are read")
+        raise UserError(f"{where} is a latent or text-conditional pipeline (it has {latent[0]}/), which is not read")
     kind = read_json(folder / "config.json").get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
         raise UserError(f"{where}: the network is a {kind!r}; only 'UNet2DModel' is read")
@@ -105,7 +108,7 @@ def _network(config: dict[str, Any], folder: Path, label: int | None) -> nn.Modu
             f"{str(folder)!r}: the network is told of {config['class_embed_type']!r}; only classes of a table (num_class_embeds) "
             "are read"
         )
-    weights = folded(_renamed(_weights(folder)), label, repr(str(folder)))
+    weights = folded(renamed(folder_weights(folder)), label, repr(str(folder)))
     config = {key: value for key, value in config.items() if key != "num_class_embeds"}
     known = inspect.signature(UNet2DModel.__init__).parameters
     options = {key: value for key, value in config.items() if key in known}
@@ -120,7 +123,7 @@ def _network(config: dict[str, Any], folder: Path, label: int | None) -> nn.Modu
     return net
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
+def folder_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of all safetensors files that belong to the network."""
     index = sorted(folder.glob("*.safetensors.index.json"))
     if index:
@@ -144,7 +147,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     return plain_weights(merged)
 
 
-def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for name, value in weights.items():
         parts = name.split(".")

@@ -80,6 +80,9 @@ class UNetPrior(Prior):
         """Take over what a header says; the network has random weights."""
         self.network = make_network(header["architecture"])
         self.header = dict(header)
+        self.flow = header["parametrisation"] == "flow"
+        # Where the noise was not Gaussian D has no Jacobian that means anything: sigma^2 J is the covariance by Tweedie alone.
+        self.differentiable = not header.get("augmented")
         self.sigma_data = float(header["sigma_data"])
         self.noise_label_scale = float(header["noise_label_scale"])
         self.sigma_min, self.sigma_max = float(header["sigma_min"]), float(header["sigma_max"])
@@ -169,12 +172,15 @@ class UNetPrior(Prior):
 
     def _through_network(self, x: Tensor, sigma: Tensor) -> Tensor:
         s = per_row(sigma, x).float()
-        scale = (s**2 + self.sigma_data**2).sqrt()
+        scale = 1 + s if self.flow else (s**2 + self.sigma_data**2).sqrt()
         size = x.shape[2:]
         inside = extended(x.float() / scale, self.multiple)
         label = (self.noise_label_scale * sigma.float().log()).expand(len(x))
         raw = self.network(inside, label, return_dict=False)[0]
         raw = raw[(..., *(slice(length) for length in size))].float()
+        if self.flow:
+            # The velocity n - x0 at x_t = x / (1 + sigma), t = sigma / (1 + sigma).
+            return ((x - s * raw) / (1 + s)).to(x.dtype)
         return ((self.sigma_data / scale) ** 2 * x + s * self.sigma_data / scale * raw).to(x.dtype)
 
     @classmethod

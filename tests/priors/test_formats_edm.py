@@ -202,7 +202,8 @@ def test_same_function_as_the_transcription(name: str, precond: str, tmp_path: P
     # Safetensors forgets the order of the names, which is that of the layers.
     save_file({f"model.{n}": v.contiguous() for n, v in weights.items()}, path)
     path.with_suffix(".json").write_text(json.dumps({"format": "edm", "precond": precond, "data_range": [0, 2]}))
-    prior = invsolve.load_prior(path, self_test=False, **({"class_label": CLASS} if net.get("classes") else {}))
+    given: Any = {"class_label": CLASS} if net.get("classes") else {}
+    prior = invsolve.load_prior(path, self_test=False, **given)
     assert prior.data_range == (0.0, 2.0)
     sigma = torch.tensor([0.05, 3.0])
     x = torch.randn(2, net["colours"], 16, 16, generator=torch.Generator().manual_seed(0)) * sigma.view(-1, 1, 1, 1)
