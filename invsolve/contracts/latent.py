@@ -74,6 +74,8 @@ class Decoded(Wrapped, Operator):
         image_shape: of the images.
     """
 
+    latent: LatentPrior
+
     def __init__(self, inner: Operator, latent: LatentPrior, image_shape: Sequence[int]) -> None:
         super().__init__(inner)
         # Not registered as a part: the prior's weights are no parameters of the operator.

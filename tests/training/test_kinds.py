@@ -144,8 +144,13 @@ def test_pfgm_learns_the_posterior_mean_of_its_own_noise(tmp_path: Path) -> None
     assert best < 0.55 * gaussian
     assert reached < best + 0.4 * (gaussian - best)
     assert not prior.differentiable
+
+
+def test_a_jacobian_that_is_no_covariance_is_refused() -> None:
+    prior = UNetPrior.create(HEADER_FACTS | {"augmented": 128, "data_range": None}).eval()
+    operator, y = invsolve.operator("inpainting", fraction=0.5, image_size=16), torch.zeros(1, 1, 16, 16)
     with pytest.raises(UserError, match="'moment' needs"):
-        invsolve.reconstruct(torch.zeros(1, 1, 32), invsolve.operator("inpainting", fraction=0.5, image_size=32), prior)
+        invsolve.reconstruct(y, operator, prior, noise=invsolve.Gaussian(0.1), strategy="moment")
 
 
 def test_a_network_of_small_volumes(tmp_path: Path) -> None:
