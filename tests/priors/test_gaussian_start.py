@@ -165,7 +165,9 @@ def test_the_bundled_priors_have_one_that_is_off(name: str) -> None:
     prior = invsolve.load_prior(name)
     shape = (narrow(int, prior.event_shape[0]), 128, 128)
     assert prior.passes_at(shape, 39.0) == 1
-    early = invsolve.load_prior(name, gaussian_above=10.0)
+    # In words, as a command line has it.
+    early = invsolve.load_prior(f"{name}:gaussian_above=10")
+    assert early.parameters_given == {"gaussian_above": 10.0}
     assert [early.passes_at(shape, sigma) for sigma in (9.9, 10.0, 39.0)] == [1, 0, 0]
     assert early.fingerprint() != prior.fingerprint()
     x = 20 * torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
