@@ -147,7 +147,7 @@ def field_network(folder: Path, steps: int) -> Path:
 
 def on_gaussian(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        path = field_network(Path(folder), arguments.steps)
+        path = arguments.network or field_network(Path(folder), arguments.steps)
         print("| strategy | variant | MB | ms per call | evaluations | mean error | sd ratio |")
         print("|---|---|---|---|---|---|---|", flush=True)
         exact = {name: exact_posterior(make(), samples=arguments.draws) for name, make in PROBLEMS.items()}
@@ -222,6 +222,7 @@ if __name__ == "__main__":
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--draws", type=int, default=256)
     parser.add_argument("--steps", type=int, default=2000, help="of training on the Gaussian field")
+    parser.add_argument("--network", type=Path, help="a network trained on the Gaussian field before")
     parser.add_argument("--precision", default="bf16", choices=["float32", "bf16"])
     arguments = parser.parse_args()
     {"gaussian": on_gaussian, "held-out": on_held_out, "schedules": on_schedules}[arguments.what](arguments)

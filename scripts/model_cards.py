@@ -29,7 +29,7 @@ def card(name: str) -> str:
     prior: Any = invsolve.load_prior(name)
     header, data = prior.header, DATA.read_text(encoding="utf-8")
     training, split = header["training"], header["training"]["data"]["split"]
-    what, values, *_ = (" ".join(part.split()) for part in type(prior).__doc__.split("\n\n"))
+    what, values, *_ = (" ".join(part.split()) for part in (type(prior).__doc__ or "").split("\n\n"))
     low, high = prior.data_range
     curve = header["error_curve"]
     claim = re.findall(
