@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from invsolve import testing as testing
+    from invsolve.acquisition.session import Session as Session
+    from invsolve.acquisition.session import acquire as acquire
     from invsolve.api.adapting import adapt as adapt
     from invsolve.api.likelihood import Likelihood as Likelihood
     from invsolve.api.likelihood import log_likelihood as log_likelihood
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from invsolve.api.sampling import sample as sample
     from invsolve.api.schedule_search import search_schedule as search_schedule
     from invsolve.api.simulation import simulate as simulate
+    from invsolve.contracts.acquisition import Policy as Policy
     from invsolve.contracts.layout import Layout as Layout
     from invsolve.contracts.layout import Make as Make
     from invsolve.contracts.maskable import MaskableOperator as MaskableOperator
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from invsolve.contracts.stack import stack as stack
     from invsolve.contracts.strategy import State as State
     from invsolve.contracts.strategy import Strategy as Strategy
+    from invsolve.datasets.mri.compression import compress_coils as compress_coils
     from invsolve.errors import UserError as UserError
     from invsolve.networks.network_prior import prior_from as prior_from
     from invsolve.networks.selftest import SelfTest as SelfTest
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
     from invsolve.numerics.ode import solvers as solvers
     from invsolve.numerics.random import ChainRandom as ChainRandom
     from invsolve.operators.ct.geometry import Geometry as Geometry
+    from invsolve.operators.mri.masks import kspace_mask as kspace_mask
     from invsolve.pipeline import Pipeline as Pipeline
 
 
@@ -58,6 +63,9 @@ __version__ = "0.1.0"
 HOME = {
     "reconstruct": "invsolve.api.reconstruction",
     "simulate": "invsolve.api.simulation",
+    "acquire": "invsolve.acquisition.session",
+    "Session": "invsolve.acquisition.session",
+    "Policy": "invsolve.contracts.acquisition",
     "load_prior": "invsolve.api.loading",
     "sample": "invsolve.api.sampling",
     "search_schedule": "invsolve.api.schedule_search",
@@ -92,6 +100,8 @@ HOME = {
     "Poisson": "invsolve.contracts.noise",
     "Scale": "invsolve.contracts.scale",
     "Geometry": "invsolve.operators.ct.geometry",
+    "compress_coils": "invsolve.datasets.mri.compression",
+    "kspace_mask": "invsolve.operators.mri.masks",
     "Measurement": "invsolve.contracts.measurement",
     "Reconstruction": "invsolve.contracts.result",
     "Pipeline": "invsolve.pipeline",
