@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from invsolve.api.loading import strategy as strategy
     from invsolve.api.reconstruction import reconstruct as reconstruct
     from invsolve.api.sampling import sample as sample
+    from invsolve.api.schedule_search import search_schedule as search_schedule
     from invsolve.api.simulation import simulate as simulate
     from invsolve.contracts.acquisition import Policy as Policy
     from invsolve.contracts.layout import Layout as Layout
@@ -68,6 +69,7 @@ HOME = {
     "Policy": "invsolve.contracts.acquisition",
     "load_prior": "invsolve.api.loading",
     "sample": "invsolve.api.sampling",
+    "search_schedule": "invsolve.api.schedule_search",
     "log_likelihood": "invsolve.api.likelihood",
     "Likelihood": "invsolve.api.likelihood",
     "prior_from": "invsolve.networks.network_prior",

@@ -138,10 +138,10 @@ def _download(api: HfApi, where: Place, name: str) -> Path:
 
 def _chosen(info: ModelInfo, where: Place) -> list[RepoSibling]:
     names = [file.rfilename for file in info.siblings or []]
-    latent = sorted({name.split("/")[0] for name in names} & {"vae", "vqvae", "text_encoder", "transformer"})
-    if latent:
+    told = sorted({name.split("/")[0] for name in names} & {"text_encoder", "transformer"})
+    if told:
         raise UserError(
-            f"prior '{where}' is a latent or text-conditional pipeline (it has {latent[0]}/); only images are read"
+            f"prior '{where}' is a text-conditional pipeline (it has {told[0]}/), which is not read; name another model"
         )
     # What registered formats read, and nothing else; nothing that runs code is among it.
     patterns = [cls.published for cls in registry.available("prior").values() if cls.published]  # type: ignore[attr-defined]

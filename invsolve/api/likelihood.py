@@ -14,6 +14,7 @@ from torch import Tensor
 from invsolve import api
 from invsolve.api.inputs import as_rows, prior_of, whole
 from invsolve.api.sampling import physical
+from invsolve.contracts.latent import LatentPrior
 from invsolve.contracts.module import placed
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.returned import called, check_images
@@ -90,6 +91,10 @@ def log_likelihood(
                 f"log_likelihood: x must be real, (items, channels, *size), got {images.dtype} {tuple(images.shape)}"
             )
         loaded.check_shape(images.shape[1:])
+        if isinstance(loaded, LatentPrior):
+            raise UserError(
+                f"log_likelihood: {loaded.name!r} is a prior of latents, which have a density; their images have none"
+            )
         low = loaded.sigma_min if level is None else level
         if not loaded.differentiable:
             raise UserError(f"log_likelihood needs a prior that can be differentiated; {loaded.name!r} cannot")

@@ -81,8 +81,9 @@ def load_prior(
     """Load a prior by registered name, from a checkpoint file, or from the Hugging Face hub. Never runs code from the file.
 
     Args:
-        name: a registered name, with its parameters; a file or folder that a registered format opens; or "hf:owner/name" or
-            "hf:owner/name@revision", read from the hub's cache, as `invsolve prior fetch` leaves it.
+        name: a registered name, with its parameters, which may be written in it, as "ct-128:gaussian_above=5"; a file or folder
+            that a registered format opens; or "hf:owner/name" or "hf:owner/name@revision", read from the hub's cache, as
+            `invsolve prior fetch` leaves it.
         revision: with a name of the hub: branch, tag or commit; default the branch "main". A commit pins the weights.
         download: with a name of the hub: fetch it first; without, the network is never used. Commit, size and hashes go to
             the logger "invsolve".
@@ -121,6 +122,9 @@ def _load_prior(name: str | Path, parameters_: dict[str, Any]) -> Prior:
     if str(name) in known or str(name) in registry.aliases("prior"):
         return build(registry.find("prior", str(name)), "prior", str(name), parameters_)
     path = Path(name)
+    if str(name).partition(":")[0] in known and not path.exists():
+        written, given = read_written("prior", str(name))
+        return build(known[written], "prior", written, given | parameters_)
     if not path.exists():
         raise UserError(f"unknown prior {str(name)!r}, and no file of that name.{suggestion(str(name), known)}")
     for kind, cls in known.items():

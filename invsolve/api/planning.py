@@ -11,6 +11,7 @@ from invsolve import engine
 from invsolve.api import choice, fit, units
 from invsolve.api.inputs import resolve_device, resolve_prior, resolve_strategy
 from invsolve.api.loading import strategy
+from invsolve.contracts.latent import LatentPrior
 from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.module import placed, usable
 from invsolve.contracts.prior import Prior
@@ -81,6 +82,10 @@ def _plan(
     if options.precision == "bf16" and not (knowledge and any(True for _ in knowledge.parameters())):
         raise UserError("precision=bf16 is for network priors; this run has no network: leave it out")
     volume.check_planes(options.planes, knowledge, shape, run.couples_items, named)
+    if run.couples_items and isinstance(knowledge, LatentPrior):
+        raise UserError(
+            f"strategy {named!r} couples slices of images, and prior {knowledge.name!r} has latents; take another prior"
+        )
     if run.couples_items:
         volume.volumes_of(measurement)
         if measurement.items_differ:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from invsolve import api
 from invsolve.api.inputs import prior_of, whole
+from invsolve.contracts.latent import LatentPrior
 from invsolve.contracts.module import placed
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.returned import called, check_images
@@ -32,6 +33,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 8,
     device: str | torch.device = "cpu",
+    levels: Sequence[float] | None = None,
 ) -> Tensor:
     """Draw images from a prior, without any measurement.
 
@@ -44,6 +46,7 @@ def sample(
         seed: >= 0.
         batch_size: images that go through the network at once.
         device: "cpu", "cuda", ...
+        levels: noise levels instead of the schedule's, descending to 0, such as `invsolve.search_schedule` finds.
 
     Returns:
         (N, C, *spatial), float32, on the CPU, in the prior's physical units.
@@ -59,7 +62,7 @@ def sample(
     parts = []
     for first in range(0, count, batch_size):
         items = min(batch_size, count - first)
-        parts.append(draw(loaded, seed, steps, items, shape, place, solver, first).cpu())
+        parts.append(draw(loaded, seed, steps, items, shape, place, solver, first, levels).cpu())
     return physical(loaded).to_physical(torch.cat(parts))
 
 
@@ -72,6 +75,7 @@ def draw(
     device: torch.device | str = "cpu",
     solver_: Solver | str = "dpmpp-2m",
     first: int = 0,
+    levels: Sequence[float] | None = None,
 ) -> Tensor:
     """Draw images from a prior, network units, in one batch.
 
@@ -84,12 +88,13 @@ def draw(
         device: where to compute.
         solver_: a name or a Solver.
         first: number of the first image.
+        levels: noise levels instead, descending to 0.
 
     Returns:
         (count, C, *spatial), float32.
 
     Raises:
-        UserError: an unknown solver, fewer than 2 steps, or a shape that the prior does not take.
+        UserError: an unknown solver, fewer than 2 steps, levels that do not descend to 0, or a shape not of the prior.
     """
     chosen = solver(solver_)
     if steps < 2:
@@ -101,10 +106,32 @@ def draw(
             f"prior {prior.name or type(prior).__name__!r} makes images (channels, *size) of "
             f"{tuple('any' if f is None else f for f in fixed)}, asked for {wanted}"
         )
-    chosen = chosen.over(steps)
-    levels = schedules.edm(steps, prior.sigma_min, prior.sigma_max).tolist()
+    if levels is None:
+        levels = schedules.edm(steps, prior.sigma_min, prior.sigma_max).tolist()
+    elif len(levels) < 2 or levels[-1] != 0 or any(not a > b for a, b in pairwise(levels)):
+        raise UserError(f"sample: levels must descend to 0, such as 40, 5, 0.5, 0, got {list(levels)[:6]}")
+    by = chosen.over(len(levels) - 1)
+    if isinstance(prior, LatentPrior):
+        prior.check_shape(wanted)
+        latents = along(prior.inner, levels, by, seed, count, prior.state_shape(wanted), device, first)
+        with torch.no_grad():
+            return prior.decode(latents)
+    return along(prior, levels, by, seed, count, wanted, device, first)
+
+
+def along(
+    prior: Prior,
+    levels: Sequence[float],
+    by: Solver,
+    seed: int,
+    count: int,
+    shape: Sequence[int],
+    device: torch.device | str = "cpu",
+    first: int = 0,
+) -> Tensor:
+    """Images (count, *shape), network units, from noise along the levels (descending, the last 0); arguments as for `draw`."""
     rng = ChainRandom(seed, [(item, 0) for item in range(first, first + count)])
-    x = levels[0] * rng.at(0).normal(torch.zeros(count, *wanted, device=device))
+    x = levels[0] * rng.at(0).normal(torch.zeros(count, *shape, device=device))
 
     def denoise(z: Tensor, sigma: float) -> Tensor:
         # full() passes sigma as a kernel argument; a tensor made from a Python number would wait for the device.
@@ -114,7 +141,7 @@ def draw(
     memory: Memory = {}
     with torch.no_grad():
         for k, (sigma, sigma_next) in enumerate(pairwise(levels), start=1):
-            x, memory = chosen.step(denoise, x, memory, sigma, sigma_next, rng.at(k))
+            x, memory = by.step(denoise, x, memory, sigma, sigma_next, rng.at(k))
     return x
 
 

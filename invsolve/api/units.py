@@ -174,7 +174,8 @@ def _linear(run: Run, scale: Scale, items: Sequence[int]) -> tuple[Tensor, Probl
         first = measurement.y[items[0] : items[0] + 1]
         sigma = float(noise.rows([items[0]], first.ndim).std(first).square().mean().sqrt())
         measurement = replace(measurement, noise=Gaussian(sigma))
-    other = Run(measurement, run.prior, run.strategy, run.image_shape, run.options, scale)
+    # Without the prior: latents would come between the operator and the image.
+    other = Run(measurement, None, run.strategy, run.image_shape, run.options, scale)
     problems = [other.problem([(item, 0)]) for item in items]
     with torch.no_grad():
         return torch.cat([problem.baseline() for problem in problems]), problems[0]

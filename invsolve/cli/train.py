@@ -43,6 +43,9 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Steps; default 20000.", rich_help_panel=_LENGTH)] = None,
     minutes: Annotated[float | None, typer.Option(help="End after this time.", rich_help_panel=_LENGTH)] = None,
     batch_size: Annotated[int, typer.Option(help="Images per step, over all processes.", rich_help_panel=_LENGTH)] = 16,
+    kind: Annotated[
+        str, typer.Option(help="edm, flow (flow matching) or pfgm++ (heavy-tailed noise).", rich_help_panel=_LENGTH)
+    ] = "edm",
     width: Annotated[int, typer.Option(help="Channels of the finest level.", rich_help_panel=_LENGTH)] = 32,
     levels: Annotated[int, typer.Option(help="Levels of the U-Net.", rich_help_panel=_LENGTH)] = 4,
     precision: Annotated[str, typer.Option(help="float32, bf16 or auto.", rich_help_panel=_LENGTH)] = "auto",
@@ -59,7 +62,7 @@ def train(
     Several GPUs: torchrun --nproc-per-node 4 -m invsolve train ...
 
     More with --set: layout, read (as read={view="axial"}), augmentation (rotate, zoom, shift, warped, gain, phase),
-    network (fast), outliers, balance, weight, resident, compile, clip, unit, validation, blocks, dropout, lr, warmup,
+    network (fast), augmented, outliers, balance, weight, resident, compile, clip, unit, validation, blocks, dropout, lr, warmup,
     ema, sigma_mean, sigma_std, sigma_data, sigma_max, immiscible, stable_target, validate_every, log_every, store.
     """
     start(None)
@@ -81,6 +84,7 @@ def train(
         "steps": steps,
         "minutes": minutes,
         "batch_size": batch_size,
+        "kind": kind,
         "width": width,
         "levels": levels,
         "precision": precision,

@@ -71,6 +71,12 @@ class Prior(Module):
         """Return the gradient of log p_sigma at x, (D - x) / sigma^2 (Tweedie)."""
         return (self.denoise(x, sigma) - x) / per_row(sigma, x) ** 2
 
+    def passes_at(self, image_shape: Sequence[int], sigma: float) -> int:
+        """How often an image (C, *spatial) goes through the network in one call at this noise level: `passes`, or 0 where
+        `denoise` is a closed form there.
+        """
+        return self.passes
+
     def error(self, sigma: float) -> float:
         """Mean squared error of a pixel of D(x, sigma), network units: what the prior leaves unknown at that noise level.
 
@@ -129,8 +135,12 @@ class Prior(Module):
         """Read a prior from a file that `opens` accepted. Never runs code from the file."""
         raise NotImplementedError
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, bits: int | None = None) -> None:
         """Write the prior, with all it knows about itself, to a file that `load` reads. Not every format can.
+
+        Args:
+            path: where.
+            bits: of each weight, 8 or 4, rounded; None leaves them as they are.
 
         Raises:
             UserError: this format has no writer.

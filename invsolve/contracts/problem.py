@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from invsolve.contracts.data_step import DataStep
+from invsolve.contracts.latent import Decoded, LatentPrior
 from invsolve.contracts.maskable import Acquired, MaskableOperator
 from invsolve.contracts.noise import Gaussian, Noise
 from invsolve.contracts.operator import LinearOperator, Operator
@@ -55,6 +57,7 @@ class Problem(DataStep):
         samples_per_item: rows that belong to one item, consecutive, for strategies that couple them.
         calls: counters the engine reads.
         shift: what the scale's offset took from y and from the image, both in network units.
+        latent: where the prior's latents diffuse, what decodes them: `known`, `operator` and `image_shape` are then of latents.
         network_precision: "bf16" lets the network's products and convolutions run in bfloat16; everything else stays as it is.
         through_plane: the direction across the slices of a volume, for strategies that couple them.
     """
@@ -68,6 +71,7 @@ class Problem(DataStep):
     calls: Calls = field(default_factory=Calls, init=False)
     shift: tuple[Tensor, float | Tensor] | None = None
     network_precision: str = "float32"
+    latent: LatentPrior | None = None
     through_plane: ThroughPlane = field(default_factory=ThroughPlane)
     # Computed once a problem: in the step loop they would wait for the device. Not carried over by dataclasses.replace.
     _precision: Tensor | None = field(default=None, init=False)
@@ -100,7 +104,8 @@ class Problem(DataStep):
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         """D(x, sigma), counted; differentiable in x where gradients are enabled."""
-        self.calls.network += len(x) * self.prior.passes
+        passes = self.prior.passes_at(x.shape[1:], sigma)
+        self.calls.network += len(x) * passes
         # full() passes sigma as a kernel argument; a tensor made from a Python number would wait for the device.
         level = torch.full((), sigma, dtype=x.dtype, device=x.device)
         who = called("prior", self.prior)
@@ -110,11 +115,15 @@ class Problem(DataStep):
         else:
             estimate = check_images(self.prior.denoise(x, level), x, who, "denoise")
         if estimate.requires_grad:
-            estimate.register_hook(self._count_vjp)
+            estimate.register_hook(partial(self._count_vjp, passes))
         return estimate
 
-    def _count_vjp(self, gradient: Tensor) -> None:
-        self.calls.vjp += len(gradient) * self.prior.passes
+    def _count_vjp(self, passes: int, gradient: Tensor) -> None:
+        self.calls.vjp += len(gradient) * passes
+
+    def decoded(self, images: Tensor) -> Tensor:
+        """The images that a result stands for: decoded latents where those diffuse, else as they are."""
+        return images if self.latent is None else self.latent.decode(images)
 
     def residual(self, estimate: Tensor) -> Tensor:
         """y - A(estimate)."""
@@ -235,14 +244,15 @@ class Problem(DataStep):
             not known, a fifth of `sigma_max` stands for half of it, as noise of that level must hide every image. The second
             is NaN unless `data_range` is stated: images of an analytic prior may well be constant.
         """
-        if self.known is None:
+        known = self.latent or self.known
+        if known is None:
             nothing = torch.full((len(images),), torch.nan, device=images.device)
             return nothing, nothing
-        bounds, flat = self.known.bounds(), images.flatten(1)
-        low, high = (-self.known.sigma_max / 5, self.known.sigma_max / 5) if bounds is None else bounds
+        bounds, flat = known.bounds(), images.flatten(1)
+        low, high = (-known.sigma_max / 5, known.sigma_max / 5) if bounds is None else bounds
         middle, half = (low + high) / 2, (high - low) / 2
         span = (flat.amax(1) - flat.amin(1)) / (2 * half)
-        span = span if self.known.data_range is not None else torch.full_like(span, torch.nan)
+        span = span if known.data_range is not None else torch.full_like(span, torch.nan)
         return (flat - middle).abs().amax(1) / half, span
 
 
@@ -284,4 +294,8 @@ def make_problem(
     if weight is not None:
         operator, y = weighted(operator, weight, shared), weight * y
         shift = None if shift is None else (weight * shift[0], shift[1])
+    if isinstance(prior, LatentPrior):
+        shape = prior.state_shape(image_shape)
+        seen = Decoded(operator, prior, image_shape)
+        return Problem(prior.inner, seen, noise, y, shape, samples_per_item, latent=prior)
     return Problem(prior, operator, noise, y, tuple(image_shape), samples_per_item, shift=shift)

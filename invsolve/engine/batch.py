@@ -138,7 +138,8 @@ def run_batch(
         images = strategy.result(problem, state)
         check_tensor(images, (problem.batch, *problem.image_shape), who, "result")
         watch.finish(images)
-        reach, span = problem.reach(images)
+        shown = problem.decoded(images)
+        reach, span = problem.reach(shown)
         diagnostics = strategy.diagnostics(problem, state) | {"reach": reach, "span": span}
         if "stride" in state:
             diagnostics["stride"] = state["stride"]
@@ -156,7 +157,7 @@ def run_batch(
         "operator_calls": (calls.forward + calls.adjoint) / rows,
         "seconds": (time.perf_counter() - began) / rows,
     }
-    return Outcome(images, residuals, discrepancy, numbers, problem.unconverged(), diagnostics, facts, used)
+    return Outcome(shown, residuals, discrepancy, numbers, problem.unconverged(), diagnostics, facts, used)
 
 
 @contextmanager
@@ -171,7 +172,7 @@ def _counting(problem: Problem) -> Iterator[None]:
 
 
 def _late(strategy: Strategy, problem: Problem, state: State) -> Callable[[], Tensor]:
-    return lambda: strategy.result(problem, state)
+    return lambda: problem.decoded(strategy.result(problem, state))
 
 
 class _Watch:

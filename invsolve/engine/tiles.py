@@ -42,6 +42,11 @@ class Tiled(PriorInChunks):
         self.side, self.above = side, above
         self.passes = inner.passes
 
+    def passes_at(self, image_shape: Sequence[int], sigma: float) -> int:
+        whole = max(image_shape[1:]) <= self.above
+        sides = image_shape[1:] if whole else [min(self.side, length) for length in image_shape[1:]]
+        return self.inner.passes_at((image_shape[0], *sides), sigma)
+
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         if max(x.shape[2:]) <= self.above:
             return self.inner.denoise(x, sigma)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invsolve.contracts.latent import LatentPrior
 from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.contracts.prior import Prior
@@ -184,6 +185,9 @@ class PriorInChunks(Prior):
     def state_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
         return self.inner.state_shape(image_shape)
 
+    def passes_at(self, image_shape: Sequence[int], sigma: float) -> int:
+        return self.inner.passes_at(image_shape, sigma)
+
     def error(self, sigma: float) -> float:
         return self.inner.error(sigma)
 
@@ -212,6 +216,12 @@ class SliceWise(PriorInChunks):
         self.axes = (2, 3, 4)[:planes]
         self.passes = planes * inner.passes
 
+    def passes_at(self, image_shape: Sequence[int], sigma: float) -> int:
+        channels, *sides = image_shape
+        # A voxel goes through once a plane; the plane across `axis` has the other two sides.
+        planes = [(channels, *(side for k, side in enumerate(sides, start=2) if k != axis)) for axis in self.axes]
+        return sum(self.inner.passes_at(plane, sigma) for plane in planes)
+
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         first, *others = (self._along(axis, x, sigma) for axis in self.axes)
         return sum(others, first) / len(self.axes) if others else first
@@ -228,6 +238,10 @@ class RowsOfAVolume(SliceWise):
     def __init__(self, inner: Prior, rows: int, device: torch.device, planes: int = 1) -> None:
         super().__init__(inner, rows, device, planes)
         self.event_shape = inner.event_shape
+
+    def passes_at(self, image_shape: Sequence[int], sigma: float) -> int:
+        # Rows are slices: how many there are is not known here, so that slices of other planes count as if by the network.
+        return self.inner.passes_at(image_shape, sigma) + (len(self.axes) - 1) * self.inner.passes
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         # The rows of a volume go through the noise levels together.
@@ -247,6 +261,9 @@ class ChannelWise(PriorInChunks):
         self.event_shape = (channels, *inner.event_shape[1:])
         self.passes = channels * inner.passes
 
+    def passes_at(self, image_shape: Sequence[int], sigma: float) -> int:
+        return image_shape[0] * self.inner.passes_at((1, *image_shape[1:]), sigma)
+
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         level = sigma.repeat_interleave(x.shape[1]) if sigma.ndim else sigma
         return super().denoise(x.flatten(0, 1)[:, None], level).view(x.shape)
@@ -261,6 +278,11 @@ def for_images(
         image_shape: (C, *spatial) of the operator's images; None where it is not known, or has to be the prior's.
     """
     known, own = tuple(image_shape or ()), tuple(prior.event_shape)
+    if isinstance(prior, LatentPrior) and known and (len(known) != len(own) or known[0] != own[0]):
+        raise UserError(
+            f"prior {prior.name or type(prior).__name__!r} decodes images of {own[0]} channels in {len(own) - 1} dimensions, the "
+            f"operator's are {known}; a latent prior has no view of volumes or single channels: take another prior"
+        )
     if len(known) == len(own) + 1 == 4:
         return SliceWise(prior, rows, device, planes)
     if len(known) == len(own) and own[0] == 1 < known[0] and prior.state_shape((1, *known[1:])) == (1, *known[1:]):

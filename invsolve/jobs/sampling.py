@@ -28,13 +28,14 @@ def sample_file(
     overwrite: bool,
     command: str = "",
     self_test: bool = True,
+    levels: list[float] | None = None,
 ) -> dict[str, Any]:
     """Draw images from a prior into an image file, with what they were drawn by in its attributes."""
     refuse_existing(out, overwrite, Path(prior))
     loaded = api.load_prior(prior, self_test=self_test)
     shape = sampling.image_shape(loaded, size)
     began = time.perf_counter()
-    images = sampling.sample(loaded, count, shape, solver, steps, seed, batch_size, device)
+    images = sampling.sample(loaded, count, shape, solver, steps, seed, batch_size, device, levels)
     if not bool(images.isfinite().all()):
         raise engine.NonFinite(f"solver {solver!r} diverged on this prior; take more steps or another solver")
     config = {
@@ -45,7 +46,8 @@ def sample_file(
             "source": loaded.source,
         },
         "solver": solver,
-        "steps": steps,
+        "steps": steps if levels is None else len(levels) - 1,
+        **({} if levels is None else {"levels": levels}),
         "command": command,
     }
     attributes: dict[str, str | int] = {"invsolve_version": invsolve.__version__, "seed": seed}

@@ -26,7 +26,7 @@ from invsolve.training.settings import Settings
 #: Least noise level of a prior and of its training; below, bf16 weights see nothing.
 SIGMA_MIN = 0.005
 # The second number of a chain's key: draws for different ends must not coincide.
-_IMAGE, _NOISE, _REFERENCE, _OUTLIER = 0, 1, 2, 3
+_IMAGE, _NOISE, _REFERENCE, _OUTLIER, _TAIL = 0, 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Batches:
         rng = self._random(step, _NOISE, len(self.mine))
         level = self._levels(clean, rng)
         sigma = (s.sigma_mean + s.sigma_std * level).exp().clamp(SIGMA_MIN / 2, s.sigma_max)
-        noisy = clean + per_row(sigma, clean) * self._noise(clean, rng)
+        noisy = clean + per_row(sigma * self._tail(clean, step), clean) * self._noise(clean, rng)
         target = self._stable(clean, noisy, sigma, step) if s.stable_target else clean
         return Batch(noisy, sigma, target, outlier)
 
@@ -107,6 +107,18 @@ class Batches:
         chosen = rng.uniform() < self.settings.outliers
         strength = (0.1 * 30 ** rng.uniform()).float()
         return torch.where(per_row(chosen, clean), per_row(strength, clean) * rng.normal(clean), clean), chosen
+
+    def _tail(self, clean: Tensor, step: int) -> Tensor:
+        """By what the noise of each image is stronger than sigma, (B,): 1, but for the t-distributed noise of PFGM++.
+
+        Its kernel (|x - x0|^2 + r^2)^(-(N + D) / 2), r = sigma sqrt(D) (Xu 2023, eq. 5), is Student's with D degrees of freedom:
+        Gaussian noise over the root of chi^2_D / D.
+        """
+        if self.settings.kind != "pfgm++":
+            return clean.new_ones(len(clean))
+        degrees = self.settings.augmented
+        normal = self._random(step, _TAIL, len(self.mine)).normal(clean.new_zeros(len(clean), degrees))
+        return (degrees / normal.square().sum(1)).sqrt()
 
     def _random(self, step: int, purpose: int, rows: int) -> ChainRandom:
         """Random numbers of a step for one purpose; those of the reference batch are not shared out over processes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,13 @@ MEASURED = 128
 _NOISE = 5
 
 
+class Denoiser(Protocol):
+    """What has an error at each noise level: a prior, or a closed form."""
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """E[x0 | x], as `Prior.denoise`."""
+
+
 def log_spaced(low: float, high: float, count: int = LEVELS) -> list[float]:
     """Rising noise levels, equally spaced in their logarithm, ends included."""
     ramp = torch.linspace(math.log(low), math.log(high), count, dtype=torch.float64)
@@ -26,7 +34,7 @@ def log_spaced(low: float, high: float, count: int = LEVELS) -> list[float]:
 
 @torch.no_grad()
 def mean_squared_error(
-    prior: Prior,
+    prior: Denoiser,
     images: Tensor,
     sigmas: Sequence[float],
     batch_size: int = 16,

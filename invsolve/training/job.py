@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from invsolve.datasets.hdf5 import check_target, replace
 from invsolve.errors import Interrupted, UserError
 from invsolve.training import data
 from invsolve.training.batches import SIGMA_MIN, crop_size, held_out
+from invsolve.training.early_phase import early_phase
 from invsolve.training.error_curve import MEASURED, error_curve
 from invsolve.training.limits import begin_limits, measure_limits
 from invsolve.training.loop import Training
@@ -92,7 +94,8 @@ def train_file(
         # Nobody may write before everybody has read.
         team.wait()
         measured = data.spread(split.validation, MEASURED)
-        seen = held_out(images, measured.tolist(), batches.size, lambda x: _prepare(x, scale, settings))
+        prepare = partial(prepared, scale=scale, settings=settings)
+        seen = held_out(images, measured.tolist(), batches.size, prepare)
         few = seen[data.spread(torch.arange(len(seen)).numpy(), VALIDATED)]
         training = Training(prior, request, config, batches, few, team)
         if saved is not None:
@@ -103,7 +106,7 @@ def train_file(
         training.run(curve, should_stop)
         if not team.leads:
             return {}
-        return _finish(training, request, seen, images.complex, should_stop, say, command)
+        return _finish(training, request, seen, prepare, images.complex, should_stop, say, command)
     finally:
         team.leave()
 
@@ -116,7 +119,7 @@ def _check_output(request: Request) -> None:
         raise UserError(f"{request.out} exists; give --overwrite to replace it")
 
 
-def _prepare(x: Tensor, scale: Scale, settings: Settings) -> Tensor:
+def prepared(x: Tensor, scale: Scale, settings: Settings) -> Tensor:
     if settings.phase:
         x = turn(x, fixed_phases(len(x), tuple(x.shape[2:]), settings.phase, settings.seed))
     return scale.to_network(x.clamp(*scale.range) if settings.clip else x)
@@ -173,8 +176,9 @@ def _new_prior(
     header = {
         "format": 1,
         "architecture": architecture,
-        "parametrisation": "edm",
+        "parametrisation": "flow" if settings.kind == "flow" else "edm",
         "sigma_data": settings.sigma_data,
+        "augmented": settings.augmented if settings.kind == "pfgm++" else None,
         "noise_label_scale": _NOISE_LABEL_SCALE,
         "sigma_min": SIGMA_MIN,
         "sigma_max": settings.sigma_max,
@@ -247,6 +251,7 @@ def _finish(
     training: Training,
     request: Request,
     seen: Tensor,
+    prepare: Callable[[Tensor], Tensor],
     complex_: bool,
     should_stop: Callable[[], bool],
     say: Callable[[str], None],
@@ -276,14 +281,16 @@ def _finish(
     temporary = request.out.with_name(f".{request.out.stem}.tmp.safetensors")
     try:
         averaged.save(temporary)
-        prior = api.load_prior(temporary).to(team.device)
+        prior: Any = api.load_prior(temporary).to(team.device)
         say("measuring the error at each noise level")
         try:
-            prior.error_curve = error_curve(prior, seen, settings.batch_size, team.device, should_stop)
+            curve = error_curve(prior, seen, settings.batch_size, team.device, should_stop)
+            gaussian = early_phase(training.batches, prepare, seen, curve, should_stop)
         except Interrupted:
             raise Interrupted(
                 f"stopped after step {training.step}, before the file was written; run the same command to go on"
             ) from None
+        prior.error_curve, prior.gaussian = curve, gaussian
         prior.save(temporary)
         shown = seen[:: max(1, len(seen) // SHOWN)][:SHOWN]
         drawn = draw(prior, settings.seed, 24, len(shown), tuple(seen.shape[1:]), team.device)

@@ -24,10 +24,20 @@ from invsolve.training.batches import Batch, Batches, worker_count
 from invsolve.training.error_curve import log_spaced, mean_squared_error
 from invsolve.training.parallel import Team
 from invsolve.training.selection import LEVELS, denoising_psnr
-from invsolve.training.settings import Request
+from invsolve.training.settings import Request, Settings
 from invsolve.training.snapshot import LossCurve, write_snapshot
 
 BANDS = 8
+
+
+def output_weight(sigma: Tensor, settings: Settings) -> Tensor:
+    """Weight of the squared error of D that gives the network's own output the same weight at every noise level.
+
+    Karras 2022, table 1; of a flow D = x_t - t v, t = sigma / (1 + sigma), so that an error of v counts as 1 / t^2 of D's.
+    """
+    if settings.kind == "flow":
+        return ((1 + sigma) / sigma) ** 2
+    return (sigma**2 + settings.sigma_data**2) / (sigma * settings.sigma_data) ** 2
 
 
 class Training:
@@ -179,9 +189,7 @@ class Training:
         torch.manual_seed(int(key[0] >> np.uint64(1)))
         with torch.autocast(device.type, torch.bfloat16, enabled=self.half):
             estimate = self.model(noisy, sigma)
-        # Karras 2022, table 1: the network's own output has the same weight at every noise level.
-        weight = (sigma**2 + s.sigma_data**2) / (sigma * s.sigma_data) ** 2
-        each = weight * (estimate.float() - target).square().flatten(1).mean(1)
+        each = output_weight(sigma, s) * (estimate.float() - target).square().flatten(1).mean(1)
         if batch.outlier is not None:
             # Far from the images the error may be of any size; it must not rule the step.
             each = torch.where(batch.outlier.to(device), each.log1p(), each)
@@ -221,8 +229,7 @@ class Training:
         if curve is None:
             return
         mse = mean_squared_error(self.averaged, self.validation, self.bands, len(self.batches.mine), self.team.device)
-        s = self.settings.sigma_data
-        weights = [(sigma**2 + s**2) / (sigma * s) ** 2 for sigma in self.bands]
+        weights = [float(output_weight(torch.tensor(sigma), self.settings)) for sigma in self.bands]
         loss = sum(w * m for w, m in zip(weights, mse, strict=True)) / len(mse)
         bands = {f"{sigma:.3g}": value for sigma, value in zip(self.bands, mse, strict=True)}
         psnr = denoising_psnr(self.averaged, self.validation, LEVELS, len(self.batches.mine), self.team.device)

@@ -35,6 +35,10 @@ class Settings:
         steps: how many; default 20000, or as many as `minutes` allow.
         minutes: end after this time; the learning rate then falls with the clock, so that only `steps` resumes to the bit.
         batch_size: images a step, over all processes.
+        kind: what the network predicts and which noise it learns from. "edm": Karras 2022. "flow": the velocity n - x0 of flow
+            matching (Lipman 2023); ln sigma is the logit of its time, so that sigma_mean=0, sigma_std=1 is the logit-normal of
+            Esser 2024. "pfgm++": EDM's prediction from the heavy-tailed noise of PFGM++ (Xu 2023).
+        augmented: dimensions D of "pfgm++": its noise is Student's t with D degrees of freedom.
         network: "normed", a U-Net with group norms; "fast", for images: a residual U-Net without norms on the folded image, which
             denoises as well in a third of the time.
         width: channels of the finest level; a multiple of 8. Level k has k times as many; of "fast" 2, 3, 4, 6 times as many.
@@ -90,6 +94,8 @@ class Settings:
     steps: int | None = None
     minutes: float | None = None
     batch_size: int = 16
+    kind: Literal["edm", "flow", "pfgm++"] = "edm"
+    augmented: int = 128
     network: Literal["normed", "fast"] = "normed"
     width: int = 32
     levels: int = 4
@@ -126,7 +132,16 @@ class Settings:
     store: Literal["bfloat16", "float16", "float32"] = "bfloat16"
 
     def __post_init__(self) -> None:
-        at_least_one = ("steps", "batch_size", "levels", "blocks", "immiscible", "log_every", "validate_every")
+        at_least_one = (
+            "steps",
+            "batch_size",
+            "augmented",
+            "levels",
+            "blocks",
+            "immiscible",
+            "log_every",
+            "validate_every",
+        )
         _require(self, at_least_one, lambda v: v >= 1, "at least 1")
         positive = ("minutes", "lr", "clip_gradient", "sigma_std", "sigma_data")
         _require(self, positive, lambda v: v > 0, "above 0")

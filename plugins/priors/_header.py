@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from invsolve.contracts.prior import is_error_curve
 from invsolve.errors import UserError, printable
 from invsolve.plugins.priors._bounds import check_bounds
+from invsolve.plugins.priors._quantised import BITS
 
 #: Versions of the header that are read.
 FORMATS = (1,)
+#: What a network of ours may predict.
+PARAMETRISATIONS = ("edm", "flow")
 #: Precisions of stored weights.
 DTYPES = ("float32", "float16", "bfloat16")
 #: A network of images, with its channels: a signal has two axes, a volume four.
@@ -36,9 +39,10 @@ def check_header(header: Mapping[str, Any], networks: tuple[str, ...], where: st
         raise UserError(f"{where}: is of format {_said(header['format'])}, and this version reads {FORMATS[0]}")
     architecture = header.get("architecture")
     kind = architecture.get("class") if isinstance(architecture, dict) else None
-    if header.get("parametrisation") != "edm" or kind not in networks:
+    if header.get("parametrisation") not in PARAMETRISATIONS or kind not in networks:
+        known, classes = (" or ".join(map(repr, names)) for names in (PARAMETRISATIONS, networks))
         raise UserError(
-            f"{where}: this version reads parametrisation 'edm' of class {' or '.join(map(repr, networks))}, the header says "
+            f"{where}: this version reads parametrisation {known} of class {classes}, the header says "
             f"{_said(header.get('parametrisation'))} of {_said(kind)}"
         )
     for entry, good, expected in (
@@ -49,6 +53,8 @@ def check_header(header: Mapping[str, Any], networks: tuple[str, ...], where: st
         ("event_shape", _shape(header.get("event_shape")), "channels and sizes such as [1, null, null]"),
         ("data_range", _range(header.get("data_range")), "null, or two numbers [low, high]"),
         ("dtype", header.get("dtype", DTYPES[0]) in DTYPES, f"one of {', '.join(DTYPES)}"),
+        ("augmented", header.get("augmented") is None or _positive(header["augmented"]), "null, or a number > 0"),
+        ("bits", header.get("bits") in (None, *BITS), "null, 8 or 4"),
         ("unit", isinstance(header.get("unit"), str), "text"),
         ("source", isinstance(header.get("source"), str), "text"),
         ("error_curve", _curve(header.get("error_curve")), "null, or lists sigma and mse of one length, sigma rising"),

@@ -11,6 +11,7 @@ from torch import Tensor
 from invsolve.contracts.paper import Paper
 from invsolve.errors import UserError
 from invsolve.plugins.priors._checkpoint import COMMON, CheckpointPrior, drop_schedule
+from invsolve.plugins.priors._class_label import folded
 from invsolve.plugins.priors._weights import fill, holds_names, read_side_file, read_weights
 from invsolve.plugins.priors.nets.adm_unet import AdmUNet
 
@@ -24,7 +25,7 @@ PRESETS = {
 class AdmPrior(CheckpointPrior):
     """A guided-diffusion checkpoint (Dhariwal 2021).
 
-    A guided-diffusion U-Net (Dhariwal 2021), unconditional: epsilon prediction on the linear schedule of 1000 steps.
+    A guided-diffusion U-Net (Dhariwal 2021), unconditional or for one class: epsilon prediction, linear schedule of 1000 steps.
 
     The network is read off the weights; images of any size, 256 x 256 being what the published models were trained on.
     Learned variances (twice the channels) are left aside. A side file (JSON) may say otherwise, such as
@@ -40,9 +41,11 @@ class AdmPrior(CheckpointPrior):
         image_size: rows and columns, to take images of that size only.
         data_range: physical values of network -1 and +1.
         unit: physical unit of the images.
+        class_label: of a class-conditional model, the class whose images it stands for, from 0.
 
     Raises:
-        UserError: a class-conditional, super-resolution or latent model; weights that do not fit; a file that would run code.
+        UserError: a class-conditional model without a class; a super-resolution or latent model; weights that do not fit; a file
+            that would run code.
     """
 
     name = "adm"
@@ -64,9 +67,18 @@ class AdmPrior(CheckpointPrior):
         image_size: int | None = None,
         data_range: tuple[float, float] | None = None,
         unit: str | None = None,
+        class_label: int | None = None,
     ) -> None:
         file = Path(path)
-        known = (*COMMON, "preset", "num_head_channels", "num_heads", "new_attention_order", "image_size")
+        known = (
+            *COMMON,
+            "preset",
+            "num_head_channels",
+            "num_heads",
+            "new_attention_order",
+            "image_size",
+            "class_label",
+        )
         said = read_side_file(file, config, known, "adm")
         given: dict[str, Any] = {
             "preset": preset,
@@ -75,8 +87,9 @@ class AdmPrior(CheckpointPrior):
             "unit": unit,
         }
         given |= {"new_attention_order": new_attention_order, "image_size": image_size, "data_range": data_range}
+        given["class_label"] = class_label
         said |= {key: value for key, value in given.items() if value is not None}
-        weights = read_weights(file)
+        weights = folded(read_weights(file), said.pop("class_label", None), repr(path))
         _refuse_others(weights, file)
         try:
             net = AdmUNet(
@@ -103,8 +116,6 @@ def _refuse_others(weights: Mapping[str, Tensor], path: Path) -> None:
     where = repr(str(path))
     if any("diffusion_model.input_blocks" in name for name in weights):
         raise UserError(f"{where} is a latent diffusion model; only models of the images themselves are read")
-    if any(name.startswith("label_emb.") for name in weights):
-        raise UserError(f"{where} is class-conditional (it has label_emb); only unconditional models are read")
     wanted = ("time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.0.in_layers.2.weight", "out.2.weight")
     missing: list[Any] = [name for name in wanted if name not in weights]
     if missing:

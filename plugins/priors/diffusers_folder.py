@@ -1,17 +1,18 @@
-"""Hugging Face diffusers folders: an unconditional U-Net, its safetensors, and the scheduler it was trained with."""
+"""Hugging Face diffusers folders: a U-Net of images, its safetensors, and the scheduler it was trained with."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from invsolve.errors import UserError
 from invsolve.networks import vp
 from invsolve.plugins.priors._checkpoint import CheckpointPrior, Negated
+from invsolve.plugins.priors._class_label import folded
 from invsolve.plugins.priors._header import check_network
 from invsolve.plugins.priors._weights import fill, plain_weights, read_checkpoint, read_json
 
@@ -38,12 +39,15 @@ class DiffusersPrior(CheckpointPrior):
             default (-1, 1), or (0, 1) with the VE scheduler.
         data_range: physical values of network -1 and +1.
         unit: physical unit of the images.
+        class_label: of a class-conditional network, the class whose images it stands for, from 0.
 
     Raises:
-        UserError: a conditional or latent model, weights that only pickle could read, or a scheduler that is not read.
+        UserError: a class-conditional network without a class, a text-conditional or latent model, weights that only pickle could
+            read, or a scheduler that is not read.
     """
 
     name = "diffusers"
+    latent: ClassVar[bool] = False
     published = (
         r"(unet/)?config\.json|(scheduler/)?scheduler_config\.json|model_index\.json"
         r"|(unet/)?[^/]+\.safetensors(\.index\.json)?"
@@ -57,12 +61,13 @@ class DiffusersPrior(CheckpointPrior):
         network_range: tuple[float, float] | None = None,
         data_range: tuple[float, float] | None = None,
         unit: str | None = None,
+        class_label: int | None = None,
     ) -> None:
         root = Path(path)
         folder = root / "unet" if (root / "unet" / "config.json").is_file() else root
-        _refuse_others(root, folder)
+        _refuse_others(root, folder, self.latent)
         config = read_json(folder / "config.json")
-        net = _network(config, folder)
+        net = _network(config, folder, class_label)
         said = {"parametrisation": parametrisation, "schedule": schedule, "network_range": network_range}
         said |= {"data_range": data_range, "unit": unit}
         if parametrisation is None:
@@ -75,30 +80,36 @@ class DiffusersPrior(CheckpointPrior):
 
     @classmethod
     def opens(cls, path: Path) -> bool:
+        if any((path / name / "config.json").is_file() for name in ("vae", "vqvae")):
+            return False
         return path.is_dir() and any((path / name).is_file() for name in ("unet/config.json", "config.json"))
 
 
-def _refuse_others(root: Path, folder: Path) -> None:
+def _refuse_others(root: Path, folder: Path, latent_too: bool) -> None:
     where = repr(str(root))
     if not (folder / "config.json").is_file():
         raise UserError(f"{where} is no diffusers folder: neither unet/config.json nor config.json is in it")
-    others = ("vae", "vqvae", "text_encoder", "transformer")
+    others = ("text_encoder", "transformer") if latent_too else ("vae", "vqvae", "text_encoder", "transformer")
     listed = read_json(root / "model_index.json") if (root / "model_index.json").is_file() else {}
     latent = [name for name in others if (root / name).is_dir() or listed.get(name)]
     if latent:
-        raise UserError(f"{where} is a latent or text-conditional pipeline (it has {latent[0]}/); only images are read")
+        raise UserError(f"{where} is a latent or text-conditional pipeline (it has {latent[0]}/), which is not read")
     kind = read_json(folder / "config.json").get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
-        raise UserError(f"{where}: the network is a {kind!r}; only the unconditional 'UNet2DModel' is read")
+        raise UserError(f"{where}: the network is a {kind!r}; only 'UNet2DModel' is read")
 
 
-def _network(config: dict[str, Any], folder: Path) -> nn.Module:
+def _network(config: dict[str, Any], folder: Path, label: int | None) -> nn.Module:
     """The U-Net with its weights."""
     from diffusers import UNet2DModel
 
-    if config.get("class_embed_type") or config.get("num_class_embeds"):
-        raise UserError(f"{str(folder)!r}: the network is class-conditional; only unconditional ones are read")
-    weights = _renamed(_weights(folder))
+    if config.get("class_embed_type"):
+        raise UserError(
+            f"{str(folder)!r}: the network is told of {config['class_embed_type']!r}; only classes of a table (num_class_embeds) "
+            "are read"
+        )
+    weights = folded(renamed(folder_weights(folder)), label, repr(str(folder)))
+    config = {key: value for key, value in config.items() if key != "num_class_embeds"}
     known = inspect.signature(UNet2DModel.__init__).parameters
     options = {key: value for key, value in config.items() if key in known}
     unknown = [key for key in config if key not in known and not key.startswith("_")]
@@ -112,7 +123,7 @@ def _network(config: dict[str, Any], folder: Path) -> nn.Module:
     return net
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
+def folder_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of all safetensors files that belong to the network."""
     index = sorted(folder.glob("*.safetensors.index.json"))
     if index:
@@ -136,7 +147,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     return plain_weights(merged)
 
 
-def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for name, value in weights.items():
         parts = name.split(".")

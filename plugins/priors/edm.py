@@ -8,6 +8,7 @@ from typing import Any, Literal
 from invsolve.contracts.paper import Paper
 from invsolve.errors import UserError
 from invsolve.plugins.priors._checkpoint import COMMON, CheckpointPrior, Negated
+from invsolve.plugins.priors._class_label import folded
 from invsolve.plugins.priors._weights import fill, holds_names, read_side_file, read_weights
 from invsolve.plugins.priors.nets.edm_unet import EdmUNet
 
@@ -23,7 +24,7 @@ PRECONDITIONINGS: dict[str, dict[str, Any]] = {
 class EdmPrior(CheckpointPrior):
     """A checkpoint of EDM (Karras 2022).
 
-    A SongUNet or DhariwalUNet, unconditional, in EDM's, VP or VE preconditioning.
+    A SongUNet or DhariwalUNet, unconditional or for one class, in EDM's, VP or VE preconditioning.
 
     The published .pkl checkpoints hold pickled classes and are refused; docs/priors.md has the script that saves their weights.
     Augmentation labels, which sampling never uses, are left aside.
@@ -34,9 +35,10 @@ class EdmPrior(CheckpointPrior):
         precond: "edm", "vp" or "ve"; default what the side file says, else "edm".
         data_range: physical values of network -1 and +1.
         unit: physical unit of the images.
+        class_label: of a class-conditional network, the class whose images it stands for, from 0.
 
     Raises:
-        UserError: a class-conditional network, weights that do not fit, or a file that would run code.
+        UserError: a class-conditional network without a class, weights that do not fit, or a file that would run code.
     """
 
     name = "edm"
@@ -54,10 +56,11 @@ class EdmPrior(CheckpointPrior):
         precond: Literal["edm", "vp", "ve"] | None = None,
         data_range: tuple[float, float] | None = None,
         unit: str | None = None,
+        class_label: int | None = None,
     ) -> None:
         file = Path(path)
-        said = read_side_file(file, config, (*COMMON, "precond"), "edm")
-        given = {"precond": precond, "data_range": data_range, "unit": unit}
+        said = read_side_file(file, config, (*COMMON, "precond", "class_label"), "edm")
+        given = {"precond": precond, "data_range": data_range, "unit": unit, "class_label": class_label}
         said |= {key: value for key, value in given.items() if value is not None}
         kind = str(said.pop("precond", "edm")).lower().removesuffix("precond")
         if kind not in PRECONDITIONINGS:
@@ -67,6 +70,7 @@ class EdmPrior(CheckpointPrior):
             weights = {n.removeprefix("model."): v for n, v in weights.items() if n.startswith("model.")}
         if not {"map_layer0.weight", "map_layer1.weight"} <= set(weights):
             raise UserError(f"{path!r} is no state dict of an EDM network: 'map_layer0.weight' is missing")
+        weights = folded(weights, said.pop("class_label", None), repr(path))
         try:
             net = EdmUNet(weights)
         except (UserError, KeyError) as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +16,9 @@ from torch import Tensor
 from invsolve.contracts.paper import Paper
 from invsolve.contracts.prior import Prior, per_row
 from invsolve.errors import UserError
+from invsolve.networks.gaussian_start import GaussianStart
 from invsolve.plugins.priors._header import check_header, check_network
+from invsolve.plugins.priors._quantised import plain, quantised
 from invsolve.plugins.priors._weights import read_checkpoint
 from invsolve.plugins.priors.nets.fast_unet import FastUNet
 from invsolve.plugins.priors.nets.unet import UNet
@@ -33,9 +37,12 @@ class UNetPrior(Prior):
 
     Args:
         path: a .safetensors file written by `save`.
+        gaussian_above: noise level from which on D is that of the Gaussian in the header instead of the network's, for images of
+            the size that it was measured at; 0 for never, None for what the header says.
 
     Raises:
-        UserError: the file is not of this format, or its weights do not fit the network that its header describes.
+        UserError: the file is not of this format, its weights do not fit the network that its header describes, or it has no
+            Gaussian.
     """
 
     name = "unet"
@@ -48,22 +55,31 @@ class UNetPrior(Prior):
     trainable: ClassVar[bool] = True
     published = r"[^/]+\.safetensors"
     tileable = True
+    gaussian: GaussianStart | None = None
+    tables: Mapping[str, Tensor] | None = None
 
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, gaussian_above: float | None = None) -> None:
         super().__init__()
-        self._read(Path(path))
+        self._read(Path(path), gaussian_above)
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path, gaussian_above: float | None) -> None:
         header = read_header(path)
         if header is None:
             raise UserError(f"{str(path)!r} is not an invsolve prior: a .safetensors file with an {HEADER!r} header")
         check_header(header, NETWORKS, repr(str(path)))
         architecture = header["architecture"]
-        weights = {name: value.float() for name, value in read_checkpoint(path).items()}
+        tables = read_checkpoint(path)
+        weights = plain(tables, repr(str(path)))
         check_network(lambda: make_network(architecture), architecture["config"], weights, repr(str(path)))
         self._describe(header)
+        # Rounded once: written again they are the same.
+        self.tables = tables if header.get("bits") else None
+        if header.get("gaussian") is not None:
+            self.gaussian = GaussianStart.from_record(header["gaussian"], header["event_shape"][0], repr(str(path)))
+        if gaussian_above is not None:
+            self._start_with_gaussian(gaussian_above, repr(str(path)))
         self.network.load_state_dict(weights)
         self.eval()
 
@@ -71,6 +87,9 @@ class UNetPrior(Prior):
         """Take over what a header says; the network has random weights."""
         self.network = make_network(header["architecture"])
         self.header = dict(header)
+        self.flow = header["parametrisation"] == "flow"
+        # Where the noise was not Gaussian D has no Jacobian that means anything: sigma^2 J is the covariance by Tweedie alone.
+        self.differentiable = not header.get("augmented")
         self.sigma_data = float(header["sigma_data"])
         self.noise_label_scale = float(header["noise_label_scale"])
         self.sigma_min, self.sigma_max = float(header["sigma_min"]), float(header["sigma_max"])
@@ -79,9 +98,19 @@ class UNetPrior(Prior):
         self.unit = header["unit"]
         self.source = header["source"]
         self.error_curve = header.get("error_curve")
+        self.gaussian = None
         halvings = len(header["architecture"]["config"]["block_out_channels"]) - 1
         # The fast network folds the image to half its size before its first level.
         self.multiple = 2 ** (halvings + (header["architecture"]["class"] == "FastUNet"))
+
+    def _start_with_gaussian(self, above: float, where: str) -> None:
+        if self.gaussian is None:
+            raise UserError(
+                f"{where}: gaussian_above needs a Gaussian in the header, as `invsolve train` writes; leave it out"
+            )
+        if not above >= 0:
+            raise UserError(f"gaussian_above is a noise level in network units, or 0 for never, got {above}")
+        self.gaussian.above = above or None
 
     @classmethod
     def create(cls, header: Mapping[str, Any]) -> UNetPrior:
@@ -90,20 +119,75 @@ class UNetPrior(Prior):
         prior._describe(header)
         return prior.train()
 
-    def save(self, path: Path) -> None:
-        """Write weights and header, in the precision that header["dtype"] names (default bfloat16)."""
+    def save(self, path: Path, bits: int | None = None) -> None:
+        """Write weights and header, in the precision that header["dtype"] names (default bfloat16), or in so many bits.
+
+        Args:
+            path: ends in .safetensors.
+            bits: 8 or 4: rounded weights, half or a quarter as large on disk as 16 bits, and as fast as before; None leaves
+                them as they are.
+
+        Raises:
+            UserError: another number of bits, or weights that are rounded already, to another.
+        """
         dtype = getattr(torch, self.header.get("dtype", "bfloat16"))
         curve = {} if self.error_curve is None else {"error_curve": self.error_curve}
-        save(path, self.network.state_dict(), {**self.header, **curve}, dtype)
+        start = {} if self.gaussian is None else {"gaussian": self.gaussian.record()}
+        header = {**self.header, **curve, **start}
+        if self.tables is not None:
+            if bits not in (None, header["bits"]):
+                raise UserError(
+                    f"the weights are of {header['bits']} bits already; round those of the file it was made from"
+                )
+            _write(path, self.tables, header)
+        elif bits is not None:
+            _write(path, quantised(self.network.state_dict(), bits, dtype), {**header, "bits": bits})
+        else:
+            save(path, self.network.state_dict(), header, dtype)
+
+    def passes_at(self, image_shape: Sequence[int], sigma: float) -> int:
+        return 0 if self._gaussian_at(image_shape) <= sigma else self.passes
+
+    def error(self, sigma: float) -> float:
+        if self.gaussian is not None and self._gaussian_at((len(self.gaussian.mean), *self.gaussian.size)) <= sigma:
+            return self.gaussian.error(sigma)
+        return super().error(sigma)
+
+    def fingerprint(self) -> str:
+        above = None if self.gaussian is None else self.gaussian.above
+        if above is None:
+            return super().fingerprint()
+        assert self.gaussian is not None
+        return hashlib.sha256(f"{super().fingerprint()}{self.gaussian.record()}".encode()).hexdigest()
+
+    def _gaussian_at(self, image_shape: Sequence[int]) -> float:
+        """Noise level from which on D is the Gaussian's for images (C, *spatial) of this shape."""
+        known = self.gaussian
+        return math.inf if known is None or known.above is None or not known.stands_for(image_shape) else known.above
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        above = self._gaussian_at(x.shape[1:])
+        if above == math.inf:
+            return self._through_network(x, sigma)
+        assert self.gaussian is not None
+        # Which rows it is asks the device; without a Gaussian nothing does.
+        early = (sigma >= above).expand(len(x))
+        if bool(early.all()):
+            return self.gaussian.denoise(x, sigma)
+        late = self._through_network(x, sigma)
+        return torch.where(per_row(early, x), self.gaussian.denoise(x, sigma), late) if bool(early.any()) else late
+
+    def _through_network(self, x: Tensor, sigma: Tensor) -> Tensor:
         s = per_row(sigma, x).float()
-        scale = (s**2 + self.sigma_data**2).sqrt()
+        scale = 1 + s if self.flow else (s**2 + self.sigma_data**2).sqrt()
         size = x.shape[2:]
         inside = extended(x.float() / scale, self.multiple)
         label = (self.noise_label_scale * sigma.float().log()).expand(len(x))
         raw = self.network(inside, label, return_dict=False)[0]
         raw = raw[(..., *(slice(length) for length in size))].float()
+        if self.flow:
+            # The velocity n - x0 at x_t = x / (1 + sigma), t = sigma / (1 + sigma).
+            return ((x - s * raw) / (1 + s)).to(x.dtype)
         return ((self.sigma_data / scale) ** 2 * x + s * self.sigma_data / scale * raw).to(x.dtype)
 
     @classmethod
@@ -184,74 +268,11 @@ def save(
             event_shape, data_range, unit, source, training and error_curve, as `UNetPrior` reads them.
         dtype: precision of the stored weights.
     """
+    _write(path, {name: value.to(dtype).contiguous() for name, value in weights.items()}, header)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     from safetensors.torch import save as serialise
 
-    stored = {name: value.to(dtype).contiguous() for name, value in weights.items()}
     # safetensors' own writer leaves a file that nobody else may read.
-    path.write_bytes(serialise(stored, metadata={HEADER: json.dumps(dict(header), sort_keys=True)}))
-
-
-class Bundled(UNetPrior):
-    """A prior that comes with invsolve: `weights` names its file, whose header says on what it was trained."""
-
-    trainable: ClassVar[bool] = False
-    weights: ClassVar[str] = ""
-
-    def __init__(self) -> None:
-        Prior.__init__(self)
-        self._read(Path(__file__).parent / "weights" / f"{self.weights}.safetensors")
-
-
-class Ct128(Bundled):
-    """CT of chest, abdomen, pelvis and limbs in Hounsfield units, any image size (bundled).
-
-    Axial slices in Hounsfield units, -1000 (air) to 1200; trained at 128 x 128, any size works.
-
-    1647 slices and lung crops of about 800 people, listed in docs/bundled-priors.md. Do not read patients with it.
-    """
-
-    name = "ct-128"
-    advised_for: ClassVar[tuple[str, ...]] = ("ct",)
-
-    weights = "ct-128"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
-
-
-class Mr128(Bundled):
-    """MR magnitudes of heads, limbs, spine, breast and abdomen, any image size (bundled).
-
-    1 at the 99.7 % quantile of a slice; trained at 128 x 128, any size works.
-
-    2298 slices of about 290 people, listed in docs/bundled-priors.md. Do not read patients with it.
-    """
-
-    name = "mr-128"
-
-    weights = "mr-128"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
-
-
-class MrComplex128(Bundled):
-    """Complex MR images in two channels, any image size (bundled).
-
-    Real and imaginary part: magnitudes of MR slices with smooth random phases.
-    """
-
-    name = "mr-complex-128"
-    advised_for: ClassVar[tuple[str, ...]] = ("mri", "mri-noncartesian")
-
-    weights = "mr-complex-128"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
-
-
-class Natural(Bundled):
-    """Grey photographs, any image size (bundled).
-
-    0 (black) to 1 (white); trained on parts of 128 x 128, any size works.
-    """
-
-    name = "natural"
-    advised_for: ClassVar[tuple[str, ...]] = ("*",)
-
-    weights = "natural"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    path.write_bytes(serialise(dict(tensors), metadata={HEADER: json.dumps(dict(header), sort_keys=True)}))

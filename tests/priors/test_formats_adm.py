@@ -232,6 +232,24 @@ def test_side_file_says_otherwise(tmp_path: Path) -> None:
         assert error(prior.denoise(x, s.flatten()), wanted) < 1e-5
 
 
+def test_a_class_adds_its_row_to_the_embedding(tmp_path: Path) -> None:
+    model, path = Model(), tmp_path / "model.pt"
+    weights = model.make()
+    rows = torch.randn(6, len(weights["time_embed.2.bias"]), generator=torch.Generator().manual_seed(3))
+    torch.save(weights | {"label_emb.weight": rows}, path)
+    prior = invsolve.load_prior(path, self_test=False, num_head_channels=model.head, class_label=4)
+    x, sigma = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0.4, 2.0])
+    time = prior.coordinates.schedule.time(sigma).float()
+    inside = x / (1 + sigma.view(-1, 1, 1, 1) ** 2).sqrt()
+    # The label is added after the second layer, as its bias is.
+    told = weights | {"time_embed.2.bias": weights["time_embed.2.bias"] + rows[4]}
+    with torch.no_grad():
+        wanted = x - sigma.view(-1, 1, 1, 1) * model.run(told, inside, time)[:, :3]
+        assert error(prior.denoise(x, sigma), wanted) < 1e-5
+    with pytest.raises(UserError, match="from 0 to 5, got 6"):
+        invsolve.load_prior(path, self_test=False, num_head_channels=model.head, class_label=6)
+
+
 def spoilt(change: str) -> Weights:
     weights = Model().make()
     if change == "class":

@@ -170,6 +170,27 @@ def test_learned_variances_shards_root_layout_and_old_names(tmp_path: Path) -> N
         torch.testing.assert_close(load(tmp_path / "root").denoise(x_t(), sigma), root.denoise(x_t(), sigma))
 
 
+def test_a_class_is_what_diffusers_is_told(tmp_path: Path) -> None:
+    net, scheduler = network(num_class_embeds=5), diffusers.DDPMScheduler(clip_sample=False)
+    path = folder(tmp_path, scheduler, net)
+    sigma = torch.tensor(0.7)
+    for label in (0, 3):
+        prior = load(path, class_label=label)
+        time = prior.coordinates.schedule.time(sigma[None]).float()
+        with torch.no_grad():
+            noise = net(x_t() / (1 + sigma**2).sqrt(), time, class_labels=torch.tensor([label])).sample
+            assert error(prior.denoise(x_t(), sigma), x_t() - sigma * noise) < 1e-5
+    for given, text in (
+        (None, "give class_label=, from 0 to 4"),
+        (5, "must be from 0 to 4"),
+        (-1, "must be from 0 to 4"),
+    ):
+        with pytest.raises(UserError, match=text):
+            load(path, class_label=given)
+    with pytest.raises(UserError, match="knows no classes"):
+        load(folder(tmp_path / "plain", scheduler), class_label=0)
+
+
 def test_conformance(tmp_path: Path) -> None:
     prior = load(folder(tmp_path, diffusers.DDPMScheduler()), data_range=(0.0, 255.0))
     assert prior.data_range == (0.0, 255.0)
@@ -198,8 +219,8 @@ def edit(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ("conditional", "only the unconditional 'UNet2DModel'"),
-        ("classes", "class-conditional"),
+        ("conditional", "only 'UNet2DModel' is read"),
+        ("classes", "only classes of a table"),
         ("latent", "latent or text-conditional"),
         ("bin", "safe_serialization=True"),
         ("nothing", "has no *.safetensors"),
@@ -217,7 +238,7 @@ def test_what_is_not_read_gets_one_line(change: str, text: str, tmp_path: Path) 
     weights = path / "unet" / "diffusion_pytorch_model.safetensors"
     {
         "conditional": lambda: edit(config, _class_name="UNet2DConditionModel"),
-        "classes": lambda: edit(config, num_class_embeds=10),
+        "classes": lambda: edit(config, class_embed_type="timestep"),
         "latent": lambda: (path / "vae").mkdir(),
         "bin": lambda: weights.rename(weights.with_suffix(".bin")),
         "nothing": lambda: weights.unlink(),

@@ -22,8 +22,13 @@ NETS: dict[str, dict[str, Any]] = {
     "ddpm++": SONG,
     "ncsn++": SONG | {"taps": [1.0, 3.0, 3.0, 1.0], "encoder": "residual", "fourier": True},
     "skips": SONG | {"taps": [1.0, 3.0, 3.0, 1.0], "encoder": "skip", "decoder": "skip", "augment": 9},
+    "ddpm++ of a class": SONG | {"classes": 7},
+    "adm of a class": SONG | {"channels": 64, "dhariwal": True, "blocks": 1, "colours": 1, "classes": 4},
     "adm": SONG | {"channels": 64, "dhariwal": True, "blocks": 1, "colours": 1},
 }
+
+#: Of the class-conditional networks.
+CLASS = 2
 
 
 class Walk:
@@ -49,7 +54,12 @@ class Walk:
         if self.make and net.get("augment"):
             self.make.put("map_augment.weight", wide, net["augment"])
         told = torch.cat([cosine, sine] if self.dhariwal else [sine, cosine], 1)
-        self.told = silu(self.dense("map_layer1", silu(self.dense("map_layer0", told, 4 * c)), 4 * c))
+        if not self.dhariwal:
+            # A one-hot label times the root of the number of classes, through a layer with a bias.
+            told = told + self.of_class(wide) * math.sqrt(net.get("classes", 0))
+            told = told + (self.w["map_label.bias"] if net.get("classes") else 0)
+        told = self.dense("map_layer1", silu(self.dense("map_layer0", told, 4 * c)), 4 * c)
+        self.told = silu(told + self.of_class(4 * c) if self.dhariwal else told)
         stack, image = [], x
         for level, mult in enumerate(net["mult"]):
             size = 16 >> level
@@ -92,6 +102,16 @@ class Walk:
             shown = self.conv("out_conv", silu(self.norm("out_norm", x, 1e-5)), net["colours"])
         assert isinstance(shown, Tensor)
         return self.w, shown
+
+    def of_class(self, width: int) -> Tensor:
+        """What the class CLASS adds to the embedding; nothing in networks without classes."""
+        if not self.net.get("classes"):
+            return torch.zeros(width)
+        if self.make:
+            self.make.put("map_label.weight", width, self.net["classes"])
+            if not self.dhariwal:
+                self.make.put("map_label.bias", width)
+        return self.w["map_label.weight"][:, CLASS]
 
     def taps(self, at: str) -> None:
         if self.make:
@@ -182,7 +202,8 @@ def test_same_function_as_the_transcription(name: str, precond: str, tmp_path: P
     # Safetensors forgets the order of the names, which is that of the layers.
     save_file({f"model.{n}": v.contiguous() for n, v in weights.items()}, path)
     path.with_suffix(".json").write_text(json.dumps({"format": "edm", "precond": precond, "data_range": [0, 2]}))
-    prior = invsolve.load_prior(path, self_test=False)
+    given: Any = {"class_label": CLASS} if net.get("classes") else {}
+    prior = invsolve.load_prior(path, self_test=False, **given)
     assert prior.data_range == (0.0, 2.0)
     sigma = torch.tensor([0.05, 3.0])
     x = torch.randn(2, net["colours"], 16, 16, generator=torch.Generator().manual_seed(0)) * sigma.view(-1, 1, 1, 1)

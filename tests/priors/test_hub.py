@@ -184,12 +184,14 @@ def test_a_wrong_name_is_one_line(name: str, line: str, stand_in: StandIn) -> No
     assert "\n" not in str(caught.value)
 
 
-def test_pickles_and_latent_models_are_refused_before_they_are_fetched(stand_in: StandIn, tmp_path: Path) -> None:
+def test_pickles_and_text_conditional_models_are_refused_before_they_are_fetched(
+    stand_in: StandIn, tmp_path: Path
+) -> None:
     del stand_in.files["unet/diffusion_pytorch_model.safetensors"]
     with pytest.raises(UserError, match=r"no \*\.safetensors: its weights are pickles"):
         invsolve.load_prior("hf:owner/name", download=True)
-    stand_in.files["vqvae/config.json"] = b"{}"
-    with pytest.raises(UserError, match="latent or text-conditional"):
+    stand_in.files["text_encoder/config.json"] = b"{}"
+    with pytest.raises(UserError, match="text-conditional pipeline"):
         invsolve.load_prior("hf:owner/name", download=True)
     assert not (tmp_path / "cache").exists()
 

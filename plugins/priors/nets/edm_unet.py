@@ -127,14 +127,12 @@ class EdmUNet(nn.Module):
         weights: the state dict, without the prefix `model.`.
 
     Raises:
-        UserError: class-conditional, or of another layout.
+        UserError: of another layout.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         shapes: Shapes = {name: tuple(value.shape) for name, value in weights.items()}
-        if any(name.startswith("map_label.") for name in shapes):
-            raise UserError("it is class-conditional (it has map_label); only unconditional models are read")
         self.dhariwal = "out_conv.weight" in shapes
         self.fourier = "map_noise.freqs" in shapes
         self.map_noise = nn.Module()
