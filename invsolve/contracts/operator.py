@@ -42,6 +42,7 @@ class Operator(Module):
         examples: keyword arguments of small instances, from which the conformance tests make theirs.
         surrogate: why autograd's gradient is not the derivative of `forward`, such as "straight through the rounding"; empty
             where it is.
+        waits: why its calls must wait for what they compute, such as "NumPy code runs on the host"; empty where they need not.
         shapes_tried: image shapes (C, *spatial) with which the conformance tests try those of free size.
         parameters_given: the keyword arguments it was made from, as written to scan files.
         items: how many items it has parameters of their own for; None where one operator measures all items.
@@ -56,6 +57,7 @@ class Operator(Module):
     name: str = ""
     parameters_given: dict[str, Any] | None = None
     items: int | None = None
+    waits: str = ""
     channelwise: ClassVar[bool] = False
     item_axes: ClassVar[Mapping[str, int]] = {}
     closed_forms: ClassVar[str] = ""
@@ -329,6 +331,7 @@ class Composition(LinearOperator):
         # A real operator takes complex images part by part, so what follows it may ask for them.
         self.complex_image = first.complex_image or outer.complex_image
         self.name, self.items = f"{called(outer)} @ {called(first)}", items_of(outer, first)
+        self.waits = outer.waits or first.waits
 
     def of_item(self, item: int) -> Any:
         return self.outer.for_item(item) @ self.first.for_item(item)
@@ -357,6 +360,7 @@ class Sum(LinearOperator):
         self.complex_image = left.complex_image or right.complex_image
         self.image_unit = left.image_unit or right.image_unit
         self.name, self.items = f"{called(left)} + {called(right)}", items_of(left, right)
+        self.waits = left.waits or right.waits
 
     def of_item(self, item: int) -> Any:
         return self.left.for_item(item) + self.right.for_item(item)

@@ -43,6 +43,7 @@ class Wrapped(Module):
     name: Any = HandedOn()
     parameters_given: Any = HandedOn()
     items: Any = HandedOn()
+    waits: Any = HandedOn()
 
     def __init__(self, inner: Any) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from invsolve.contracts.arguments import is_image
 from invsolve.contracts.operator import Operator
 from invsolve.errors import UserError
 from invsolve.operators.blur.uniform import Blur
@@ -52,6 +53,7 @@ class NonlinearBlur(Operator):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
+        is_image(x, "operator 'nonlinear-blur'")
         if self.network is not None:
             return self.network(x)
         assert self.blur is not None
