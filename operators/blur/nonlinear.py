@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +32,7 @@ class NonlinearBlur(Operator):
 
     Args:
         sigma: standard deviation of the Gaussian k in pixels.
-        kernel: instead, a point-spread function (rows, columns).
+        kernel: instead, a point-spread function (rows, columns). A kernel for each item is (items, rows, columns).
         network: instead, any `torch.nn.Module` from images to measurements, (B, C, rows, columns) -> (B, ...); from Python only.
 
     Raises:
@@ -37,6 +40,7 @@ class NonlinearBlur(Operator):
     """
 
     name = "nonlinear-blur"
+    item_axes: ClassVar[Mapping[str, int]] = {"kernel": 2}
     examples = (
         {"sigma": 0.8},
         {"kernel": [[0.2, 0.5, 0.3]]},

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class VolumeBlur(LinearOperator):
 
     Args:
         kernel: point-spread function (depth, rows, columns), real; its centre is element (depth // 2, rows // 2, columns // 2).
-            Used as given: not normalised.
+            Used as given: not normalised. A kernel for each item is (items, depth, rows, columns).
         sigma: instead of a kernel, a Gaussian of these standard deviations in pixels, [depth, rows, columns]; 0 for none.
         boundary: what lies outside the volume: its periodic repetition, or zeros.
 
@@ -46,6 +46,7 @@ class VolumeBlur(LinearOperator):
     name = "blur-3d"
     closed_forms = "proximal solve, singular system (circular)"
     shapes_tried = ((1, 4, 6, 5),)
+    item_axes: ClassVar[Mapping[str, int]] = {"kernel": 3}
     examples = (
         {"sigma": [0.8, 0.5, 0.0]},
         {"kernel": [[[0.1, 0.3], [0.0, 0.1]], [[0.2, 0.0], [0.2, 0.1]], [[0.0, 0.1], [0.3, 0.0]]], "boundary": "zero"},

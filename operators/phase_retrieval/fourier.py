@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ class PhaseRetrieval(Operator):
     Args:
         oversampling: padded over own size, at least 1.
         measures: the modulus, or its square, as a detector counts it.
-        masks: coded masks (masks, rows, columns), real or complex, laid over the image (Candes 2015).
+        masks: coded masks (masks, rows, columns), real or complex, laid over the image (Candes 2015). Masks for each item
+            are (items, masks, rows, columns).
         complex_image: whether x is complex: an object with a phase of its own.
 
     Raises:
@@ -34,6 +35,7 @@ class PhaseRetrieval(Operator):
 
     name = "phase-retrieval"
     shapes_tried = ((1, 6, 7),)
+    item_axes: ClassVar[Mapping[str, int]] = {"masks": 3}
     examples = (
         {},
         {"oversampling": 1.5, "measures": "intensity", "complex_image": True},
