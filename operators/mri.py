@@ -98,6 +98,10 @@ class MRI(MaskableOperator):
                     f"operator 'mri': coil_maps must be complex (coils, rows, columns), or with items in front by "
                     f"invsolve.operator, got {coil_maps.dtype} {tuple(coil_maps.shape)}"
                 )
+            if not bool(coil_maps.isfinite().all()):
+                raise UserError(
+                    "operator 'mri': coil_maps has NaN or infinite entries; give 0 where a coil sees nothing"
+                )
             told = tuple(coil_maps.shape[1:])
             if size not in (None, told):
                 raise UserError(
@@ -113,6 +117,8 @@ class MRI(MaskableOperator):
         if size is None:
             raise UserError("operator 'mri' needs image_size=, a 2-D mask= or coil_maps= to know the image size")
         if acceleration is not None:
+            if not 0 <= centre_fraction <= 1:
+                raise UserError(f"operator 'mri': centre_fraction must be from 0 to 1, got {centre_fraction}")
             if mask is not None or acceleration < 1:
                 raise UserError("operator 'mri': give acceleration >= 1 or mask, not both")
             mask = column_mask(size[1], acceleration, centre_fraction, seed)

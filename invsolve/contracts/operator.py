@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from invsolve.contracts.guarded import calculates_with, guarded, kind_of
 from invsolve.contracts.module import Module
 from invsolve.contracts.wrapped import WrappedLinear
 from invsolve.errors import UserError
@@ -68,14 +69,18 @@ class Operator(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return A(x); refuses images whose size the operator was not made for, and numbers that it does not calculate with."""
-        known = isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
-        if not known or (x.device.type == "cpu" and x.real.element_size() < 4):
-            got = f"{x.dtype} on the {x.device.type}" if isinstance(x, Tensor) else type(x).__name__
-            raise UserError(f"operator {called(self)!r} takes tensors of float32 or float64, got {got}; give x.float()")
+        if not calculates_with(x):
+            raise UserError(
+                f"operator {called(self)!r} takes tensors of float32 or float64, got {kind_of(x)}; give x.float()"
+            )
         if self.image_shape is not None and tuple(x.shape[1:]) != tuple(self.image_shape):
             raise UserError(
                 f"operator {called(self)!r} takes images (channels, *size) of "
                 f"{tuple(self.image_shape)}, got {tuple(x.shape[1:])}"
+            )
+        if 0 in x.shape[1:]:
+            raise UserError(
+                f"operator {called(self)!r} takes images (items, channels, *size), got {tuple(x.shape)}: no pixels"
             )
         return super().__call__(x)
 
@@ -158,6 +163,11 @@ class LinearOperator(Operator):
 
     The inner product is Re <a, b>, so that a real operator seen through complex numbers has one adjoint.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "adjoint" in cls.__dict__:
+            cls.adjoint = guarded(cls.__dict__["adjoint"])  # type: ignore[method-assign]
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Return A'y, the exact transpose of `forward`; (B, *measurement) -> (B, C, *spatial)."""
@@ -276,6 +286,10 @@ class LinearOperator(Operator):
 
     def __rmul__(self, factor: float) -> LinearOperator:
         return Scaled(factor, self)
+
+
+# What derives it from `forward` is guarded as what authors write.
+LinearOperator.adjoint = guarded(LinearOperator.adjoint)  # type: ignore[method-assign]
 
 
 class Linearised(LinearOperator):

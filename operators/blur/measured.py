@@ -79,8 +79,8 @@ class MeasuredBlur(Blur):
         picture = as_array(picture, "operator 'measured-blur': picture")
         if picture.ndim != 2 or 0 in picture.shape or picture.is_complex():
             raise UserError(
-                "operator 'measured-blur': picture must be real, (rows, columns), or with items in front by invsolve.operator, got "
-                f"{picture.dtype} {tuple(picture.shape)}; give one channel of it"
+                "operator 'measured-blur': picture must be real, (rows, columns), or with items in front by invsolve.operator, "
+                f"got {picture.dtype} {tuple(picture.shape)}; give one channel of it"
             )
         if not bool(picture.isfinite().all()):
             raise UserError(

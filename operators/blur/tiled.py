@@ -49,8 +49,8 @@ class TiledBlur(LinearOperator):
         kernels = as_array(kernels, "operator 'tiled-blur': kernels")
         if kernels.ndim != 4 or 0 in kernels.shape or kernels.is_complex() or not bool(kernels.isfinite().all()):
             raise UserError(
-                "operator 'tiled-blur': kernels must be real and finite, (tile rows, tile columns, rows, columns), or with items in "
-                f"front by invsolve.operator, got {kernels.dtype} {tuple(kernels.shape)}"
+                "operator 'tiled-blur': kernels must be real and finite, (tile rows, tile columns, rows, columns), or with items "
+                f"in front by invsolve.operator, got {kernels.dtype} {tuple(kernels.shape)}"
             )
         self.kernels, self.boundary = kernels.float(), boundary
 

@@ -16,6 +16,8 @@ from invsolve.numerics.krylov import CG
 from invsolve.numerics.spectrum import RELATIVE_CUT, SingularSystem, safe_reciprocal
 
 _AXES = (-3, -2, -1)
+#: The widest Gaussian, in pixels; the kernel has eight times as many along an axis.
+_WIDEST = 50
 
 
 def gaussian(sigma: Sequence[float]) -> Tensor:
@@ -61,9 +63,9 @@ class VolumeBlur(LinearOperator):
         super().__init__()
         if (kernel is None) == (sigma is None):
             raise UserError("operator 'blur-3d' needs exactly one of kernel= and sigma=")
-        if sigma is not None and (len(sigma) != 3 or not all(0 <= s < float("inf") for s in sigma)):
+        if sigma is not None and (len(sigma) != 3 or not all(0 <= s <= _WIDEST for s in sigma)):
             raise UserError(
-                f"operator 'blur-3d': sigma must be [depth, rows, columns] in pixels, not negative, got {sigma}"
+                f"operator 'blur-3d': sigma must be [depth, rows, columns] in pixels, from 0 to {_WIDEST}, got {sigma}"
             )
         given = gaussian(sigma or ()) if kernel is None else as_array(kernel, "operator 'blur-3d': kernel")
         if given.ndim != 3 or 0 in given.shape or given.is_complex() or not bool(given.isfinite().all()):

@@ -53,12 +53,13 @@ class PhaseRetrieval(Operator):
         complex_image: bool = False,
     ) -> None:
         super().__init__()
-        if not 1 <= oversampling < float("inf"):
-            raise UserError(f"operator 'phase-retrieval': oversampling must be at least 1, got {oversampling}")
+        if not 1 <= oversampling <= 100:
+            raise UserError(f"operator 'phase-retrieval': oversampling must be from 1 to 100, got {oversampling}")
         masks = None if masks is None else as_array(masks, "operator 'phase-retrieval': masks")
-        if masks is not None and (masks.ndim != 3 or 0 in masks.shape):
+        if masks is not None and (masks.ndim != 3 or 0 in masks.shape or not bool(masks.isfinite().all())):
             raise UserError(
-                f"operator 'phase-retrieval': masks must be (masks, rows, columns), got {tuple(masks.shape)}; one is mask[None]"
+                f"operator 'phase-retrieval': masks must be (masks, rows, columns), finite, got {tuple(masks.shape)}; one is "
+                "mask[None]"
             )
         self.oversampling, self.measures, self.complex_image = oversampling, measures, complex_image
         if masks is not None:
