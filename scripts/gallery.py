@@ -38,7 +38,8 @@ HEAD = """# Gallery of operators
 
 For each operator, from left to right: the image x, the measurement y with Gaussian noise, A'y, and what `linear` and `moment`
 make of it, with their peak signal-to-noise ratio. `moment` draws one sample with a bundled prior in 16 steps; its residual is 1
-where it explains the data as well as the noise allows. Where a strategy does not take an operator, the picture says why. Of volumes the middle slice is shown, of complex images the modulus, of several coils or patterns four.
+where it explains the data as well as the noise allows. Where a strategy does not take an operator, the picture says why. Of
+volumes the middle slice is shown, of complex images the modulus, of several coils or patterns four.
 
 The page and its pictures are made by `python scripts/gallery.py`, from what is registered. The photograph is a Kodak test picture
 that the prior `natural` has not seen, the CT slice is of a person (TCGA-LUAD) who was held out from training. The MR priors have
