@@ -121,7 +121,7 @@ def coils(size: int, count: int = 4) -> np.ndarray:
 
 RECIPES: dict[str, Recipe] = {
     "blur": Recipe("photograph", lambda n: {"sigma": 1.5}),
-    "blur-3d": Recipe("MR volume", lambda n: {"sigma": [1.0, 1.0, 1.0]}, sigma=0.01, side=0.5),
+    "blur-3d": Recipe("MR volume", lambda n: {"sigma": [0.5, 1.0, 1.0]}, sigma=0.01, side=0.5),
     "clip": Recipe("photograph", lambda n: {"gain": 1.6}, sigma=0.01),
     "compressive": Recipe("photograph", lambda n: {"image_size": n, "fraction": 0.25}),
     "crop": Recipe("photograph", lambda n: {"image_size": n, "box": [n // 4, n // 4, n // 2, n // 2]}),

@@ -16,7 +16,7 @@ from invsolve import registry
 from invsolve.contracts.operator import Operator
 from invsolve.datasets import hdf5
 from invsolve.registry.check import instances
-from invsolve.registry.parameters import parameters
+from invsolve.registry.parameters import Parameter, parameters
 from tests.support.types import Cli
 
 NAN, INF = float("nan"), float("inf")
@@ -75,8 +75,14 @@ def examples(name: str) -> Iterator[dict[str, Any]]:
     yield from cls.examples
 
 
-def nowhere_finite(value: Any) -> bool:
-    """Whether all that a value says is NaN."""
+def kinds(name: str) -> tuple[Parameter, ...]:
+    """The parameters of an operator."""
+    cls: Any = registry.find("operator", name)
+    return parameters(cls)
+
+
+def holds_nan(value: Any) -> bool:
+    """Whether a value holds NaN."""
     try:
         return bool(np.isnan(np.asarray(value, dtype=complex)).any())
     except (TypeError, ValueError):
@@ -123,12 +129,12 @@ def measured(name: str, given: dict[str, Any]) -> None:
 def test_a_wrong_parameter_is_one_line_or_harmless(name: str) -> None:
     found = []
     for example in examples(name):
-        for parameter in parameters(type(OPERATORS[name][0])):
+        for parameter in kinds(name):
             right = example.get(parameter.name)
             for value in [*VALUES, *spoiled(right)]:
                 given = {**example, parameter.name: value}
                 told = complaint(partial(measured, name, given))
-                if not told and nowhere_finite(value):
+                if not told and holds_nan(value):
                     told = "" if refused(partial(invsolve.operator, name, **given)) else "taken"
                 if told:
                     found.append(f"{parameter.name}={' '.join(repr(value).split())[:40]}: {told}")
@@ -145,9 +151,8 @@ def refused(call: Callable[[], object]) -> bool:
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_counts_below_one_and_unknown_keywords_are_refused(name: str) -> None:
-    cls: Any = type(OPERATORS[name][0])
     for example in examples(name):
-        for parameter in COUNTS & {p.name for p in parameters(cls)}:
+        for parameter in COUNTS & {p.name for p in kinds(name)}:
             # A list of angles is no count.
             for count in (-3, 0) if parameter == "angles" else (-3, 0, [-3, 4], [4, 0]):
                 with pytest.raises(invsolve.UserError, match=name):
@@ -229,7 +234,7 @@ def test_a_wrong_word_of_a_command_is_one_line(name: str, tmp_path: Path, cli: C
             value = f"{key}.npy"
         settings.append((key, str(value).replace("'", '"')))
     found = []
-    wrongs = [(p.name, word) for p in parameters(type(operator)) for word in WORDS]
+    wrongs = [(p.name, word) for p in kinds(name) for word in WORDS]
     for key, word in [*wrongs, ("nonsense", "1")]:
         given = [f"{k}={v}" for k, v in settings if k != key] + [f"{key}={word}"]
         sets = [part for text in given for part in ("--set", text)]
@@ -239,6 +244,6 @@ def test_a_wrong_word_of_a_command_is_one_line(name: str, tmp_path: Path, cli: C
         lines = [line for line in err.strip().splitlines() if "warning:" not in line]
         if code not in (0, 2) or (code == 2 and (len(lines) != 1 or out or "Traceback" in err)):
             found.append(f"{key}={word}: exit {code}: {err[-300:]}")
-        if word == "nan" and code == 0 and next(p.type for p in parameters(type(operator)) if p.name == key) != "str":
+        if word == "nan" and code == 0 and next(p.type for p in kinds(name) if p.name == key) != "str":
             found.append(f"{key}=nan is taken")
     assert not found, "\n".join(dict.fromkeys(found))

@@ -17,7 +17,7 @@ import torch
 import invsolve
 from invsolve import registry
 from invsolve.testing import check_operator
-from tests.support.types import linear_operator
+from tests.support.types import linear_operator, offered
 
 FOLDER = Path(__file__).parents[2] / "examples" / "operators"
 NAMES = {
@@ -180,7 +180,7 @@ def test_an_echo_comes_when_the_wave_has_gone_there_and_back() -> None:
     row, column = 11, 4
     x = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
     x[0, 0, row, column] = 1.0
-    echoes = operator(x)[0].view(operator.shape).numpy()
+    echoes = operator(x)[0].view(offered(operator).shape).numpy()
     z, place = 5.0 + 0.2 * row, 0.2 * (column - 7.5)  # mm
     elements, strengths = (np.arange(8) - 3.5) * 0.2 * 16 / 8, []
     for k, degrees in enumerate((-15, 0, 15)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import sys
@@ -26,9 +27,7 @@ def gallery() -> Iterator[Any]:
     """The script as a module, with its neighbour."""
     sys.path.insert(0, str(ROOT / "scripts"))
     try:
-        import gallery
-
-        yield gallery
+        yield importlib.import_module("gallery")
     finally:
         sys.path.remove(str(ROOT / "scripts"))
         for name in ("gallery", "gallery_scenes"):
