@@ -118,3 +118,9 @@ def by_parts(apply: Callable[..., Tensor], *values: Tensor) -> Tensor:
     if not any(value.is_complex() for value in values):
         return apply(*values)
     return torch.complex(apply(*(v.real for v in values)), apply(*(v.imag for v in values)))
+
+
+def matching(buffer: Tensor, x: Tensor) -> Tensor:
+    """Return `buffer` in the precision of `x`: real stays real, complex stays complex."""
+    real = x.dtype.to_real() if x.is_complex() else x.dtype
+    return buffer.to(real.to_complex() if buffer.is_complex() else real)

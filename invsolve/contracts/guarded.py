@@ -1,4 +1,4 @@
-"""A linear operator's adjoint, guarded: a measurement that it was not made for is one line, whatever its author wrote."""
+"""What an operator is called with, guarded: images and measurements that it was not made for are one line, whatever its code."""
 
 from __future__ import annotations
 
@@ -25,6 +25,27 @@ def calculates_with(value: object) -> bool:
 def kind_of(value: object) -> str:
     """What a value is, for a message."""
     return f"{value.dtype} on the {value.device.type}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def check_image(operator: Any, x: Any) -> None:
+    """Refuse numbers that operators do not calculate with, images of a size that this one was not made for, and empty ones.
+
+    Raises:
+        UserError: says what is taken.
+    """
+    if not calculates_with(x):
+        raise UserError(
+            f"operator {_name(operator)} takes tensors of float32 or float64, got {kind_of(x)}; give x.float()"
+        )
+    if operator.image_shape is not None and tuple(x.shape[1:]) != tuple(operator.image_shape):
+        raise UserError(
+            f"operator {_name(operator)} takes images (channels, *size) of "
+            f"{tuple(operator.image_shape)}, got {tuple(x.shape[1:])}"
+        )
+    if 0 in x.shape[1:]:
+        raise UserError(
+            f"operator {_name(operator)} takes images (items, channels, *size), got {tuple(x.shape)}: no pixels"
+        )
 
 
 def guarded(adjoint: Callable[..., Tensor]) -> Callable[..., Tensor]:

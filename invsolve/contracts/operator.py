@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from invsolve.contracts.guarded import calculates_with, guarded, kind_of
+from invsolve.contracts.arguments import matching as matching
+from invsolve.contracts.guarded import check_image, guarded
 from invsolve.contracts.module import Module
 from invsolve.contracts.wrapped import WrappedLinear
 from invsolve.errors import UserError
@@ -20,12 +21,6 @@ from invsolve.numerics.spectrum import SingularSystem
 
 #: Operators of items that are kept, with what they remember: the samples of an item run one batch after another.
 _ITEMS_KEPT = 4
-
-
-def matching(buffer: Tensor, x: Tensor) -> Tensor:
-    """Return `buffer` in the precision of `x`: real stays real, complex stays complex."""
-    real = x.dtype.to_real() if x.is_complex() else x.dtype
-    return buffer.to(real.to_complex() if buffer.is_complex() else real)
 
 
 class Operator(Module):
@@ -69,19 +64,7 @@ class Operator(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return A(x); refuses images whose size the operator was not made for, and numbers that it does not calculate with."""
-        if not calculates_with(x):
-            raise UserError(
-                f"operator {called(self)!r} takes tensors of float32 or float64, got {kind_of(x)}; give x.float()"
-            )
-        if self.image_shape is not None and tuple(x.shape[1:]) != tuple(self.image_shape):
-            raise UserError(
-                f"operator {called(self)!r} takes images (channels, *size) of "
-                f"{tuple(self.image_shape)}, got {tuple(x.shape[1:])}"
-            )
-        if 0 in x.shape[1:]:
-            raise UserError(
-                f"operator {called(self)!r} takes images (items, channels, *size), got {tuple(x.shape)}: no pixels"
-            )
+        check_image(self, x)
         return super().__call__(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -169,6 +152,7 @@ class LinearOperator(Operator):
         if "adjoint" in cls.__dict__:
             cls.adjoint = guarded(cls.__dict__["adjoint"])  # type: ignore[method-assign]
 
+    @guarded
     def adjoint(self, y: Tensor) -> Tensor:
         """Return A'y, the exact transpose of `forward`; (B, *measurement) -> (B, C, *spatial)."""
         shape = self.image_shape or self.image_shape_for(y.shape[1:])
@@ -288,10 +272,6 @@ class LinearOperator(Operator):
         return Scaled(factor, self)
 
 
-# What derives it from `forward` is guarded as what authors write.
-LinearOperator.adjoint = guarded(LinearOperator.adjoint)  # type: ignore[method-assign]
-
-
 class Linearised(LinearOperator):
     """The tangent of an operator at one image a row: forward is a Jacobian-vector product, adjoint a vector-Jacobian product.
 
@@ -341,11 +321,10 @@ class Composition(LinearOperator):
     def __init__(self, outer: LinearOperator, first: LinearOperator) -> None:
         super().__init__()
         self.outer, self.first = outer, first
-        self.image_shape, self.image_unit = first.image_shape, first.image_unit
+        self.image_shape, self.image_unit, self.waits = first.image_shape, first.image_unit, outer.waits or first.waits
         # A real operator takes complex images part by part, so what follows it may ask for them.
         self.complex_image = first.complex_image or outer.complex_image
         self.name, self.items = f"{called(outer)} @ {called(first)}", items_of(outer, first)
-        self.waits = outer.waits or first.waits
 
     def of_item(self, item: int) -> Any:
         return self.outer.for_item(item) @ self.first.for_item(item)
@@ -372,9 +351,8 @@ class Sum(LinearOperator):
         self.left, self.right = left, right
         self.image_shape = left.image_shape or right.image_shape
         self.complex_image = left.complex_image or right.complex_image
-        self.image_unit = left.image_unit or right.image_unit
+        self.image_unit, self.waits = left.image_unit or right.image_unit, left.waits or right.waits
         self.name, self.items = f"{called(left)} + {called(right)}", items_of(left, right)
-        self.waits = left.waits or right.waits
 
     def of_item(self, item: int) -> Any:
         return self.left.for_item(item) + self.right.for_item(item)
