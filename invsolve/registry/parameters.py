@@ -242,13 +242,12 @@ def check(plugin: type, kind: str, name: str, given: dict[str, Any], later: Coll
             value = _short(given[key])
             raise UserError(f"{kind} {name!r}: {key}={value} is not {known[key].type}: {what}") from None
     if kind == "operator":
-        _refuse_odd_numbers(name, given)
+        # Arrays are the operator's to judge, which knows more of them.
+        _refuse_odd_numbers(name, {k: v for k, v in given.items() if "array" not in known[k].type or np.isscalar(v)})
 
 
 def _refuse_odd_numbers(name: str, given: dict[str, Any]) -> None:
     """Refuse NaN, which an operator may take for "not given", and whole numbers that no tensor can count.
-
-    Arrays are the operator's to judge: what is not measured may well be NaN there.
 
     Raises:
         UserError: names the parameter.
