@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from invsolve import testing as testing
+    from invsolve.acquisition.session import Session as Session
+    from invsolve.acquisition.session import acquire as acquire
     from invsolve.api.adapting import adapt as adapt
     from invsolve.api.likelihood import Likelihood as Likelihood
     from invsolve.api.likelihood import log_likelihood as log_likelihood
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from invsolve.api.reconstruction import reconstruct as reconstruct
     from invsolve.api.sampling import sample as sample
     from invsolve.api.simulation import simulate as simulate
+    from invsolve.contracts.acquisition import Policy as Policy
     from invsolve.contracts.layout import Layout as Layout
     from invsolve.contracts.layout import Make as Make
     from invsolve.contracts.maskable import MaskableOperator as MaskableOperator
@@ -57,6 +60,9 @@ __version__ = "0.1.0"
 HOME = {
     "reconstruct": "invsolve.api.reconstruction",
     "simulate": "invsolve.api.simulation",
+    "acquire": "invsolve.acquisition.session",
+    "Session": "invsolve.acquisition.session",
+    "Policy": "invsolve.contracts.acquisition",
     "load_prior": "invsolve.api.loading",
     "sample": "invsolve.api.sampling",
     "log_likelihood": "invsolve.api.likelihood",

@@ -36,6 +36,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "inpainting": {"fraction": 0.6},
     "measured-blur": {"picture": [[0.0, 1.0, 0.0, 0.0], [1.0, 4.0, 2.0, 0.0], [0.0, 1.0, 0.0, 0.0]]},
     "mri": {"acceleration": 2},
+    "mri-noncartesian": {"spokes": 19},
     "tiled-blur": {"kernels": [[[[0.1, 0.8, 0.1]], [[0.2, 0.4, 0.4]]]]},
 }
 BUILT_IN = {

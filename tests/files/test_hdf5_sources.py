@@ -12,7 +12,15 @@ import pytest
 import torch
 
 import invsolve
-from invsolve.datasets.hdf5 import LazyRows, ResultFile, dataset, datasets, open_readonly, source_files, write_scan
+from invsolve.datasets.hdf5 import (
+    LazyRows,
+    ResultFile,
+    dataset,
+    datasets,
+    open_readonly,
+    source_files,
+    write_scan,
+)
 from invsolve.datasets.hdf5.guarded import GuardedGroup
 from invsolve.datasets.layouts.nxtomo import NXtomo
 from invsolve.errors import UserError

@@ -37,7 +37,7 @@ FLOORS = (
         "testing",
         "registry",
     ),
-    *("api", "files", "training", "bench", "jobs", "report", "pipeline", "cli"),
+    *("api", "files", "training", "bench", "acquisition", "jobs", "report", "pipeline", "cli"),
 )
 #: The wings are found through the registry, so nobody imports from them, but for what is public: files, phantoms, geometries.
 WINGS = ("operators", "plugins", "datasets")
