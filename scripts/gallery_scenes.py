@@ -162,7 +162,8 @@ def scene(name: str, size: int, data: Path | None) -> Scene:
     if recipe is not None:
         side = int(size * recipe.side)
         return _made(name, recipe.parameters(side), side, data, recipe.kind, recipe.sigma)
-    smaller = [{"image_size": size}, {"image_size": [size // 8, size // 2, size // 2]}]
+    volume = [size // 8, size // 2, size // 2]
+    smaller = [{"image_size": size}, {"image_size": volume}, {"volume_size": volume}]
     resized = [{**e, "image_size": size} for e in cls.examples if "image_size" in e]
     tried = (*smaller, {}, *resized, *cls.examples)
     for given in tried:
