@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from invsolve.contracts.operator import LinearOperator as LinearOperator
     from invsolve.contracts.operator import Operator as Operator
     from invsolve.contracts.operator import matching as matching
+    from invsolve.contracts.paper import Paper as Paper
     from invsolve.contracts.per_item import per_item as per_item
     from invsolve.contracts.plugin import collect as collect
     from invsolve.contracts.plugin import hookimpl as hookimpl
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from invsolve.contracts.stack import stack as stack
     from invsolve.contracts.strategy import State as State
     from invsolve.contracts.strategy import Strategy as Strategy
+    from invsolve.datasets.mri.compression import compress_coils as compress_coils
     from invsolve.errors import UserError as UserError
     from invsolve.networks.network_prior import prior_from as prior_from
     from invsolve.networks.selftest import SelfTest as SelfTest
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from invsolve.numerics.ode import solvers as solvers
     from invsolve.numerics.random import ChainRandom as ChainRandom
     from invsolve.operators.ct.geometry import Geometry as Geometry
+    from invsolve.operators.mri.masks import kspace_mask as kspace_mask
     from invsolve.pipeline import Pipeline as Pipeline
 
 
@@ -81,6 +84,7 @@ HOME = {
     "stack": "invsolve.contracts.stack",
     "matching": "invsolve.contracts.operator",
     "per_item": "invsolve.contracts.per_item",
+    "Paper": "invsolve.contracts.paper",
     "CG": "invsolve.numerics.krylov",
     "Solution": "invsolve.numerics.krylov",
     "State": "invsolve.contracts.strategy",
@@ -96,6 +100,8 @@ HOME = {
     "Poisson": "invsolve.contracts.noise",
     "Scale": "invsolve.contracts.scale",
     "Geometry": "invsolve.operators.ct.geometry",
+    "compress_coils": "invsolve.datasets.mri.compression",
+    "kspace_mask": "invsolve.operators.mri.masks",
     "Measurement": "invsolve.contracts.measurement",
     "Reconstruction": "invsolve.contracts.result",
     "Pipeline": "invsolve.pipeline",

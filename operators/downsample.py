@@ -11,6 +11,7 @@ from torch import Tensor
 
 from invsolve.contracts.arguments import as_array, by_parts, is_image
 from invsolve.contracts.operator import LinearOperator, matching
+from invsolve.contracts.paper import Paper
 from invsolve.errors import UserError
 from invsolve.numerics.krylov import CG
 from invsolve.numerics.spectrum import RELATIVE_CUT, SingularSystem, hartley, safe_reciprocal
@@ -51,6 +52,12 @@ class Downsample(LinearOperator):
     """
 
     name = "downsample"
+    paper = Paper(
+        "Fast Single Image Super-Resolution Using a New Analytical Solution for l2-l2 Problems",
+        ("Ningning Zhao", "Qi Wei", "Adrian Basarab", "Nicolas Dobigeon", "Denis Kouamé", "Jean-Yves Tourneret"),
+        2016,
+        "doi:10.1109/TIP.2016.2567075",
+    )
     closed_forms = "proximal solve, pseudo-inverse, singular system (circular)"
 
     examples = (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from invsolve.contracts.arguments import as_array, as_mask, is_image, rows_and_columns
 from invsolve.contracts.maskable import MaskableOperator, numbered
-from invsolve.contracts.operator import matching
+from invsolve.contracts.operator import LinearOperator, matching
 from invsolve.errors import UserError
 from invsolve.numerics.krylov import CG
 from invsolve.numerics.spectrum import SingularSystem
@@ -107,6 +107,9 @@ class Inpainting(MaskableOperator):
             return numbers if numbers.ndim == 3 else numbers[None]
 
         return self.remembered("groups", index)
+
+    def restricted(self, selected: Tensor) -> LinearOperator:
+        return self._with_less(selected)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.image_shape is None:

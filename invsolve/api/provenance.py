@@ -15,6 +15,7 @@ import invsolve
 from invsolve import registry
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
+from invsolve.contracts.paper import papers_of
 from invsolve.contracts.strategy import settings
 from invsolve.engine.run import Run
 from invsolve.errors import UserError
@@ -96,6 +97,9 @@ def provenance(run: Run) -> dict[str, Any]:
         "notes": run.measurement.notes,
         "doubt": run.doubt,
         "draws": strategy.draws,
+        "papers": [
+            paper.record() for thing in (strategy, run.measurement.operator, prior) for paper in papers_of(thing)
+        ],
         "versions": {
             "invsolve": invsolve.__version__,
             "torch": torch.__version__,

@@ -45,7 +45,7 @@ def reconstruct(
         operator: an Operator, or the name of one that needs no parameters; a Measurement brings its own.
         prior: a Prior, a registered name or a checkpoint file; not needed by strategies such as "tv".
         noise: how y scatters: an `invsolve.Noise`, such as `Gaussian(sigma)`, or text such as "gaussian:0.01".
-        strategy: a Strategy or the name of one with its default parameters. "auto" is "moment" where prior and operator can
+        strategy: a Strategy or the name of one with its default parameters. "auto" is "mmps" where prior and operator can
             be differentiated (a linear operator with Gaussian noise always can), else "red-diff", with a warning.
         callback: called with a `StepInfo` after each step; return True to end the batch early.
         progress: a bar on the terminal; None shows it only where standard error is a terminal.

@@ -59,6 +59,8 @@ def bench_posterior(
         if problem not in chosen.problems:
             raise UserError(f"unknown problem {problem!r}.{suggestion(problem, chosen.problems)}")
     known = registry.available("strategy")
+    # By their names, whatever alias was given.
+    strategies = [registry.find("strategy", n).name for n in strategies]  # type: ignore[attr-defined]
     names = list(strategies) or [n for n, cls in known.items() if cls.draws]  # type: ignore[attr-defined]
     made = {n: api.strategy(n) if evaluations is None else api.strategy(n).at_cost(evaluations) for n in names}
     rows = []

@@ -24,10 +24,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "tv": {"steps": 1500},
     "red-diff": {"steps": 80, "weight": 0.08},
     "dps-fitted": {"steps": 60},
-    "moment": {"steps": 16},
+    "mmps": {"steps": 16},
 }
 #: One sample of most; two of the last, for a mean and a first idea of the uncertainty within the minute.
-SAMPLES = {"moment": 2}
+SAMPLES = {"mmps": 2}
 
 
 def run_demo(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -64,12 +64,12 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
         calls = samples * float(result.diagnostics["network_calls"][0] + result.diagnostics["vjp_calls"][0])
         rows.append({"method": method, **metrics.average(scores), "network_calls": calls, "seconds": seconds})
         images.append((method, image, scores))
-    overview, detail = folder / "demo.png", folder / "moment.png"
+    overview, detail = folder / "demo.png", folder / "mmps.png"
     names = ("synthetic patient", "phantom")
     pictures = [
         (names[i], [("truth", truth[i]), *((f"{m} {s[i]['psnr']:.1f} dB", x[i]) for m, x, s in images)])
         for i in range(len(truth))
     ]
     sheet(pictures, (low, high), overview)
-    write_report(folder / "moment.h5", detail, None, None, overwrite=True)
+    write_report(folder / "mmps.h5", detail, None, None, overwrite=True)
     return {"rows": rows, "pictures": [str(overview), str(detail)], "seconds": time.perf_counter() - began}

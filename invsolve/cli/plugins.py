@@ -39,9 +39,7 @@ def list_(
     if markdown:
         print("\n\n".join(tables.markdown(kind) for kind in registry.KINDS))
         return
-    summaries = {
-        kind: {name: tables.summary(cls) for name, cls in registry.available(kind).items()} for kind in registry.KINDS
-    }
+    summaries = {kind: tables.summaries(kind) for kind in registry.KINDS}
     rows = [[kind, name, text] for kind, names in summaries.items() for name, text in names.items()]
     widths = [max(len(row[k]) for row in rows) for k in (0, 1)]
     room = max(shutil.get_terminal_size().columns - sum(widths) - 4, 30)
@@ -60,23 +58,33 @@ def show(
     """What a plugin does and its parameters."""
     start(plugin)
     from invsolve import registry
-    from invsolve.errors import UserError, suggestion
+    from invsolve.contracts.paper import papers_of
     from invsolve.registry.parameters import parameters
 
-    plugins = {n: (kind, cls) for kind in registry.KINDS for n, cls in registry.available(kind).items()}
-    if name not in plugins:
-        raise UserError(f"no plugin is called {name!r}.{suggestion(name, plugins)}")
-    kind, cls = plugins[name]
+    kind, cls = registry.find_any(name)
+    known: Any = cls
     rows = [
         {"name": p.name, "type": p.type, "default": "required" if p.required else _plain(p.default), "text": p.text}
         for p in parameters(cls)
     ]
-    result = {"name": name, "kind": kind, "class": f"{cls.__module__}:{cls.__qualname__}", "text": _description(cls)}
-    text = f"{kind} {name}  ({result['class']})\n\n{result['text']}"
+    result: dict[str, Any] = {
+        "name": known.name,
+        "aliases": list(getattr(known, "aliases", ())),
+        "kind": kind,
+        "class": f"{cls.__module__}:{cls.__qualname__}",
+        "text": _description(cls),
+        "papers": [paper.record() for paper in papers_of(cls)],
+        "presets": {key: dict(values) for key, values in getattr(known, "presets", {}).items()},
+    }
+    also = f", also {', '.join(result['aliases'])}" if result["aliases"] else ""
+    text = f"{kind} {known.name}{also}  ({result['class']})\n\n{result['text']}"
+    text += "".join(f"\n\n{'Paper' if k == 0 else 'Builds on'}: {p.line}" for k, p in enumerate(papers_of(cls)))
     if rows:
         lines = [[r["name"], r["type"], str(r["default"])] for r in rows]
         text += "\n\n" + table(["parameter", "type", "default"], lines) + "\n"
         text += "".join(f"\n{r['name']}: {r['text']}" for r in rows if r["text"])
+    for key, values in result["presets"].items():
+        text += f"\n\npreset={key}: " + ", ".join(f"{k}={v}" for k, v in values.items())
     emit(result | {"parameters": rows}, json_, text)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -38,13 +38,21 @@ class MaskableOperator(LinearOperator):
         kept = torch.where(index >= 0, values.flatten(1), 0.0)
         return values.new_zeros(len(values), groups).index_add_(1, index.clamp_min(0), kept)
 
-    def restricted(self, selected: Tensor) -> MaskableOperator:
+    def restricted(self, selected: Tensor) -> LinearOperator:
         """Return the same operator with only these groups measured: y has the same shape, and is zero elsewhere.
 
         Args:
             selected: boolean, (groups,).
         """
         return Restricted(self, selected)
+
+    def _with_less(self, selected: Tensor) -> Self:
+        """The same for operators whose buffer `mask` is what they measure: their closed forms then hold for the part, too."""
+        other = self.twin()
+        whole: Tensor = self.get_buffer("mask")
+        mask = (whole * self.group_mask(selected[None])[0]).reshape(whole.shape)
+        other.__dict__.update(_buffers=self._buffers | {"mask": mask}, _remembered={})
+        return other
 
     def __matmul__(self, other: LinearOperator) -> LinearOperator:
         return MaskableComposition(self, other)

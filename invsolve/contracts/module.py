@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import fields, replace
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from invsolve.contracts.paper import Paper
 from invsolve.errors import UserError
 
 T = TypeVar("T")
@@ -18,7 +19,17 @@ D = TypeVar("D", bound=Any)
 
 
 class Module(nn.Module):
-    """An `nn.Module` whose tensor attributes are buffers, and which needs no call of `super().__init__()`."""
+    """An `nn.Module` whose tensor attributes are buffers, and which needs no call of `super().__init__()`.
+
+    Class attributes:
+        aliases: other names under which it is found.
+        paper: the publication that it implements; None where there is none.
+        builds_on: further publications that it rests on.
+    """
+
+    aliases: ClassVar[tuple[str, ...]] = ()
+    paper: ClassVar[Paper | None] = None
+    builds_on: ClassVar[tuple[Paper, ...]] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         # Initialised here so that an author who forgets super().__init__() still gets a working module.
@@ -37,6 +48,14 @@ class Module(nn.Module):
             self.register_buffer(name, value)
         else:
             super().__setattr__(name, value)
+
+    @classmethod
+    def spelled_out(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of an operator with those replaced that stand for others, such as a mask's name by the mask; here none.
+
+        Called with the value of every parameter, before those for each item are told apart.
+        """
+        return dict(values)
 
     def remembered(self, key: Hashable, make: Callable[[], T]) -> T:
         """`make()`, kept for the next call with this key until the module changes.

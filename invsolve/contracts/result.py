@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper, bibliography, entry
+
 
 @dataclass
 class Reconstruction:
@@ -32,6 +34,18 @@ class Reconstruction:
     samples: Tensor
     diagnostics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def citation(self) -> str:
+        """BibTeX of what the images rest on: strategy, operator and prior, where they are of a publication, and invsolve.
+
+        Taken from `provenance`, so that what a result cites is what made it, whatever is installed now.
+        """
+        papers = [Paper.from_record(fields) for fields in self.provenance.get("papers", ())]
+        version = str(self.provenance.get("versions", {}).get("invsolve", ""))
+        # Braced twice, because BibTeX would take the words of one author's name apart.
+        fields = {"title": "{invsolve}", "author": "{The invsolve authors}", "version": version}
+        ours = entry("software", "invsolve", fields)
+        return "\n\n".join(part for part in (bibliography(papers), ours) if part)
 
     def __repr__(self) -> str:
         n, s = self.samples.shape[:2]

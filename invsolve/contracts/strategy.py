@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper
+
 if TYPE_CHECKING:
     from invsolve.contracts.problem import Problem
     from invsolve.numerics.random import ChainRandom
@@ -56,6 +58,11 @@ class Strategy:
         advice: what `invsolve inspect` suggests it for ("a quick look", "with a prior", "without a prior"), and with which
             options; empty where it does not.
         cost: network calls per step, in words, for tables.
+        aliases: other names under which it is found.
+        paper: the publication that it implements; None where it is nobody's but ours.
+        builds_on: further publications that it rests on.
+        presets: named sets of parameters, taken with the parameter `preset`; "published" holds the paper's settings where
+            the defaults are others.
         mean_error, std_ratio, eigen_ratio: what is claimed against the exact posterior of a Gaussian field: mean error in
             posterior standard deviations; sample over posterior standard deviation, of all pixels together; and the same
             along the posterior's eigenvectors, between which bounds 90 % of them lie, as what is too narrow along one
@@ -77,6 +84,10 @@ class Strategy:
     std_ratio: ClassVar[tuple[float, float]] = (0.7, 1.4)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.5, 2.0)
     name: ClassVar[str] = ""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    paper: ClassVar[Paper | None] = None
+    builds_on: ClassVar[tuple[Paper, ...]] = ()
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     def at_cost(self, evaluations: int) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -41,6 +41,8 @@ class Wrapped(Module):
     complex_image: Any = HandedOn()
     image_unit: Any = HandedOn()
     name: Any = HandedOn()
+    paper: ClassVar[Any] = HandedOn()
+    builds_on: ClassVar[Any] = HandedOn()
     parameters_given: Any = HandedOn()
     items: Any = HandedOn()
     waits: Any = HandedOn()

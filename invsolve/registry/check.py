@@ -79,10 +79,10 @@ def _find(target: str) -> type:
             raise UserError(f"plugin file {place!r} does not exist")
         module: Any = registry.import_file(file, f"invsolve_checked_{file.stem}")
     elif not colon:
-        known = {n: cls for kind in _KINDS.values() for n, cls in registry.available(kind).items()}
-        if target not in known:
-            raise UserError(f"no plugin is called {target!r}.{suggestion(target, known)} Or write FILE.py:CLASS")
-        return known[target]
+        try:
+            return registry.find_any(target)[1]
+        except UserError as error:
+            raise UserError(f"{error} Or write FILE.py:CLASS") from None
     else:
         try:
             module = importlib.import_module(place)

@@ -131,18 +131,47 @@ def _mapping(kind: str) -> dict[str, type]:
     return dict(sorted(classes.items()))
 
 
+def aliases(kind: str) -> dict[str, str]:
+    """Other names of what is registered of a kind, alias -> name, sorted. A class states its own in `aliases`."""
+    names: dict[str, str] = {}
+    known = available(kind)
+    for name, cls in known.items():
+        for alias in getattr(cls, "aliases", ()):
+            if alias in known or alias in names:
+                text = f"alias {alias!r} of {kind} {name!r} skipped: that name is taken"
+                warnings.warn(text, BrokenPluginWarning, stacklevel=2)
+                continue
+            names[alias] = name
+    return dict(sorted(names.items()))
+
+
 def available(kind: str) -> dict[str, type]:
     """Everything registered of a kind ("operator", "strategy", "prior", "layout", "noise"), name -> class, sorted by name."""
     return _mapping(kind)
 
 
 def find(kind: str, name: str) -> type:
-    """The class registered under `name`.
+    """The class registered under `name`, which may be an alias.
 
     Raises:
         UserError: nothing is; the message lists near names.
     """
-    known = available(kind)
-    if name not in known:
-        raise UserError(f"unknown {kind} {name!r}.{suggestion(name, known)}")
-    return known[name]
+    known, others = available(kind), aliases(kind)
+    if name not in known and name not in others:
+        raise UserError(f"unknown {kind} {name!r}.{suggestion(name, [*known, *others])}")
+    return known[others.get(name, name)]
+
+
+def find_any(name: str) -> tuple[str, type]:
+    """Kind and class of what is registered under a name or alias, whatever it is.
+
+    Raises:
+        UserError: nothing is; the message lists near names.
+    """
+    names: list[str] = []
+    for kind in KINDS:
+        here = {*available(kind), *aliases(kind)}
+        if name in here:
+            return kind, find(kind, name)
+        names += here
+    raise UserError(f"no plugin is called {name!r}.{suggestion(name, names)}")

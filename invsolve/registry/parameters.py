@@ -159,12 +159,30 @@ def _model(plugin: type) -> type[pydantic.BaseModel]:
     return pydantic.create_model(plugin.__name__, __config__=config, **fields)
 
 
+def with_preset(plugin: type, kind: str, name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments with those of the preset that `preset` names; what is given beside it wins.
+
+    Raises:
+        UserError: no such preset.
+    """
+    presets = getattr(plugin, "presets", None)
+    if not presets or "preset" not in given:
+        return given
+    rest = {key: value for key, value in given.items() if key != "preset"}
+    if given["preset"] not in presets:
+        raise UserError(
+            f"{kind} {name!r} has no preset {given['preset']!r}.{suggestion(str(given['preset']), presets)}"
+        )
+    return {**presets[given["preset"]], **rest}
+
+
 def build(plugin: type, kind: str, name: str, given: dict[str, Any]) -> Any:
-    """Validate keyword arguments and make the plugin.
+    """Validate keyword arguments and make the plugin; `preset` stands for the arguments of that preset of the class.
 
     Raises:
         UserError: an unknown or missing parameter, or a value of the wrong type or out of its range.
     """
+    given = with_preset(plugin, kind, name, given)
     check(plugin, kind, name, given)
     model = _model(plugin)(**given)
     values = {p.name: getattr(model, p.name) for p in parameters(plugin)}
@@ -187,6 +205,7 @@ def _made(plugin: type, name: str, values: dict[str, Any]) -> Any:
     """
     if not issubclass(plugin, Operator):
         return plugin(**values)
+    values = plugin.spelled_out(values)
     carried = {k: v for k, v in values.items() if isinstance(v, Tensor) and plugin.carries_items(k, v)}
     # What has one entry serves all items, as everywhere else.
     counts = {key: len(value) for key, value in carried.items() if len(value) != 1}
@@ -220,6 +239,7 @@ def check(plugin: type, kind: str, name: str, given: dict[str, Any], later: Coll
     Raises:
         UserError: an unknown or missing parameter, or a value of the wrong type.
     """
+    given = with_preset(plugin, kind, name, given)
     known = {p.name: p for p in parameters(plugin)}
     for key in given:
         if key not in known:

@@ -74,7 +74,7 @@ def _read(template: str) -> str:
 
 def _check_free(name: str, kind: str, class_name: str, template: str) -> None:
     """Refuse a name that is registered, or whose class would clash with a name that the file imports."""
-    if name in registry.available(kind):
+    if name in registry.available(kind) or name in registry.aliases(kind):
         raise UserError(f"{kind} {name!r} is registered already; choose another name")
     if keyword.iskeyword(class_name) or re.search(rf"^from .* import .*\b{class_name}\b", template, re.MULTILINE):
         raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from invsolve import registry
+from invsolve.contracts.paper import Paper, papers_of
 from invsolve.contracts.strategy import Strategy
 
 #: The columns of each kind behind the name.
@@ -22,6 +23,12 @@ def summary(cls: type) -> str:
     return (cls.__doc__ or "").strip().split("\n")[0].strip()
 
 
+def summaries(kind: str) -> dict[str, str]:
+    """The first line on everything registered of a kind, by name; an alias tells what it is another name of."""
+    texts = {name: summary(cls) for name, cls in registry.available(kind).items()}
+    return dict(sorted((texts | {a: f"Another name of {n}" for a, n in registry.aliases(kind).items()}).items()))
+
+
 def markdown(kind: str) -> str:
     """The table of a kind: a header, and one row per registered plugin.
 
@@ -30,8 +37,31 @@ def markdown(kind: str) -> str:
     known = registry.available(kind)
     names = sorted(known, key=lambda name: (*_place(known[name]), name))
     header = [kind, *_COLUMNS[kind]]
-    rows = [header, ["---"] * len(header), *([f"`{name}`", *_cells(kind, known[name])] for name in names)]
+    rows = [header, ["---"] * len(header), *([_named(name, known[name]), *_cells(kind, known[name])] for name in names)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows).replace(" --- ", "---")
+
+
+def papers() -> str:
+    """The table of what strategies implement: name, publication and what it builds on, and presets."""
+    known = registry.available("strategy")
+    rows = [["strategy", "paper", "presets"], ["---"] * 3]
+    for name, cls in known.items():
+        cited = "; ".join(map(_cited, papers_of(cls)))
+        if cls.paper is None:  # type: ignore[attr-defined]
+            cited = f"ours, after {cited}" if cited else "ours"
+        presets = ", ".join(f"`{preset}`" for preset in cls.presets)  # type: ignore[attr-defined]
+        rows.append([_named(name, cls), cited, presets])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows).replace(" --- ", "---")
+
+
+def _cited(paper: Paper) -> str:
+    # Round brackets would end the link.
+    address = paper.url.replace("(", "%28").replace(")", "%29")
+    return f"[{paper.authors[0].split()[-1]} {paper.year}]({address}), {paper.title}"
+
+
+def _named(name: str, cls: type) -> str:
+    return ", ".join(f"`{n}`" for n in (name, *getattr(cls, "aliases", ())))
 
 
 def _place(cls: type) -> tuple[float, bool]:

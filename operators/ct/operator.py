@@ -10,6 +10,7 @@ from torch import Tensor
 
 from invsolve.contracts.arguments import as_array, by_parts, rows_and_columns
 from invsolve.contracts.maskable import MaskableOperator
+from invsolve.contracts.paper import Paper
 from invsolve.errors import UserError
 from invsolve.numerics.autograd import linear_map
 from invsolve.operators.ct.fbp import filtered_backprojection, missing_formula
@@ -54,6 +55,12 @@ class CT(MaskableOperator):
     """
 
     name = "ct"
+    paper = Paper(
+        "An Improved Algorithm for Reprojecting Rays through Pixel Images",
+        ("Peter M. Joseph",),
+        1982,
+        "doi:10.1109/TMI.1982.4307572",
+    )
     closed_forms = "filtered back-projection, FDK"
     advice = "--set angles=60"
 

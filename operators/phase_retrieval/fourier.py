@@ -11,6 +11,7 @@ from torch import Tensor
 
 from invsolve.contracts.arguments import as_array
 from invsolve.contracts.operator import Operator, matching
+from invsolve.contracts.paper import Paper
 from invsolve.errors import UserError
 
 
@@ -34,6 +35,12 @@ class PhaseRetrieval(Operator):
     """
 
     name = "phase-retrieval"
+    paper = Paper(
+        "Phase retrieval from coded diffraction patterns",
+        ("Emmanuel J. Candès", "Xiaodong Li", "Mahdi Soltanolkotabi"),
+        2015,
+        "doi:10.1016/j.acha.2014.09.004",
+    )
     shapes_tried = ((1, 6, 7),)
     item_axes: ClassVar[Mapping[str, int]] = {"masks": 3}
     examples = (

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from invsolve.contracts.arguments import as_array, rows_and_columns
 from invsolve.contracts.operator import Operator, matching
+from invsolve.contracts.paper import Paper
 from invsolve.errors import UserError
 from invsolve.operators.phase_retrieval.fourier import strength
 
@@ -41,6 +42,12 @@ class Ptychography(Operator):
     """
 
     name = "ptychography"
+    paper = Paper(
+        "Ptychography and Related Diffractive Imaging Methods",
+        ("John M. Rodenburg",),
+        2008,
+        "doi:10.1016/S1076-5670(07)00003-1",
+    )
     complex_image = True
     examples = (
         {"image_size": [9, 8], "probe_size": 5, "step": 2},

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper
 from invsolve.errors import UserError
 from invsolve.plugins.priors._checkpoint import COMMON, CheckpointPrior, drop_schedule
 from invsolve.plugins.priors._weights import fill, holds_names, read_side_file, read_weights
@@ -45,6 +46,12 @@ class AdmPrior(CheckpointPrior):
     """
 
     name = "adm"
+    paper = Paper(
+        "Diffusion Models Beat GANs on Image Synthesis",
+        ("Prafulla Dhariwal", "Alexander Nichol"),
+        2021,
+        "arXiv:2105.05233",
+    )
 
     def __init__(
         self,

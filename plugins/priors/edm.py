@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from invsolve.contracts.paper import Paper
 from invsolve.errors import UserError
 from invsolve.plugins.priors._checkpoint import COMMON, CheckpointPrior, Negated
 from invsolve.plugins.priors._weights import fill, holds_names, read_side_file, read_weights
@@ -39,6 +40,12 @@ class EdmPrior(CheckpointPrior):
     """
 
     name = "edm"
+    paper = Paper(
+        "Elucidating the Design Space of Diffusion-Based Generative Models",
+        ("Tero Karras", "Miika Aittala", "Timo Aila", "Samuli Laine"),
+        2022,
+        "arXiv:2206.00364",
+    )
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from invsolve.contracts.paper import Paper
 from invsolve.errors import UserError
 from invsolve.plugins.priors._bounds import check_bounds
 from invsolve.plugins.priors._checkpoint import COMMON, CheckpointPrior
@@ -42,6 +43,12 @@ class ScoreSdePrior(CheckpointPrior):
     """
 
     name = "ncsnpp"
+    paper = Paper(
+        "Score-Based Generative Modeling through Stochastic Differential Equations",
+        ("Yang Song", "Jascha Sohl-Dickstein", "Diederik P. Kingma", "Abhishek Kumar", "Stefano Ermon", "Ben Poole"),
+        2021,
+        "arXiv:2011.13456",
+    )
 
     def __init__(
         self,

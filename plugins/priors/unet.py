@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.prior import Prior, per_row
 from invsolve.errors import UserError
 from invsolve.plugins.priors._header import check_header, check_network
@@ -38,6 +39,12 @@ class UNetPrior(Prior):
     """
 
     name = "unet"
+    paper = Paper(
+        "Elucidating the Design Space of Diffusion-Based Generative Models",
+        ("Tero Karras", "Miika Aittala", "Timo Aila", "Samuli Laine"),
+        2022,
+        "arXiv:2206.00364",
+    )
     trainable: ClassVar[bool] = True
     published = r"[^/]+\.safetensors"
     tileable = True

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from invsolve.contracts.problem import Problem
+from invsolve.numerics.linalg import norm
 
 #: The least part of the noise that a prior is taken to tell from the image. Where less is claimed, as an unmeasured error
 #: curve may at low levels, a step would be longer than half the level's variance and widen the finest details.
@@ -22,3 +25,8 @@ def langevin_length(problem: Problem, snr: float, sigma: float) -> float:
     """
     share = 1 - problem.prior.error(sigma) / sigma**2
     return 2 * (snr * sigma) ** 2 / max(share, _LEAST_SHARE)
+
+
+def length_of_norms(snr: float, noise: Tensor, score: Tensor) -> Tensor:
+    """2 (snr |n| / |score|)^2 of each row, (B,): Algorithm 4 with the norms of this noise and score."""
+    return 2 * (snr * norm(noise) / norm(score)) ** 2

@@ -1,4 +1,4 @@
-"""The likelihood near an image as a linear measurement with Gaussian noise: what `moment` solves with, whatever the physics."""
+"""The likelihood near an image as a linear measurement with Gaussian noise: what `mmps` solves with, whatever the physics."""
 
 from __future__ import annotations
 

@@ -44,3 +44,23 @@ def reverse(
             x = x + after * math.sqrt(1 - shrink**2) * rng.normal(x)
         before, gap = estimate, step
     raise AssertionError("a schedule ends at zero")
+
+
+def reverse_euler(problem: Problem, x: Tensor, sigma: float, levels: int, rng: ChainRandom) -> Tensor:
+    """The same by Euler-Maruyama down those of a fixed EDM grid's levels that lie below sigma, as the code of Wu 2024 does.
+
+    The first call is told the grid's level, although the noise of x is sigma; the last step, without noise, doubles the way to
+    D, as Euler's step of the reverse equation does.
+
+    Args:
+        levels: of the whole grid, from 80 to 0.002, or the prior's limits.
+    """
+    prior = problem.prior
+    grid = schedules.edm(levels, max(0.002, prior.sigma_min), min(80.0, prior.sigma_max)).tolist()
+    below = [level for level in grid if level < sigma]
+    for level, after in pairwise(below):
+        estimate = problem.denoise(x, level)
+        x = x + 2 * (after - level) / level * (x - estimate)
+        if after > 0:
+            x = x + math.sqrt(2 * level * (level - after)) * rng.normal(x)
+    return x

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.errors import UserError
@@ -51,6 +52,12 @@ class ADS(Strategy):
     """
 
     name = "ads"
+    paper: ClassVar[Paper | None] = Paper(
+        "Active Diffusion Subsampling",
+        ("Oisin Nolan", "Tristan S. W. Stevens", "Wessel L. van Nierop", "Ruud J. G. van Sloun"),
+        2024,
+        "arXiv:2406.14388",
+    )
     cost: ClassVar[str] = "forward + backward"
 
     steps: int = 500

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
@@ -39,6 +40,12 @@ class DAPS(Strategy):
     """
 
     name = "daps"
+    paper: ClassVar[Paper | None] = Paper(
+        "Improving Diffusion Inverse Problem Solving with Decoupled Noise Annealing",
+        ("Bingliang Zhang", "Wenda Chu", "Julius Berner", "Chenlin Meng", "Anima Anandkumar", "Yang Song"),
+        2024,
+        "arXiv:2407.01521",
+    )
 
     steps: int = 100
     flow_steps: int = 1

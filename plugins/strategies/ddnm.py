@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
@@ -26,7 +27,13 @@ class DDNM(Strategy):
 
     Wang et al., ICLR 2023, Algorithms 1 to 3. Noise-free data need the pseudo-inverse only, noisy data the singular system
     (closed form for inpainting, circular blur and one-coil MRI; small operators are decomposed once). Time travel goes
-    back `travel` levels by adding noise, `repeats` - 1 times. No gradient through the network. Known bias: samples are too
+    back `travel` levels by adding noise, `repeats` - 1 times. No gradient through the network.
+
+    With noisy data a step is that of `ddrm` with eta_b = 1, mode by mode: both then draw a mode's noise with the variance that
+    the data leave of sigma'^2, or follow the data as far as sigma_y allows. What remains between the two is the start (here
+    pure noise, there around the data) and the time travel; without noise, the pseudo-inverse stands for the singular system.
+
+    Known bias: samples are too
     narrow, the more so the more steps, because the part eta of the noise is renewed at each.
 
     Args:
@@ -37,6 +44,12 @@ class DDNM(Strategy):
     """
 
     name = "ddnm"
+    paper: ClassVar[Paper | None] = Paper(
+        "Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model",
+        ("Yinhuai Wang", "Jiwen Yu", "Jian Zhang"),
+        2023,
+        "arXiv:2212.00490",
+    )
     decomposes: ClassVar[bool] = True
 
     steps: int = 100

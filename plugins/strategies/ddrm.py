@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
@@ -33,6 +34,12 @@ class DDRM(Strategy):
     """
 
     name = "ddrm"
+    paper: ClassVar[Paper | None] = Paper(
+        "Denoising Diffusion Restoration Models",
+        ("Bahjat Kawar", "Michael Elad", "Stefano Ermon", "Jiaming Song"),
+        2022,
+        "arXiv:2201.11793",
+    )
     decomposes: ClassVar[bool] = True
 
     steps: int = 100

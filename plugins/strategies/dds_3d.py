@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
@@ -41,6 +42,12 @@ class DDS3D(Strategy):
     """
 
     name = "dds-3d"
+    paper: ClassVar[Paper | None] = Paper(
+        "Decomposed Diffusion Sampler for Accelerating Large-Scale Inverse Problems",
+        ("Hyungjin Chung", "Suhyeon Lee", "Jong Chul Ye"),
+        2024,
+        "arXiv:2303.05754",
+    )
 
     steps: int = 50
     weight: float = 4e-3

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from invsolve.contracts.noise import Gaussian
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
@@ -43,6 +44,12 @@ class DPS(Strategy):
     """
 
     name = "dps"
+    paper: ClassVar[Paper | None] = Paper(
+        "Diffusion Posterior Sampling for General Noisy Inverse Problems",
+        ("Hyungjin Chung", "Jeongsol Kim", "Michael T. Mccann", "Marc L. Klasky", "Jong Chul Ye"),
+        2023,
+        "arXiv:2209.14687",
+    )
     cost: ClassVar[str] = "forward + backward"
 
     steps: int = 1000

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
@@ -38,6 +39,14 @@ class FittedDPS(Strategy):
     """
 
     name = "dps-fitted"
+    builds_on: ClassVar[tuple[Paper, ...]] = (
+        Paper(
+            "Diffusion Posterior Sampling for General Noisy Inverse Problems",
+            ("Hyungjin Chung", "Jeongsol Kim", "Michael T. Mccann", "Marc L. Klasky", "Jong Chul Ye"),
+            2023,
+            "arXiv:2209.14687",
+        ),
+    )
     cost: ClassVar[str] = "forward + backward"
 
     steps: int = 300

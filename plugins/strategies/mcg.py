@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
@@ -36,6 +37,12 @@ class MCG(Strategy):
     """
 
     name = "mcg"
+    paper: ClassVar[Paper | None] = Paper(
+        "Improving Diffusion Models for Inverse Problems using Manifold Constraints",
+        ("Hyungjin Chung", "Byeongsu Sim", "Dohoon Ryu", "Jong Chul Ye"),
+        2022,
+        "arXiv:2206.00941",
+    )
     cost: ClassVar[str] = "forward + backward"
 
     steps: int = 100

@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.errors import UserError
@@ -46,6 +47,12 @@ class MCGDiff(Strategy):
     """
 
     name = "mcgdiff"
+    paper: ClassVar[Paper | None] = Paper(
+        "Monte Carlo guided Diffusion for Bayesian linear inverse problems",
+        ("Gabriel Cardoso", "Yazid Janati El Idrissi", "Sylvain Le Corff", "Eric Moulines"),
+        2024,
+        "arXiv:2308.07983",
+    )
     cost: ClassVar[str] = "particles x forward"
     decomposes: ClassVar[bool] = True
 

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
@@ -40,6 +41,12 @@ class PiGDM(Strategy):
     """
 
     name = "pigdm"
+    paper: ClassVar[Paper | None] = Paper(
+        "Pseudoinverse-Guided Diffusion Models for Inverse Problems",
+        ("Jiaming Song", "Arash Vahdat", "Morteza Mardani", "Jan Kautz"),
+        2023,
+        "openreview:9_gsMA8MRKQ",
+    )
     cost: ClassVar[str] = "forward + backward"
 
     steps: int = 100

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from invsolve.contracts.operator import LinearOperator
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
@@ -41,8 +42,10 @@ class REDDiff(Strategy):
     Mardani et al., ICLR 2024, Algorithm 1. The paper sets lambda and w by hand, and no noise level enters: the more steps,
     the closer the noise is fitted. By default lambda w (eps - n) is (sigma_y^2 / V) (mu - D) instead, V the prior's measured
     error at the level: then both terms are the slopes of their log probabilities. A step of Adam is a part of sqrt(V), what is
-    unknown at the level, and smaller the more there are: it settles. A number for `weight` gives the published rule
-    (NVlabs settings; operators are divided by their norm, both terms are means, over measurements and over pixels).
+    unknown at the level, and smaller the more there are: it settles. A number for `weight` gives the published rule, and
+    preset=published its constants (the NVlabs code's: both terms are means, over measurements and over pixels). It starts, as
+    ours, from the linear reconstruction, where theirs takes the pseudo-inverse; operators are divided by their norm; the
+    image returned has seen the last step of Adam, which theirs leaves out.
 
     Known bias: it finds one mode of a Gaussian approximation of no width; samples differ by optimisation noise only, so the
     spread is no uncertainty. Few steps leave what the operator hardly passes on near the start.
@@ -57,6 +60,12 @@ class REDDiff(Strategy):
     """
 
     name = "red-diff"
+    paper: ClassVar[Paper | None] = Paper(
+        "A Variational Perspective on Solving Inverse Problems with Diffusion Models",
+        ("Morteza Mardani", "Jiaming Song", "Jan Kautz", "Arash Vahdat"),
+        2024,
+        "arXiv:2305.04391",
+    )
     preference: ClassVar[int | None] = 1
 
     steps: int = 1000
@@ -66,6 +75,16 @@ class REDDiff(Strategy):
     data_weight: float = 1.0
     momentum: tuple[float, float] = (0.9, 0.99)
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "published": {
+            "steps": 1000,
+            "weight": 0.25,
+            "learning_rate": 0.1,
+            "schedule_weight": "linear",
+            "data_weight": 1.0,
+            "momentum": (0.9, 0.99),
+        },
+    }
     draws: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("prior", "operator-gradient", "gaussian")
     data_strength: ClassVar[Mapping[str, int]] = {"data_weight": 1, "steps": 1}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
@@ -36,13 +37,35 @@ class ScoreSDE(Strategy):
 
     Args:
         steps: noise levels.
+        grid: levels: Karras' ("edm"), or the paper's, each the same part of the one before ("geometric"). preset=published takes
+            these, 1000 of them: of noise-free pixels a run is then that of appendix I, but for the length of a Langevin step,
+            theirs being of the norms of a batch.
         corrections: Langevin steps a level; each costs a network call, as the predictor does.
         snr: signal-to-noise ratio of a Langevin step; 0.16 for small images in the paper, 0.075 for large ones.
     """
 
     name = "score-sde"
+    paper: ClassVar[Paper | None] = Paper(
+        "Score-Based Generative Modeling through Stochastic Differential Equations",
+        ("Yang Song", "Jascha Sohl-Dickstein", "Diederik P. Kingma", "Abhishek Kumar", "Stefano Ermon", "Ben Poole"),
+        2021,
+        "arXiv:2011.13456",
+    )
+    builds_on: ClassVar[tuple[Paper, ...]] = (
+        Paper(
+            "Solving Inverse Problems in Medical Imaging with Score-Based Generative Models",
+            ("Yang Song", "Liyue Shen", "Lei Xing", "Stefano Ermon"),
+            2022,
+            "arXiv:2111.08005",
+        ),
+    )
     cost: ClassVar[str] = "2 forward"
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "published": {"steps": 1000, "corrections": 1, "snr": 0.16, "grid": "geometric"},
+    }
+
+    grid: Literal["edm", "geometric"] = "edm"
     steps: int = 250
     corrections: int = 1
     snr: float = 0.16
@@ -58,7 +81,8 @@ class ScoreSDE(Strategy):
         return replace(self, steps=max(evaluations // (1 + self.corrections), 2))
 
     def schedule(self, problem: Problem) -> Tensor:
-        return schedules.edm(self.steps, problem.prior.sigma_min, problem.prior.sigma_max)
+        levels = schedules.edm if self.grid == "edm" else schedules.geometric
+        return levels(self.steps, problem.prior.sigma_min, problem.prior.sigma_max)
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:
         sigma = self.schedule(problem)[0].item()

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
@@ -39,6 +40,20 @@ class Split(Strategy):
     """
 
     name = "split"
+    paper: ClassVar[Paper | None] = Paper(
+        "Accelerating Guided Diffusion Sampling with Splitting Numerical Methods",
+        ("Suttisak Wizadwongsa", "Supasorn Suwajanakorn"),
+        2023,
+        "arXiv:2301.11558",
+    )
+    builds_on: ClassVar[tuple[Paper, ...]] = (
+        Paper(
+            "Pseudoinverse-Guided Diffusion Models for Inverse Problems",
+            ("Jiaming Song", "Arash Vahdat", "Morteza Mardani", "Jan Kautz"),
+            2023,
+            "openreview:9_gsMA8MRKQ",
+        ),
+    )
     cost: ClassVar[str] = "forward + backward"
 
     steps: int = 60

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
@@ -34,6 +35,20 @@ class Steered(Strategy):
     """
 
     name = "steered"
+    paper: ClassVar[Paper | None] = Paper(
+        "Steered Diffusion: A Generalized Framework for Plug-and-Play Conditional Image Synthesis",
+        (
+            "Nithin Gopalakrishnan Nair",
+            "Anoop Cherian",
+            "Suhas Lohit",
+            "Ye Wang",
+            "Toshiaki Koike-Akino",
+            "Vishal M. Patel",
+            "Tim K. Marks",
+        ),
+        2023,
+        "arXiv:2310.00224",
+    )
 
     steps: int = 100
     solver: str = "dpmpp-2m-sde"

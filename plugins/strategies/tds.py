@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.errors import UserError
@@ -53,6 +54,12 @@ class TDS(Strategy):
     """
 
     name = "tds"
+    paper: ClassVar[Paper | None] = Paper(
+        "Practical and Asymptotically Exact Conditional Sampling in Diffusion Models",
+        ("Luhuan Wu", "Brian L. Trippe", "Christian A. Naesseth", "David M. Blei", "John P. Cunningham"),
+        2023,
+        "arXiv:2306.17775",
+    )
     cost: ClassVar[str] = "particles x (forward + backward)"
 
     particles: int = 8
@@ -84,7 +91,7 @@ class TDS(Strategy):
         if self.twist == "moment" and numbers > MOST_NUMBERS:
             raise UserError(
                 f"strategy 'tds': twist 'moment' takes at most {MOST_NUMBERS} numbers in y, here are {numbers}; use "
-                "twist='isotropic', or strategy 'moment'"
+                "twist='isotropic', or strategy 'mmps'"
             )
         zeros = problem.zeros()[:, None].expand(-1, self.particles, *problem.image_shape)
         x = self.schedule(problem)[0].item() * rng.normal(zeros)

@@ -10,10 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy, iterations
 from invsolve.numerics.linalg import norm, rows
 from invsolve.numerics.random import ChainRandom
+from invsolve.plugins.strategies._differences import divergence, gradient
 
 #: Iterations from one look at whether an image is done to the next.
 _EVERY = 10
@@ -40,6 +42,20 @@ class TotalVariation(Strategy):
     """
 
     name = "tv"
+    paper: ClassVar[Paper | None] = Paper(
+        "Nonlinear total variation based noise removal algorithms",
+        ("Leonid I. Rudin", "Stanley Osher", "Emad Fatemi"),
+        1992,
+        "doi:10.1016/0167-2789(92)90242-F",
+    )
+    builds_on: ClassVar[tuple[Paper, ...]] = (
+        Paper(
+            "A First-Order Primal-Dual Algorithm for Convex Problems with Applications to Imaging",
+            ("Antonin Chambolle", "Thomas Pock"),
+            2011,
+            "doi:10.1007/s10851-010-0251-1",
+        ),
+    )
     cost: ClassVar[str] = "none"
     advice: ClassVar[tuple[str, str]] = ("without a prior", "")
 
@@ -184,23 +200,3 @@ class VolumeTotalVariation(TotalVariation):
 def lengths(differences: Tensor) -> Tensor:
     """Length of the differences of each pixel over their kinds: (B, kinds, C, *s) -> (B, C, *s)."""
     return torch.linalg.vector_norm(differences, dim=1)
-
-
-def gradient(x: Tensor) -> Tensor:
-    """Forward differences along every spatial axis, zero at the far edge: (B, C, *s) -> (B, axes, C, *s)."""
-    parts = []
-    for axis in range(2, x.ndim):
-        pad = torch.zeros_like(x.narrow(axis, 0, 1))
-        parts.append(torch.cat([x.diff(dim=axis), pad], axis))
-    return torch.stack(parts, 1)
-
-
-def divergence(p: Tensor) -> Tensor:
-    """Minus the adjoint of `gradient`."""
-    total = torch.zeros_like(p[:, 0])
-    for k in range(p.shape[1]):
-        axis = k + 2
-        inner = p[:, k].narrow(axis, 0, p.shape[axis + 1] - 1)
-        pad = torch.zeros_like(inner.narrow(axis, 0, 1))
-        total = total + torch.cat([inner, pad], axis) - torch.cat([pad, inner], axis)
-    return total

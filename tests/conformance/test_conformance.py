@@ -20,7 +20,15 @@ KNOWN: dict[str, dict[str, dict[str, str]]] = {
         "dps": {
             "widths along the eigenvectors better than the prior's": "states its widest, of noise that differs by pixel"
         },
-        "flowchef": {"widths along the eigenvectors better than the prior's": "states its widest, of ct"},
+        "flowchef-fitted": {"widths along the eigenvectors better than the prior's": "states its widest, of ct"},
+    },
+    "ct-": {
+        "enkg": {"mean": "states that it takes as many members as pixels; here are half as many"},
+        "flowchef": {"mean": "one length for all: what tomography hardly passes on stays near the prior's mean"},
+        "flowdps": dict.fromkeys(
+            ("mean", "width", "widths along the eigenvectors"),
+            "states that along some directions of tomography samples stay the prior's",
+        ),
     },
 }
 

@@ -49,21 +49,21 @@ def test_moment_comes_first_without_a_word(operator: invsolve.Operator, prior: i
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rec = invsolve.reconstruct(measured(operator, prior), operator, prior, noise=NOISE)
-    assert taken(rec) == "moment"
+    assert taken(rec) == "mmps"
 
 
 def test_a_prior_without_gradients_gets_red_diff_and_a_reason(prior: invsolve.Prior) -> None:
     prior.differentiable = False
     operator = invsolve.operator("blur", sigma=1.0)
-    with pytest.warns(UserWarning, match=r"'moment' needs a prior that can be differentiated; .*'red-diff' is used"):
+    with pytest.warns(UserWarning, match=r"'mmps' needs a prior that can be differentiated; .*'red-diff' is used"):
         rec = invsolve.reconstruct(measured(operator, prior), operator, prior, noise=NOISE)
     assert taken(rec) == "red-diff"
 
 
 def test_where_none_fits_the_first_says_why(prior: invsolve.Prior) -> None:
-    with pytest.raises(invsolve.UserError, match=r"'moment' needs a linear operator .*another can be named"):
+    with pytest.raises(invsolve.UserError, match=r"'mmps' needs a linear operator .*another can be named"):
         invsolve.reconstruct(torch.zeros(1, 1, 8, 8), Closed(), prior, noise=NOISE)
-    with pytest.raises(invsolve.UserError, match="'moment' needs a prior; none is given"):
+    with pytest.raises(invsolve.UserError, match="'mmps' needs a prior; none is given"):
         invsolve.reconstruct(torch.zeros(1, 1, 8, 8), invsolve.operator("blur", sigma=1.0), None, noise=NOISE)
 
 

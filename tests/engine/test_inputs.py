@@ -16,7 +16,7 @@ import invsolve
 from invsolve.operators.blur.uniform import Blur
 from invsolve.operators.ct.operator import CT
 from invsolve.operators.inpainting import Inpainting
-from invsolve.operators.mri import MRI
+from invsolve.operators.mri.cartesian import MRI
 from tests.support.types import linear_operator, offered
 
 SIZE = 8
@@ -149,7 +149,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "nonlinear": (
         _reconstruct(y=truth()[..., ::2], operator=Squared(), strategy="dds"),
-        "moment, red-diff, daps, dps, ... would do",
+        "mmps, red-diff, daps, dps, ... would do",
     ),
     "NaN in a mask": (lambda: invsolve.operator("mri", mask=[1.0, float("nan")]), "mask has 1 NaN or infinite entries"),
     "soft mask": (lambda: invsolve.operator("inpainting", mask=[[0.0, 0.5, 1.0]]), "mask has values from 0.5 to 1"),

@@ -14,6 +14,7 @@ from invsolve.contracts.problem import Problem, make_problem
 from invsolve.contracts.scale import Scale
 from invsolve.engine.batch import run_batch
 from invsolve.numerics.random import ChainRandom
+from invsolve.testing.exact import exact_posterior
 from invsolve.testing.operators import dense
 from tests.support.types import narrow
 
@@ -369,7 +370,7 @@ def test_ddrm_on_a_large_operator_names_what_to_use_instead() -> None:
     operator = invsolve.operator("blur", sigma=1.0, boundary="zero")
     y = torch.zeros(1, 1, 100, 100)
     prior = invsolve.load_prior("gaussian-field", size=100)
-    with pytest.raises(invsolve.UserError, match=r"take a strategy that works without one; moment, .* would do"):
+    with pytest.raises(invsolve.UserError, match=r"take a strategy that works without one; mmps, .* would do"):
         invsolve.reconstruct(y, operator, prior, noise=invsolve.Gaussian(0.1), strategy="ddrm")
 
 
@@ -403,3 +404,16 @@ def test_dps_weighs_poisson_data_as_the_paper_does_and_divides_by_the_operators_
     # A step is at most 0.3 zeta kappa long (times the precision's spread): the operator's norm and the row's scale are out of it.
     kappa = math.sqrt((1 + sigma**2) * (1 + sigma_next**2))
     assert float(ours.norm(dim=1).max()) <= 0.3 * 0.7 * kappa * float(problem.precision().max())
+
+
+@pytest.mark.parametrize("sigma_next", [0.02, 0.3, 0.0])
+def test_a_step_of_ddnm_with_noisy_data_is_one_of_ddrm(sigma_next: float) -> None:
+    blur = narrow(invsolve.LinearOperator, invsolve.operator("blur", sigma=1.0))
+    problem = exact_posterior(blur, samples=2, size=8, dtype=torch.float64).problem
+    state = {"x": 0.5 * ChainRandom(1, [(0, 0), (0, 1)]).normal(problem.zeros())}
+    moved = [
+        invsolve.strategy(name).step(problem, state, 0.5, sigma_next, ChainRandom(2, [(0, 0), (0, 1)]))["x"]
+        for name in ("ddnm", "ddrm")
+    ]
+    assert torch.equal(*moved)
+    assert not torch.equal(moved[0], state["x"])

@@ -18,10 +18,15 @@ from invsolve.engine.batch import run_batch
 from invsolve.numerics.krylov import CG
 from invsolve.numerics.random import ChainRandom
 from invsolve.registry.check import instances
+from invsolve.testing.cases import expecting
 from invsolve.testing.operators import dense
 from invsolve.testing.strategies import strategy_cases
 
 SIZE = 8
+#: Claims that do not hold here, and why.
+KNOWN = {"flowdps": dict.fromkeys(("mean", "width"), "states that the noisier entries are fitted least")}
+#: Members of those that state that they take as many of them as there are pixels.
+ENSEMBLES = {"enkg": 256}
 HELD = ("mean", "width", "widths along the eigenvectors")
 
 
@@ -42,9 +47,12 @@ def strategies(*needs: str) -> list[Any]:
 
 @pytest.mark.parametrize("strategy", strategies())
 def test_a_strategy_keeps_its_claims_where_each_pixel_has_its_own_noise(strategy: invsolve.Strategy) -> None:
-    for case in strategy_cases(strategy, sigma=uneven(1, 16, 16), samples=64):
+    samples = ENSEMBLES.get(strategy.name, 64)
+    cases = strategy_cases(strategy, sigma=uneven(1, 16, 16), samples=samples)
+    for case in expecting(cases, KNOWN.get(strategy.name, {})):
         if case.name in HELD and (strategy.draws or case.name == "mean"):
-            case()
+            finding = case.finding()
+            assert finding.ok, str(finding)
 
 
 def short(name: str) -> invsolve.Strategy:
@@ -236,7 +244,7 @@ class Bend(invsolve.Operator):
         return 1.0 * x
 
 
-@pytest.mark.parametrize("name", ["moment", "daps", "dps-fitted", "flowchef"])
+@pytest.mark.parametrize("name", ["mmps", "daps", "dps-fitted", "flowchef-fitted"])
 def test_an_operator_that_is_not_linear_has_noise_of_each_pixel_too(name: str) -> None:
     strategy, draws, pixels = invsolve.strategy(name), 16, SIZE * SIZE
     sigma = uneven(1, SIZE, SIZE, low=0.3, high=3.0)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from invsolve.contracts.operator import matching
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.prior import Prior, per_row
 from invsolve.errors import UserError
 from invsolve.numerics.random import ChainRandom
@@ -38,6 +39,12 @@ class LevyProcess(Prior):
     """
 
     name = "levy"
+    paper = Paper(
+        "A Statistical Benchmark for Diffusion Posterior Sampling Algorithms",
+        ("Martin Zach", "Youssef Haouchat", "Michael Unser"),
+        2025,
+        "arXiv:2509.12821",
+    )
 
     basis: Tensor
     spectrum: Tensor

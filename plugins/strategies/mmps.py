@@ -1,4 +1,4 @@
-"""Moment: the likelihood score with the denoising posterior's own covariance, a second-order solver, warm-started solves."""
+"""MMPS (Rozet 2024), also called moment: the likelihood score with the denoising posterior's own covariance."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from invsolve.contracts.noise import Gaussian
 from invsolve.contracts.operator import LinearOperator
+from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
@@ -20,14 +21,18 @@ from invsolve.plugins.strategies._local import local
 
 
 @dataclass(frozen=True)
-class Moment(Strategy):
-    """The likelihood with the prior's own uncertainty; closest to the exact posterior.
+class MMPS(Strategy):
+    """The likelihood with the prior's own uncertainty (Rozet 2024); closest to the exact posterior.
 
     Sample with D_y = D + sigma^2 J A' u, where u solves (A sigma^2 J A' + sigma_y^2) u = y - A D, J the Jacobian of D.
 
-    sigma^2 J is the covariance of x0 given x_sigma (Tweedie's second-order formula; Boys 2023, Rozet 2024), so for Gaussian
-    priors D_y is exactly E[x0 | x_sigma, y], and the sampler converges to the posterior. Products with it are
-    vector-Jacobian products of one network call. Solves start from the previous step's u, are preconditioned by the
+    sigma^2 J is the covariance of x0 given x_sigma (Tweedie's second-order formula), so for Gaussian priors D_y is exactly
+    E[x0 | x_sigma, y], and the sampler converges to the posterior. Products with it are vector-Jacobian products of one
+    network call.
+
+    Theirs: the covariance sigma^2 J in the likelihood (Boys 2023, TMPD, which takes the sums of its rows for a diagonal), and
+    to solve with it by a few products instead (Rozet 2024, MMPS: conjugate gradients from zero, one to five steps, in a DDIM
+    sampler on the network's own schedule). Ours is the rest. Solves start from the previous step's u, are preconditioned by the
     operator's proximal solve with the prior's measured error in place of sigma^2 J, and minimise the residual over a
     growing basis, which needs no symmetry of a learned network's J. The part of the residual that so few products leave
     unsolved is then given to that proximal solve; it vanishes as the products suffice. Between steps, which all have one
@@ -46,7 +51,35 @@ class Moment(Strategy):
         start: noise level to start from, network units; at most the prior's largest.
     """
 
-    name = "moment"
+    name = "mmps"
+    aliases: ClassVar[tuple[str, ...]] = ("moment",)
+    paper: ClassVar[Paper | None] = Paper(
+        "Learning Diffusion Priors from Observations by Expectation Maximization",
+        ("François Rozet", "Gérôme Andry", "François Lanusse", "Gilles Louppe"),
+        2024,
+        "arXiv:2405.13712",
+    )
+    builds_on: ClassVar[tuple[Paper, ...]] = (
+        Paper(
+            "Tweedie Moment Projected Diffusions For Inverse Problems",
+            (
+                "Benjamin Boys",
+                "Mark Girolami",
+                "Jakiw Pidstrigach",
+                "Sebastian Reich",
+                "Alan Mosca",
+                "O. Deniz Akyildiz",
+            ),
+            2023,
+            "arXiv:2310.06721",
+        ),
+        Paper(
+            "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",
+            ("Cheng Lu", "Yuhao Zhou", "Fan Bao", "Jianfei Chen", "Chongxuan Li", "Jun Zhu"),
+            2022,
+            "arXiv:2211.01095",
+        ),
+    )
     cost: ClassVar[str] = "forward + 3 backward"
     preference: ClassVar[int | None] = 0
 

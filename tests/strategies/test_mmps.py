@@ -1,4 +1,4 @@
-"""`moment` beyond a linear operator and an exact denoiser: tangents, counting noise, Jacobians that are no covariance."""
+"""`mmps` beyond a linear operator and an exact denoiser: tangents, counting noise, Jacobians that are no covariance."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from invsolve.numerics.linalg import norm
 from invsolve.numerics.random import ChainRandom
 from invsolve.plugins.priors.analytic.gaussian import GaussianField
 from invsolve.plugins.strategies._local import local
-from invsolve.plugins.strategies.moment import Moment, extrapolation
+from invsolve.plugins.strategies.mmps import MMPS, extrapolation
 from tests.support import bounds
 
 SIZE = 8
@@ -89,13 +89,13 @@ def samples_of(
     prior: invsolve.Prior, operator: invsolve.Operator, noise: invsolve.contracts.noise.Noise, y: Tensor, count: int
 ) -> Tensor:
     problem = make_problem(prior, operator, noise, y.expand(count, *y.shape[1:]), (1, SIZE, SIZE), Scale())
-    strategy = invsolve.strategy("moment")
+    strategy = invsolve.strategy("mmps")
     check_needs(strategy, problem)
     return run_batch(problem, strategy, ChainRandom(1, [(0, s) for s in range(count)])).images.flatten(1).double()
 
 
-#: What `moment` claims. Its known bias, a Gaussian in place of p(x0 | x_sigma), and its finite number of steps are in it.
-CLAIMED_ERROR, CLAIMED_WIDTH = Moment.mean_error, Moment.std_ratio
+#: What `mmps` claims. Its known bias, a Gaussian in place of p(x0 | x_sigma), and its finite number of steps are in it.
+CLAIMED_ERROR, CLAIMED_WIDTH = MMPS.mean_error, MMPS.std_ratio
 DRAWS, PIXELS = 1024, SIZE**2
 
 
@@ -146,7 +146,7 @@ def test_a_linear_operator_that_does_not_say_so_gives_the_same_samples(monkeypat
     # With one product a step, because where the noise dominates only an operator that says so is spared the others; and
     # with the same inner solver, because only its small matrix is decomposed.
     monkeypatch.setattr(spectrum, "SMALL", (0, 0))
-    strategy = invsolve.strategy("moment", solves=1)
+    strategy = invsolve.strategy("mmps", solves=1)
     known, hidden = (
         run_batch(linear_problem(operator), strategy, ChainRandom(3, chains)).images
         for operator in (Projections(), Hidden(Projections()))
@@ -291,7 +291,7 @@ def mean_with(prior: Learned, covariance: Tensor, matrix: Tensor, sigma: float, 
 
     A transcription in dense matrices: D is linear here, and so the mean goes through the steps as an image does.
     """
-    strategy, eye = Moment(), torch.eye(PIXELS, dtype=torch.float64)
+    strategy, eye = MMPS(), torch.eye(PIXELS, dtype=torch.float64)
     levels = strategy.schedule(
         make_problem(prior, Projections(), invsolve.Gaussian(sigma), y[None], (1, SIZE, SIZE), Scale())
     )

@@ -1,0 +1,125 @@
+"""Operators that are a black box: enkg against a transcription, and a simulator of NumPy alone from the command line."""
+
+from __future__ import annotations
+
+import textwrap
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import invsolve
+from invsolve.contracts.problem import make_problem
+from invsolve.contracts.scale import Scale
+from invsolve.datasets import hdf5
+from invsolve.engine.batch import run_batch
+from invsolve.numerics.random import ChainRandom
+from tests.support.types import Cli
+
+SIZE, MEMBERS = 6, 10
+
+
+class Simulator(invsolve.Operator):
+    """Saturating sums of the rows and columns, calculated by NumPy."""
+
+    image_shape = (1, SIZE, SIZE)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(predicted(x.numpy()))
+
+
+def predicted(x: np.ndarray) -> np.ndarray:
+    return np.tanh(np.concatenate([x[:, 0].sum(1), x[:, 0].sum(2)], 1))
+
+
+def edm(steps: int, low: float, high: float) -> list[float]:
+    ramp = np.linspace(1, 0, steps)
+    return [*((low ** (1 / 7) + ramp * (high ** (1 / 7) - low ** (1 / 7))) ** 7), 0.0]
+
+
+def test_enkg() -> None:
+    """Zheng 2024, Algorithm 1, with InverseBench's settings, in NumPy."""
+    steps, weight, sigma_y = 20, 2.0, 0.01
+    prior = invsolve.load_prior("gaussian-field", size=SIZE, std=0.3)
+    truth = invsolve.sample(prior, 1, seed=0).double()
+    y = torch.from_numpy(predicted(truth.numpy())).expand(MEMBERS, -1)
+    problem = make_problem(prior, Simulator(), invsolve.Gaussian(sigma_y), y, (1, SIZE, SIZE), Scale(), MEMBERS)
+    chains = [(0, s) for s in range(MEMBERS)]
+    rng = ChainRandom(3, chains)
+
+    def denoise(z: np.ndarray, sigma: float) -> np.ndarray:
+        return prior.denoise(torch.from_numpy(z), torch.tensor(sigma, dtype=torch.float64)).numpy()
+
+    levels = edm(steps, prior.sigma_min, prior.sigma_max)
+    z, updates = levels[0] * rng.at(0).normal(problem.zeros()).numpy(), 0
+    for k, (sigma, after) in enumerate(pairwise(levels)):
+        if k > 0:
+            inner = min(1 + (steps - k - 1) // 8, 10)
+            for _ in range(2):
+                x = z
+                for level, then in pairwise(
+                    edm(inner, min(prior.sigma_min, sigma), sigma) if inner > 1 else [sigma, 0.0]
+                ):
+                    x = x + (then - level) * (x - denoise(x, level)) / level
+                there = predicted(x)
+                if np.square(there - y.numpy()).sum(1).mean() <= sigma_y**2 * y.shape[1]:
+                    continue
+                error, spread = there - y.numpy(), there - there.mean(0)
+                gain = error @ spread.T / MEMBERS
+                away = (z - z.mean(0)).reshape(MEMBERS, -1)
+                z = z - weight / np.linalg.norm(gain) * (gain @ away).reshape(z.shape)
+                updates += 1
+        z = z + (after - sigma) * (z - denoise(z, sigma)) / sigma
+    images = run_batch(problem, invsolve.strategy("enkg", steps=steps, weight=weight), ChainRandom(3, chains)).images
+    assert updates > 10
+    np.testing.assert_allclose(images.numpy(), z, atol=1e-8)
+
+
+def test_enkg_takes_an_ensemble() -> None:
+    prior = invsolve.load_prior("gaussian-field", size=SIZE)
+    with pytest.raises(invsolve.UserError, match="'enkg' needs an ensemble: ask for hundreds of samples per item"):
+        invsolve.reconstruct(
+            torch.zeros(1, 2 * SIZE), Simulator(), prior, noise=invsolve.Gaussian(0.1), strategy="enkg", samples=1
+        )
+
+
+def test_a_simulator_of_numpy_alone_works_from_the_command_line(tmp_path: Path, cli: Cli) -> None:
+    plugin, truth, scan, out = (tmp_path / name for name in ("sim.py", "truth.h5", "scan.h5", "recon.h5"))
+    plugin.write_text(
+        textwrap.dedent(
+            '''
+            """A simulator that torch cannot look into."""
+            import numpy as np
+            import torch
+            import invsolve
+
+            class Blocks(invsolve.Operator):
+                """Saturating means of blocks of 16 x 16 pixels."""
+
+                image_shape = (1, 64, 64)
+
+                def forward(self, x):
+                    x = x.detach().numpy()
+                    return torch.from_numpy(np.tanh(4 * x[:, 0].reshape(-1, 4, 16, 4, 16).mean((2, 4))))
+
+            @invsolve.hookimpl
+            def invsolve_operators():
+                return {"blocks": Blocks}
+            '''
+        )
+    )
+    image = invsolve.sample(invsolve.load_prior("gaussian-field"), 1, seed=1)
+    hdf5.write_images(str(truth), image)
+    code, _, err = cli(
+        "simulate", truth, "-o", scan, "--operator", "blocks", "--plugin", plugin, "--noise", "gaussian:0.05"
+    )
+    assert code == 0, err
+    command = ["reconstruct", scan, "-o", out, "--prior", "gaussian-field", "--plugin", plugin, "--scale=-1:1"]
+    code, _, err = cli(*command, "--strategy", "enkg", "--set", "steps=30", "--samples", 64)
+    assert code == 0, err
+    mean = hdf5.read_result(str(out)).mean[0:1]
+    blocks = [x.view(4, 16, 4, 16).mean((1, 3)) for x in (mean.double(), image.double())]
+    # Of blocks whose values vary by their own mean square, half of the error at least is gone.
+    assert float((blocks[0] - blocks[1]).square().mean()) < 0.25 * float(blocks[1].square().mean())
