@@ -75,6 +75,8 @@ class Compressive(MaskableOperator):
         size = rows_and_columns(image_size, "operator 'compressive'")
         assert size is not None
         rows, columns = size
+        if channels < 1:
+            raise UserError(f"operator 'compressive': channels must be at least 1, got {channels}")
         if not 0 < fraction <= 1:
             raise UserError(f"operator 'compressive': fraction must be in (0, 1], got {fraction}")
         if transform == "hadamard" and (rows & (rows - 1) or columns & (columns - 1)):

@@ -32,6 +32,8 @@ class Crop(OrthogonalRows):
         size = rows_and_columns(image_size, "operator 'crop'")
         assert size is not None
         rows, columns = size
+        if channels < 1:
+            raise UserError(f"operator 'crop': channels must be at least 1, got {channels}")
         inside = len(box) == 4 and min(box[:2]) >= 0 and min(box[2:]) >= 1
         if not inside or box[0] + box[2] > rows or box[1] + box[3] > columns:
             raise UserError(

@@ -33,8 +33,8 @@ class Quantize(Operator):
         super().__init__()
         if levels < 2:
             raise UserError(f"operator 'quantize': levels must be at least 2, got {levels}")
-        if not low < high:
-            raise UserError(f"operator 'quantize': low must be below high, got {low} and {high}")
+        if not -float("inf") < low < high < float("inf"):
+            raise UserError(f"operator 'quantize': low must be below high, both finite, got {low} and {high}")
         self.levels, self.low, self.high = levels, low, high
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from invsolve.errors import UserError
 
+#: Pixels along an axis; what is more is a slip, and would fill the memory.
+LARGEST_SIDE = 2**20
+
 
 def as_mask(mask: Tensor, where: str) -> Tensor:
     """What is measured, boolean and shaped like the mask: True where it is not zero.
@@ -81,7 +84,7 @@ def rows_and_columns(size: int | Sequence[int] | None, where: str, name: str = "
     """An image size, N for N x N pixels or [rows, columns], as (rows, columns); None stays None.
 
     Raises:
-        UserError: not one or two whole numbers above zero.
+        UserError: not one or two whole numbers above zero, or a number that no image has.
     """
     if size is None:
         return None
@@ -89,6 +92,10 @@ def rows_and_columns(size: int | Sequence[int] | None, where: str, name: str = "
     if len(pair) != 2 or min(pair) < 1:
         got = size if isinstance(size, int) else list(pair)
         raise UserError(f"{where}: {name} must be N or [rows, columns], above 0, got {got}")
+    if max(pair) > LARGEST_SIDE:
+        raise UserError(
+            f"{where}: {name} is {max(pair):g} pixels, more than {LARGEST_SIDE}; it counts pixels, not lengths"
+        )
     return pair[0], pair[1]
 
 
@@ -111,3 +118,9 @@ def by_parts(apply: Callable[..., Tensor], *values: Tensor) -> Tensor:
     if not any(value.is_complex() for value in values):
         return apply(*values)
     return torch.complex(apply(*(v.real for v in values)), apply(*(v.imag for v in values)))
+
+
+def matching(buffer: Tensor, x: Tensor) -> Tensor:
+    """Return `buffer` in the precision of `x`: real stays real, complex stays complex."""
+    real = x.dtype.to_real() if x.is_complex() else x.dtype
+    return buffer.to(real.to_complex() if buffer.is_complex() else real)

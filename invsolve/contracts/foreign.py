@@ -50,6 +50,8 @@ class Arrays(LinearOperator):
         UserError: (when applied) the code gives another number of values than its measurement has.
     """
 
+    waits = "NumPy code runs on the host"
+
     def __init__(
         self,
         pair: ArrayPair,

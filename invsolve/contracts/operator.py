@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from invsolve.contracts.arguments import matching as matching
+from invsolve.contracts.guarded import check_image, guarded
 from invsolve.contracts.module import Module
 from invsolve.contracts.wrapped import WrappedLinear
 from invsolve.errors import UserError
@@ -19,12 +21,6 @@ from invsolve.numerics.spectrum import SingularSystem
 
 #: Operators of items that are kept, with what they remember: the samples of an item run one batch after another.
 _ITEMS_KEPT = 4
-
-
-def matching(buffer: Tensor, x: Tensor) -> Tensor:
-    """Return `buffer` in the precision of `x`: real stays real, complex stays complex."""
-    real = x.dtype.to_real() if x.is_complex() else x.dtype
-    return buffer.to(real.to_complex() if buffer.is_complex() else real)
 
 
 class Operator(Module):
@@ -42,6 +38,7 @@ class Operator(Module):
         examples: keyword arguments of small instances, from which the conformance tests make theirs.
         surrogate: why autograd's gradient is not the derivative of `forward`, such as "straight through the rounding"; empty
             where it is.
+        waits: why its calls must wait for what they compute, such as "NumPy code runs on the host"; empty where they need not.
         shapes_tried: image shapes (C, *spatial) with which the conformance tests try those of free size.
         parameters_given: the keyword arguments it was made from, as written to scan files.
         items: how many items it has parameters of their own for; None where one operator measures all items.
@@ -56,6 +53,7 @@ class Operator(Module):
     name: str = ""
     parameters_given: dict[str, Any] | None = None
     items: int | None = None
+    waits: str = ""
     channelwise: ClassVar[bool] = False
     item_axes: ClassVar[Mapping[str, int]] = {}
     closed_forms: ClassVar[str] = ""
@@ -66,15 +64,7 @@ class Operator(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return A(x); refuses images whose size the operator was not made for, and numbers that it does not calculate with."""
-        known = isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
-        if not known or (x.device.type == "cpu" and x.real.element_size() < 4):
-            got = f"{x.dtype} on the {x.device.type}" if isinstance(x, Tensor) else type(x).__name__
-            raise UserError(f"operator {called(self)!r} takes tensors of float32 or float64, got {got}; give x.float()")
-        if self.image_shape is not None and tuple(x.shape[1:]) != tuple(self.image_shape):
-            raise UserError(
-                f"operator {called(self)!r} takes images (channels, *size) of "
-                f"{tuple(self.image_shape)}, got {tuple(x.shape[1:])}"
-            )
+        check_image(self, x)
         return super().__call__(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,6 +147,12 @@ class LinearOperator(Operator):
     The inner product is Re <a, b>, so that a real operator seen through complex numbers has one adjoint.
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "adjoint" in cls.__dict__:
+            cls.adjoint = guarded(cls.__dict__["adjoint"])  # type: ignore[method-assign]
+
+    @guarded
     def adjoint(self, y: Tensor) -> Tensor:
         """Return A'y, the exact transpose of `forward`; (B, *measurement) -> (B, C, *spatial)."""
         shape = self.image_shape or self.image_shape_for(y.shape[1:])
@@ -327,7 +323,7 @@ class Composition(LinearOperator):
     def __init__(self, outer: LinearOperator, first: LinearOperator) -> None:
         super().__init__()
         self.outer, self.first = outer, first
-        self.image_shape, self.image_unit = first.image_shape, first.image_unit
+        self.image_shape, self.image_unit, self.waits = first.image_shape, first.image_unit, outer.waits or first.waits
         # A real operator takes complex images part by part, so what follows it may ask for them.
         self.complex_image = first.complex_image or outer.complex_image
         self.name, self.items = f"{called(outer)} @ {called(first)}", items_of(outer, first)
@@ -357,7 +353,7 @@ class Sum(LinearOperator):
         self.left, self.right = left, right
         self.image_shape = left.image_shape or right.image_shape
         self.complex_image = left.complex_image or right.complex_image
-        self.image_unit = left.image_unit or right.image_unit
+        self.image_unit, self.waits = left.image_unit or right.image_unit, left.waits or right.waits
         self.name, self.items = f"{called(left)} + {called(right)}", items_of(left, right)
 
     def of_item(self, item: int) -> Any:

@@ -36,7 +36,7 @@ class PerItem(Operator):
         self.items, self.make = items, make
         first = make(0)
         self.image_shape, self.complex_image = first.image_shape, first.complex_image
-        self.image_unit, self.name = first.image_unit, first.name
+        self.image_unit, self.name, self.waits = first.image_unit, first.name, first.waits
 
     def of_item(self, item: int) -> Operator:
         if not 0 <= item < self.count:

@@ -24,6 +24,7 @@ class Stack(LinearOperator):
         self.complex_image = any(a.complex_image for a in operators)
         self.image_unit = next((a.image_unit for a in operators if a.image_unit), "")
         self.name, self.items = f"stack of {', '.join(called(a) for a in operators)}", items_of(*operators)
+        self.waits = next((a.waits for a in operators if a.waits), "")
 
     def of_item(self, item: int) -> Any:
         one = Stack([part.for_item(item) for part in self.parts])  # type: ignore[operator]

@@ -45,6 +45,7 @@ class Wrapped(Module):
     builds_on: ClassVar[Any] = HandedOn()
     parameters_given: Any = HandedOn()
     items: Any = HandedOn()
+    waits: Any = HandedOn()
 
     def __init__(self, inner: Any) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -261,8 +261,39 @@ def check(plugin: type, kind: str, name: str, given: dict[str, Any], later: Coll
             what = wrong["msg"].removeprefix("Value error, ")
             value = _short(given[key])
             raise UserError(f"{kind} {name!r}: {key}={value} is not {known[key].type}: {what}") from None
+    if kind == "operator":
+        # Arrays are the operator's to judge, which knows more of them.
+        _refuse_odd_numbers(name, {k: v for k, v in given.items() if "array" not in known[k].type or np.isscalar(v)})
+
+
+def _refuse_odd_numbers(name: str, given: dict[str, Any]) -> None:
+    """Refuse NaN, which an operator may take for "not given", and whole numbers that no tensor can count.
+
+    Raises:
+        UserError: names the parameter.
+    """
+    for key, value in given.items():
+        for number in _numbers(value):
+            if number != number:
+                raise UserError(
+                    f"operator {name!r}: {key}={_short(value)} holds NaN; give a number, or leave {key} out"
+                )
+            if isinstance(number, int) and abs(number) >= 2**63:
+                raise UserError(f"operator {name!r}: {key}={_short(value)} is too large; whole numbers go up to 2^63")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """The numbers in a value, through lists and tables."""
+    if isinstance(value, int | float | np.number):
+        yield value  # type: ignore[misc]
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _numbers(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _numbers(part)
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 40 else text[:37] + "..."

@@ -15,7 +15,9 @@ from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.numerics.linalg import inner, norm, size_of
 from invsolve.testing.cases import Case, NotApplicable, below, expecting, holds, report_of
 from invsolve.testing.report import Finding, Report
+from invsolve.testing.shapes import SHAPES
 from invsolve.testing.use import USE
+from invsolve.testing.waiting import WAITING
 
 #: Largest image for which the dense matrix is formed.
 _DENSE = 1200
@@ -104,8 +106,10 @@ def operator_cases(
         add(size, probe, _SOLVES, linear)
         add(size, probe, _GROUPS, maskable)
         add(size, probe, _COPIES)
-        add(size, probe, USE)
+        add(size, probe, USE | WAITING)
     own = Probe(operator, operator.image_shape or (), torch.float32, 1, device)
+    anywhere = Probe(operator, operator.shapes_tried[0], torch.float64, 3, device)
+    add("of free size", anywhere, SHAPES, "made for images of one size" if fixed else "")
     cases.append(Case("refuses another image size", partial(_wrong_shape, own), "" if own.shape else "takes any size"))
     return cases
 

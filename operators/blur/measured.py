@@ -48,7 +48,8 @@ class MeasuredBlur(Blur):
     y = k * x with k the picture less its background, without what is negative then, centred, of sum 1; else as `blur`.
 
     Args:
-        picture: of a point (rows, columns): an array, or the path of a .npy, .tif or .png file.
+        picture: of a point (rows, columns): an array, or the path of a .npy, .tif or .png file. A picture for each item is
+            (items, rows, columns).
         background: of the picture, subtracted from it; by default the median along its edge.
         centre: what of the picture is the point's place: its middle, its brightest pixel or its centre of mass.
         boundary: what lies outside the image: its periodic repetition, its mirror image, or zeros.
@@ -59,7 +60,7 @@ class MeasuredBlur(Blur):
 
     name = "measured-blur"
     advice = ""
-    item_axes: ClassVar[Mapping[str, int]] = {}
+    item_axes: ClassVar[Mapping[str, int]] = {"picture": 2}
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {
             "picture": [[1.0, 1.0, 1.0, 1.0], [1.0, 5.0, 9.0, 1.0], [1.0, 2.0, 3.0, 1.0], [1.0, 1.0, 1.0, 1.0]],
@@ -78,8 +79,8 @@ class MeasuredBlur(Blur):
         picture = as_array(picture, "operator 'measured-blur': picture")
         if picture.ndim != 2 or 0 in picture.shape or picture.is_complex():
             raise UserError(
-                f"operator 'measured-blur': picture must be real, (rows, columns), got {picture.dtype} {tuple(picture.shape)}; "
-                "give one channel of it"
+                "operator 'measured-blur': picture must be real, (rows, columns), or with items in front by invsolve.operator, "
+                f"got {picture.dtype} {tuple(picture.shape)}; give one channel of it"
             )
         if not bool(picture.isfinite().all()):
             raise UserError(
@@ -93,3 +94,9 @@ class MeasuredBlur(Blur):
                 f"operator 'measured-blur': nothing in picture is brighter than the background, {background:g}; give background="
             )
         super().__init__(prepared(picture, background, centre), boundary=boundary)
+
+    @classmethod
+    def carries_items(cls, parameter: str, value: Tensor) -> bool:
+        # Of a colour picture, the last axis has the colours; no point-spread function is that narrow.
+        colours = parameter == "picture" and value.ndim == 3 and value.shape[-1] in (3, 4)
+        return super().carries_items(parameter, value) and not colours

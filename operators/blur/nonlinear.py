@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
+from invsolve.contracts.arguments import is_image
 from invsolve.contracts.operator import Operator
 from invsolve.errors import UserError
 from invsolve.operators.blur.uniform import Blur
@@ -28,7 +32,7 @@ class NonlinearBlur(Operator):
 
     Args:
         sigma: standard deviation of the Gaussian k in pixels.
-        kernel: instead, a point-spread function (rows, columns).
+        kernel: instead, a point-spread function (rows, columns). A kernel for each item is (items, rows, columns).
         network: instead, any `torch.nn.Module` from images to measurements, (B, C, rows, columns) -> (B, ...); from Python only.
 
     Raises:
@@ -36,6 +40,7 @@ class NonlinearBlur(Operator):
     """
 
     name = "nonlinear-blur"
+    item_axes: ClassVar[Mapping[str, int]] = {"kernel": 2}
     examples = (
         {"sigma": 0.8},
         {"kernel": [[0.2, 0.5, 0.3]]},
@@ -52,6 +57,7 @@ class NonlinearBlur(Operator):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
+        is_image(x, "operator 'nonlinear-blur'")
         if self.network is not None:
             return self.network(x)
         assert self.blur is not None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ class TiledBlur(LinearOperator):
 
     Args:
         kernels: point-spread functions (tile rows, tile columns, rows, columns) of a regular grid of tiles, real; the centre of
-            each is element (rows // 2, columns // 2). Used as given: not normalised.
+            each is element (rows // 2, columns // 2). Used as given: not normalised. Kernels for each item are (items, tile rows,
+            tile columns, rows, columns).
         boundary: what lies outside the image: its periodic repetition, or zeros.
 
     Raises:
@@ -40,14 +42,15 @@ class TiledBlur(LinearOperator):
         {"kernels": [[[[0.1, 0.6, 0.3]], [[0.3, 0.3, 0.4]]], [[[1.0, 0.0, 0.0]], [[0.2, 0.5, 0.3]]]]},
         {"kernels": [[[[0.4, 0.1], [0.2, 0.3], [0.3, 0.0]], [[0.1, 0.1], [0.2, 0.2], [0.3, 0.1]]]], "boundary": "zero"},
     )
+    item_axes: ClassVar[Mapping[str, int]] = {"kernels": 4}
 
     def __init__(self, kernels: Tensor, boundary: Literal["circular", "zero"] = "circular") -> None:
         super().__init__()
         kernels = as_array(kernels, "operator 'tiled-blur': kernels")
         if kernels.ndim != 4 or 0 in kernels.shape or kernels.is_complex() or not bool(kernels.isfinite().all()):
             raise UserError(
-                "operator 'tiled-blur': kernels must be real and finite, (tile rows, tile columns, rows, columns), got "
-                f"{kernels.dtype} {tuple(kernels.shape)}"
+                "operator 'tiled-blur': kernels must be real and finite, (tile rows, tile columns, rows, columns), or with items "
+                f"in front by invsolve.operator, got {kernels.dtype} {tuple(kernels.shape)}"
             )
         self.kernels, self.boundary = kernels.float(), boundary
 

@@ -16,6 +16,9 @@ from invsolve.errors import UserError
 from invsolve.numerics.krylov import CG
 from invsolve.numerics.spectrum import RELATIVE_CUT, SingularSystem, hartley, safe_reciprocal
 
+#: The widest Gaussian, in pixels: its kernel has some ten million.
+_WIDEST = 500
+
 
 def gaussian_kernel(sigma: float) -> Tensor:
     """Gaussian of standard deviation `sigma` pixels, cut at 4 sigma, sum 1; (2r + 1, 2r + 1)."""
@@ -63,8 +66,8 @@ class Blur(LinearOperator):
         super().__init__()
         if (kernel is None) == (sigma is None):
             raise UserError("operator 'blur' needs exactly one of kernel= and sigma=")
-        if sigma is not None and not sigma > 0:
-            raise UserError(f"operator 'blur': sigma must be > 0 pixels, got {sigma}")
+        if sigma is not None and not 0 < sigma <= _WIDEST:
+            raise UserError(f"operator 'blur': sigma must be > 0 and at most {_WIDEST} pixels, got {sigma}")
         kernel = None if kernel is None else as_array(kernel, "operator 'blur': kernel")
         if kernel is not None and (kernel.ndim != 2 or 0 in kernel.shape):
             raise UserError(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from invsolve.numerics.krylov import CG
 from invsolve.numerics.spectrum import RELATIVE_CUT, SingularSystem, safe_reciprocal
 
 _AXES = (-3, -2, -1)
+#: The widest Gaussian, in pixels; the kernel has eight times as many along an axis.
+_WIDEST = 50
 
 
 def gaussian(sigma: Sequence[float]) -> Tensor:
@@ -35,7 +37,7 @@ class VolumeBlur(LinearOperator):
 
     Args:
         kernel: point-spread function (depth, rows, columns), real; its centre is element (depth // 2, rows // 2, columns // 2).
-            Used as given: not normalised.
+            Used as given: not normalised. A kernel for each item is (items, depth, rows, columns).
         sigma: instead of a kernel, a Gaussian of these standard deviations in pixels, [depth, rows, columns]; 0 for none.
         boundary: what lies outside the volume: its periodic repetition, or zeros.
 
@@ -46,6 +48,7 @@ class VolumeBlur(LinearOperator):
     name = "blur-3d"
     closed_forms = "proximal solve, singular system (circular)"
     shapes_tried = ((1, 4, 6, 5),)
+    item_axes: ClassVar[Mapping[str, int]] = {"kernel": 3}
     examples = (
         {"sigma": [0.8, 0.5, 0.0]},
         {"kernel": [[[0.1, 0.3], [0.0, 0.1]], [[0.2, 0.0], [0.2, 0.1]], [[0.0, 0.1], [0.3, 0.0]]], "boundary": "zero"},
@@ -60,9 +63,9 @@ class VolumeBlur(LinearOperator):
         super().__init__()
         if (kernel is None) == (sigma is None):
             raise UserError("operator 'blur-3d' needs exactly one of kernel= and sigma=")
-        if sigma is not None and (len(sigma) != 3 or not all(0 <= s < float("inf") for s in sigma)):
+        if sigma is not None and (len(sigma) != 3 or not all(0 <= s <= _WIDEST for s in sigma)):
             raise UserError(
-                f"operator 'blur-3d': sigma must be [depth, rows, columns] in pixels, not negative, got {sigma}"
+                f"operator 'blur-3d': sigma must be [depth, rows, columns] in pixels, from 0 to {_WIDEST}, got {sigma}"
             )
         given = gaussian(sigma or ()) if kernel is None else as_array(kernel, "operator 'blur-3d': kernel")
         if given.ndim != 3 or 0 in given.shape or given.is_complex() or not bool(given.isfinite().all()):

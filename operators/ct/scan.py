@@ -13,7 +13,6 @@ from invsolve.errors import UserError
 
 _BEAMS = ("parallel", "fan", "cone")
 # A count from a file is no reason to fill the memory.
-_MOST_VIEWS = 10**6
 
 
 @dataclass(frozen=True)
@@ -198,6 +197,10 @@ class Scan:
         return degrees, s - x * np.cos(angle) - y * np.sin(angle)
 
 
+#: The largest count of angles, pixels or detector pixels along an axis; what is more is a slip, and would fill the memory.
+_COUNT = 2**20
+
+
 def _complete(g: Scan) -> None:
     """Fill in the defaults, and turn lists and arrays into tuples, by which geometries are compared."""
 
@@ -208,9 +211,10 @@ def _complete(g: Scan) -> None:
     put("image_size", (int(size),) * 2 if np.ndim(size) == 0 else tuple(int(n) for n in size))
     if g.beam not in _BEAMS:
         raise UserError(f"geometry: beam must be one of {', '.join(_BEAMS)}, got {g.beam!r}")
-    if g.dimensions not in (2, 3) or min(g.image_size) < 1:
+    if g.dimensions not in (2, 3) or not 1 <= min(g.image_size) <= max(g.image_size) <= _COUNT:
         raise UserError(
-            f"geometry: image_size must be N, [rows, columns] or [slices, rows, columns], above 0, got {list(g.image_size)}"
+            "geometry: image_size must be N, [rows, columns] or [slices, rows, columns], above 0 and at most "
+            f"{_COUNT}, got {list(g.image_size)}"
         )
     table = np.asarray(g.vectors, dtype=np.float64)
     wide = 6 if g.dimensions == 2 else 12
@@ -226,8 +230,10 @@ def _complete(g: Scan) -> None:
     else:
         angles: Any = g.angles
         if np.ndim(angles) == 0:
-            if int(angles) > _MOST_VIEWS:
-                raise UserError(f"geometry: angles must be at most {_MOST_VIEWS}, got {int(angles)}")
+            if not 1 <= float(angles) <= _COUNT:
+                raise UserError(
+                    f"geometry: angles must be a count from 1 to {_COUNT} or a list of degrees, got {angles}"
+                )
             turn = 180 if g.beam == "parallel" else 360
             put("angles", tuple(turn * k / int(angles) for k in range(int(angles))))
         else:
@@ -294,8 +300,10 @@ def _check_source(g: Scan) -> None:
 def _check(g: Scan) -> None:
     if not g.angles or not all(map(math.isfinite, g.angles)):
         raise UserError("geometry: angles must be a count >= 1 or a list of finite degrees")
-    if g.detectors < 1 or g.detector_rows < 1:
-        raise UserError(f"geometry: detectors and detector_rows must be >= 1, got {g.detectors} and {g.detector_rows}")
+    if not (1 <= g.detectors <= _COUNT and 1 <= g.detector_rows <= _COUNT):
+        raise UserError(
+            f"geometry: detectors and detector_rows must be >= 1 and at most {_COUNT}, got {g.detectors} and {g.detector_rows}"
+        )
     flat = {"detector_rows": g.detector_rows - 1, "roll": g.roll, "tilt": g.tilt, "feed": g.feed}
     for name, value in flat.items() if g.dimensions == 2 else ():
         if value:

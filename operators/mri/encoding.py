@@ -135,6 +135,8 @@ class CartesianEncoding(MaskableOperator):
     @classmethod
     def _maps(cls, coil_maps: Tensor) -> Tensor:
         maps = as_array(coil_maps, f"{cls._title()}: coil_maps")
+        if not bool(maps.isfinite().all()):
+            raise UserError(f"{cls._title()}: coil_maps has NaN or infinite entries; give 0 where a coil sees nothing")
         if not maps.is_complex() and maps.ndim == cls.dims + 2 and maps.shape[-1] == 2:
             maps = torch.view_as_complex(maps.float().contiguous())
         if not maps.is_complex() or maps.ndim != cls.dims + 1:

@@ -214,6 +214,9 @@ class NonCartesian(MaskableOperator):
         return y.view(*x.shape[:2], *self.trajectory_bits.shape[:-1])
 
     def adjoint(self, y: Tensor) -> Tensor:
+        wanted = (self.coils, *self.trajectory_bits.shape[:-1])
+        if tuple(y.shape[1:]) != wanted:
+            raise UserError(f"{self._title}: adjoint takes measurements {wanted}, got {tuple(y.shape[1:])}")
         x = self._gathered(y.reshape(len(y) * self.coils, -1)).view(len(y), self.coils, *self.size) * self._share()
         if "coil_maps" in self._buffers:
             x = (x * matching(self.coil_maps, x).conj()).sum(1, keepdim=True)

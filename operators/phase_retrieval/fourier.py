@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ class PhaseRetrieval(Operator):
     Args:
         oversampling: padded over own size, at least 1.
         measures: the modulus, or its square, as a detector counts it.
-        masks: coded masks (masks, rows, columns), real or complex, laid over the image (Candes 2015).
+        masks: coded masks (masks, rows, columns), real or complex, laid over the image (Candes 2015). Masks for each item
+            are (items, masks, rows, columns).
         complex_image: whether x is complex: an object with a phase of its own.
 
     Raises:
@@ -41,6 +42,7 @@ class PhaseRetrieval(Operator):
         "doi:10.1016/j.acha.2014.09.004",
     )
     shapes_tried = ((1, 6, 7),)
+    item_axes: ClassVar[Mapping[str, int]] = {"masks": 3}
     examples = (
         {},
         {"oversampling": 1.5, "measures": "intensity", "complex_image": True},
@@ -58,12 +60,13 @@ class PhaseRetrieval(Operator):
         complex_image: bool = False,
     ) -> None:
         super().__init__()
-        if not 1 <= oversampling < float("inf"):
-            raise UserError(f"operator 'phase-retrieval': oversampling must be at least 1, got {oversampling}")
+        if not 1 <= oversampling <= 100:
+            raise UserError(f"operator 'phase-retrieval': oversampling must be from 1 to 100, got {oversampling}")
         masks = None if masks is None else as_array(masks, "operator 'phase-retrieval': masks")
-        if masks is not None and (masks.ndim != 3 or 0 in masks.shape):
+        if masks is not None and (masks.ndim != 3 or 0 in masks.shape or not bool(masks.isfinite().all())):
             raise UserError(
-                f"operator 'phase-retrieval': masks must be (masks, rows, columns), got {tuple(masks.shape)}; one is mask[None]"
+                f"operator 'phase-retrieval': masks must be (masks, rows, columns), finite, got {tuple(masks.shape)}; one is "
+                "mask[None]"
             )
         self.oversampling, self.measures, self.complex_image = oversampling, measures, complex_image
         if masks is not None:

@@ -72,6 +72,10 @@ class Ptychography(Operator):
         size = rows_and_columns(image_size, "operator 'ptychography'")
         assert size is not None
         rows, columns = size
+        if step < 1 or probe_size < 1:
+            raise UserError(
+                f"operator 'ptychography': step and probe_size must be at least 1 pixel, got {step} and {probe_size}"
+            )
         if probe is None:
             if not 1 <= probe_size <= min(rows, columns):
                 raise UserError(
@@ -81,20 +85,19 @@ class Ptychography(Operator):
         probe = as_array(probe, "operator 'ptychography': probe")
         if probe.ndim == 3 and probe.shape[-1] == 2 and not probe.is_complex():
             probe = torch.view_as_complex(probe.float().contiguous())
-        if probe.ndim != 2 or probe.shape[0] > rows or probe.shape[1] > columns:
+        fits = probe.ndim == 2 and 0 < probe.shape[0] <= rows and 0 < probe.shape[1] <= columns
+        if not fits or not bool(probe.isfinite().all()):
             raise UserError(
-                f"operator 'ptychography': probe must be (rows, columns), complex, within {rows} x {columns} pixels, got "
-                f"{tuple(probe.shape)}"
+                f"operator 'ptychography': probe must be (rows, columns), complex and finite, within {rows} x {columns} pixels, "
+                f"got {probe.dtype} {tuple(probe.shape)}"
             )
         last = torch.tensor([rows - probe.shape[0], columns - probe.shape[1]])
         if positions is None:
-            if step < 1:
-                raise UserError(f"operator 'ptychography': step must be at least 1 pixel, got {step}")
             positions = torch.cartesian_prod(*(torch.arange(0, int(n) + 1, step) for n in last))
         positions = as_array(positions, "operator 'ptychography': positions")
         if positions.ndim != 2 or positions.shape[1] != 2 or len(positions) == 0:
             raise UserError(f"operator 'ptychography': positions must be (positions, 2), got {tuple(positions.shape)}")
-        if bool((positions != positions.round()).any()):
+        if positions.is_complex() or not bool((positions == positions.round()).all()):
             raise UserError("operator 'ptychography': positions must be whole numbers of pixels; round them")
         outside = ((positions < 0) | (positions > last)).any(1).nonzero().flatten()
         if len(outside):
