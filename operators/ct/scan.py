@@ -12,7 +12,6 @@ import numpy as np
 from invsolve.errors import UserError
 
 _BEAMS = ("parallel", "fan", "cone")
-# A count from a file is no reason to fill the memory.
 
 
 @dataclass(frozen=True)
