@@ -61,7 +61,7 @@ def noise_over_spread(problem: Problem) -> float:
     """
     prior, y = problem.prior, problem.y
     spread = math.sqrt(prior.error(prior.sigma_max))
-    expected = problem.expected_misfit() / problem.dof() ** 0.5
+    expected = problem.noise_level()
     with torch.no_grad():
         if isinstance(problem.operator, LinearOperator):
             gain = problem.operator_norm()
