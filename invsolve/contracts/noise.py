@@ -89,14 +89,19 @@ class Noise:
         return self.std(self.predicted_from(y))
 
     def kurtosis(self, y: Tensor) -> Tensor | float:
-        """Fourth moment of each number of y over its squared variance, 3 for a Gaussian: how much squared residuals scatter."""
+        """How much squared residuals scatter about `std_from`, squared: one more than their variance over its square.
+
+        That is the kurtosis where A(x) does not decide the size of the noise: 3 for a Gaussian. It is 3 for counts, too, whose
+        variance is told from the counts themselves.
+        """
         return 3.0
 
     def deviation(self, y: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """How far each number of y is from A(x) = predicted, squared, and the mean and variance of that over draws of y.
+        """How far each number of y is from A(x) = predicted, squared; what that is on average; how the difference scatters.
 
         Returns:
-            Three tensors that broadcast to y, real; a complex number counts both its parts.
+            The square, its mean over draws of y given A(x) (estimated from y where a wild A(x) would explain itself), and the
+            variance of the difference of the two. Tensors that broadcast to y, real; a complex number counts both its parts.
         """
         parts = 2.0 if y.is_complex() else 1.0
         variance = self.std_from(y).to(y.real.dtype) ** 2

@@ -43,7 +43,7 @@ class FittedDPS(Strategy):
     steps: int = 300
     zeta: float = 1.0
 
-    needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linearisation")
+    needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linearisation", "gaussian-like")
     data_strength: ClassVar[Mapping[str, int]] = {"zeta": 0, "steps": 1}
     mean_error: ClassVar[float] = 0.4
     std_ratio: ClassVar[tuple[float, float]] = (0.95, 1.1)
