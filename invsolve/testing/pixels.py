@@ -20,7 +20,7 @@ from invsolve.testing.distances import run
 from invsolve.testing.log import Log
 
 #: Shape of the measurement, and draws from its posterior.
-_SHAPE, _DRAWS = (3, 4), 256
+_SHAPE, _DRAWS = (3, 4), 64
 #: Mean and standard deviation of a pixel: positive to many standard deviations, as counts and intensities are.
 MEAN, STD = 1.5, 0.25
 

@@ -17,6 +17,8 @@ from invsolve.plugins.noises._elementwise import Elementwise, at, check_number, 
 #: Numbers of photons on each side of the likeliest that are summed over, at least and at most, the stride between them in
 #: widths of the sum, and how many widths they reach out.
 _FEW, _MANY, _STRIDE, _REACH = 12, 24, 0.6, 7.2
+#: Terms of the sums that are in memory at once.
+_ROOM = 2**20
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,16 @@ def _mixture(data: Tensor, rate: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
         return torch.xlogy(k, rate) - rate - torch.lgamma(k + 1) - (data - k).square() * precision / 2
 
     largest = log_term(centre)
-    mass, weighted = torch.zeros_like(rate), torch.zeros_like(rate)
+    mass, moved = torch.zeros_like(rate), torch.zeros_like(rate)
     side = int((_REACH * width / stride).amax().clamp(_FEW, _MANY).ceil())
-    for step in range(-side, side + 1):
-        k = centre + step * stride
+    steps = torch.arange(-side, side + 1, dtype=rate.dtype, device=rate.device)
+    for some in steps.split(max(_ROOM // max(rate.numel(), 1), 1)):
+        part = some.view(-1, *[1] * rate.ndim) * stride
+        k = centre + part
         share = torch.where(k >= 0, (log_term(k.clamp_min(0)) - largest).exp(), 0.0)
-        mass = mass + share
-        weighted = weighted + share * k
+        mass = mass + share.sum(0)
+        moved = moved + (share * part).sum(0)
     # d/drate of rate^k e^-rate is (k / rate - 1) of it; at rate 0 the term of one photon alone is left.
     empty = ((data - 0.5) * precision).clamp(max=200).exp() - 1
-    slope = torch.where(rate > 0, weighted / mass / rate.clamp_min(1e-300) - 1, empty)
+    slope = torch.where(rate > 0, (centre - rate + moved / mass) / rate.clamp_min(1e-300), empty)
     return largest + (stride * mass).log(), slope
