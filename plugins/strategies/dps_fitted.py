@@ -21,7 +21,7 @@ from invsolve.plugins.strategies._stride import longest
 
 @dataclass(frozen=True)
 class FittedDPS(Strategy):
-    """`dps` with a step length fitted to the noise; any differentiable operator, any noise.
+    """`dps` with a step length fitted to the noise; any differentiable operator, noise without heavy tails.
 
     Ancestral sampling with D_y = D + a sigma^2 J' A' W (y - A D), J the Jacobian of D, W the precision of y, and the best a.
 
