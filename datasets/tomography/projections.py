@@ -236,7 +236,9 @@ class Projections(Layout):
             raise UserError(f"{path}: counts=true needs flats and darks, and the file has transmissions; leave it out")
         raw = RawCounts(y, looked.scatter)
         if looked.scatter is None:
-            missing.append("photons per count: too few flats to tell, a count is taken for a photon; counts=false does without")
+            missing.append(
+                "photons per count: too few flats to tell, a count is taken for a photon; counts=false does without"
+            )
         notes.append(
             f"counts kept: {raw.gain:.4g} photons per count, open beam {float(np.median(raw.i0)):.4g} counts (median), "
             f"scatter of the darks as a background of {raw.background:.3g} counts"

@@ -163,7 +163,7 @@ class ChainRandom:
         return torch.from_numpy(drawn).to(rate)
 
     def gamma(self, shape: Tensor) -> Tensor:
-        """Gamma numbers of scale 1 and these shape parameters (B, ...), > 0; drawn on the CPU in float64, returned like `shape`."""
+        """Gamma numbers of scale 1 and shape parameters (B, ...), > 0; drawn on the CPU in float64, returned like `shape`."""
         host = shape.detach().to("cpu", torch.float64).numpy()
         drawn = np.stack([g.standard_gamma(row) for g, row in zip(self._generators(), host, strict=True)])
         return torch.from_numpy(drawn).to(shape)

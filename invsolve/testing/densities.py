@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -69,7 +71,7 @@ def _grid(noise: Noise, clean: Tensor, entry: int) -> tuple[Tensor, Tensor]:
     # A kink may lie in the middle, and the density ends at the support: no panel has it inside.
     sides = [np.arcsinh(max((low - middle) / spread, -np.sinh(_REACH))), 0.0]
     sides.append(np.arcsinh(min((high - middle) / spread, np.sinh(_REACH))))
-    edges = np.concatenate([np.linspace(a, b, _PANELS + 1)[:-1] for a, b in zip(sides, sides[1:], strict=False)])
+    edges = np.concatenate([np.linspace(a, b, _PANELS + 1)[:-1] for a, b in pairwise(sides)])
     edges = np.append(edges, sides[-1])
     half = np.diff(edges)[:, None] / 2
     u = (edges[:-1, None] + half * (1 + x)).ravel()

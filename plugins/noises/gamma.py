@@ -74,4 +74,6 @@ class Gamma(Elementwise, Noise):
     def constant(self, y: Tensor) -> Tensor:
         looks = at(self.looks, y)
         each = looks * looks.log() - looks.lgamma() - looks
-        return total(torch.where(y > 0, each - y.clamp_min(1e-300 if y.dtype == torch.float64 else 1e-38).log(), each), y)
+        return total(
+            torch.where(y > 0, each - y.clamp_min(1e-300 if y.dtype == torch.float64 else 1e-38).log(), each), y
+        )

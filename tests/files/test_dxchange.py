@@ -336,5 +336,7 @@ def test_counts_are_kept_with_noise_that_knows_the_beam(path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"rings": 9}, {"air": 2}, {"normalised": True}])
 def test_counts_are_refused_where_they_would_be_changed(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"^layout 'dxchange': counts=true keeps the counts as they are, which \w+= changes"):
+    with pytest.raises(
+        UserError, match=r"^layout 'dxchange': counts=true keeps the counts as they are, which \w+= changes"
+    ):
         DXchange(counts=True, **options)
