@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from invsolve.contracts.operator import Composition, LinearOperator, Scaled
+from invsolve.contracts.operator import Composition, LinearOperator, Operator, Scaled, Sum
 from invsolve.contracts.wrapped import HandedOn, WrappedLinear
 
 
@@ -38,8 +38,21 @@ class MaskableOperator(LinearOperator):
         kept = torch.where(index >= 0, values.flatten(1), 0.0)
         return values.new_zeros(len(values), groups).index_add_(1, index.clamp_min(0), kept)
 
-    def __matmul__(self, other: LinearOperator) -> LinearOperator:
-        return MaskableComposition(self, other)
+    @overload
+    def __matmul__(self, other: LinearOperator) -> LinearOperator: ...
+
+    @overload
+    def __matmul__(self, other: Operator) -> Operator: ...
+
+    def __matmul__(self, other: Operator) -> Operator:
+        if isinstance(other, LinearOperator):
+            return MaskableComposition(self, other)
+        return super().__matmul__(other)
+
+    def __add__(self, other: LinearOperator) -> LinearOperator:
+        if isinstance(other, MaskableOperator) and _same_groups(self, other):
+            return MaskableSum(self, other)
+        return super().__add__(other)
 
     def __rmul__(self, factor: float) -> LinearOperator:
         return MaskableScaled(factor, self)
@@ -63,6 +76,21 @@ class MaskableComposition(Composition, MaskableOperator):
     @property
     def group_index(self) -> Tensor:  # type: ignore[override]
         return self.outer.group_index
+
+
+class MaskableSum(Sum, MaskableOperator):
+    """A + B of the same groups, with them."""
+
+    left: MaskableOperator
+
+    @property
+    def group_index(self) -> Tensor:  # type: ignore[override]
+        return self.left.group_index
+
+
+def _same_groups(one: MaskableOperator, other: MaskableOperator) -> bool:
+    first, second = one.group_index, other.group_index
+    return first.shape == second.shape and bool((first.to(second.device) == second).all())
 
 
 def numbered(mask: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -150,6 +151,11 @@ class Operator(Module):
         """
         return Linearised(self, x)
 
+    def __matmul__(self, other: Operator) -> Operator:
+        is_operator(other, "A @ B")
+        linear = isinstance(self, LinearOperator) and isinstance(other, LinearOperator)
+        return Composition(self, other) if linear else Composed(self, other)
+
 
 class LinearOperator(Operator):
     """A linear operator: `forward`, and `adjoint`, derived by autograd when the author gives none.
@@ -266,14 +272,34 @@ class LinearOperator(Operator):
         with torch.no_grad():
             return ScipyView(self, self.adjoint, image, self(image))
 
-    def __matmul__(self, other: LinearOperator) -> LinearOperator:
-        return Composition(self, other)
+    @overload
+    def __matmul__(self, other: LinearOperator) -> LinearOperator: ...
+
+    @overload
+    def __matmul__(self, other: Operator) -> Operator: ...
+
+    def __matmul__(self, other: Operator) -> Operator:
+        return super().__matmul__(other)
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
+        is_operator(other, "A + B", linear=True)
         return Sum(self, other)
+
+    def __sub__(self, other: LinearOperator) -> LinearOperator:
+        is_operator(other, "A - B", linear=True)
+        return self + -1.0 * other
+
+    def __neg__(self) -> LinearOperator:
+        return -1.0 * self
 
     def __rmul__(self, factor: float) -> LinearOperator:
         return Scaled(factor, self)
+
+    def __mul__(self, factor: float) -> LinearOperator:
+        return factor * self
+
+    def __truediv__(self, factor: float) -> LinearOperator:
+        return (1 / factor if factor else math.inf) * self
 
 
 class Linearised(LinearOperator):
@@ -319,25 +345,28 @@ class Linearised(LinearOperator):
         return spectral_norm(self.normal, start)
 
 
-class Composition(LinearOperator):
-    """(A @ B)(x) = A(B(x)): images of B, measurements of A."""
+class Composed(Operator):
+    """(A @ B)(x) = A(B(x)): images of B, measurements of A. Not linear; `Composition` is.
 
-    def __init__(self, outer: LinearOperator, first: LinearOperator) -> None:
+    Args:
+        outer: A.
+        first: B, whose measurements are images of A.
+    """
+
+    def __init__(self, outer: Operator, first: Operator) -> None:
         super().__init__()
         self.outer, self.first = outer, first
         self.image_shape, self.image_unit = first.image_shape, first.image_unit
         # A real operator takes complex images part by part, so what follows it may ask for them.
         self.complex_image = first.complex_image or outer.complex_image
         self.name, self.items = f"{called(outer)} @ {called(first)}", items_of(outer, first)
+        self.surrogate = outer.surrogate or first.surrogate
 
     def of_item(self, item: int) -> Any:
         return self.outer.for_item(item) @ self.first.for_item(item)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(self.first(x))
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self.first.adjoint(self.outer.adjoint(y))
 
     def measured(self) -> Tensor | None:
         return self.outer.measured()
@@ -347,11 +376,29 @@ class Composition(LinearOperator):
         return self.image_shape or (None if between is None else self.first.image_shape_for(between, channels))
 
 
+class Composition(Composed, LinearOperator):
+    """`Composed` of linear operators."""
+
+    outer: LinearOperator
+    first: LinearOperator
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.first.adjoint(self.outer.adjoint(y))
+
+    def normal(self, x: Tensor) -> Tensor:
+        return self.first.adjoint(self.outer.normal(self.first(x)))
+
+
 class Sum(LinearOperator):
-    """(A + B)(x) = A(x) + B(x)."""
+    """(A + B)(x) = A(x) + B(x).
+
+    Raises:
+        UserError: their images differ in size, or (when it is called) their measurements in shape.
+    """
 
     def __init__(self, left: LinearOperator, right: LinearOperator) -> None:
         super().__init__()
+        of_one_image(left, right)
         self.left, self.right = left, right
         self.image_shape = left.image_shape or right.image_shape
         self.complex_image = left.complex_image or right.complex_image
@@ -362,7 +409,13 @@ class Sum(LinearOperator):
         return self.left.for_item(item) + self.right.for_item(item)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.left(x) + self.right(x)
+        one, other = self.left(x), self.right(x)
+        if one.shape != other.shape:
+            raise UserError(
+                f"operators {called(self.left)!r} and {called(self.right)!r} cannot be added: they measure "
+                f"{tuple(one.shape[1:])} and {tuple(other.shape[1:])}; invsolve.stack takes both"
+            )
+        return one + other
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.left.adjoint(y) + self.right.adjoint(y)
@@ -390,6 +443,12 @@ class Scaled(WrappedLinear, LinearOperator):
 
     def __init__(self, factor: float, inner: LinearOperator) -> None:
         super().__init__(inner)
+        number = isinstance(factor, int | float) or (isinstance(factor, Tensor) and factor.numel() == 1)
+        if not number or (isinstance(factor, Tensor) and factor.is_complex()):
+            raise UserError(
+                f"an operator can be multiplied by a real number, got {type(factor).__name__}; weights of the measurement are an "
+                "operator of their own: inpainting with a soft mask @ A"
+            )
         self.factor = float(factor)
         if not 0 < abs(self.factor) < float("inf"):
             raise UserError(f"an operator can be multiplied by a finite number other than 0, got {factor}")
@@ -434,6 +493,31 @@ class Scaled(WrappedLinear, LinearOperator):
 def called(operator: Operator) -> str:
     """Its name, in messages and in the names of combinations."""
     return operator.name or type(operator).__name__
+
+
+def is_operator(other: Any, where: str, linear: bool = False) -> None:
+    """Refuse what an operator cannot be combined with.
+
+    Raises:
+        UserError: no operator, or one that is not linear where both must be.
+    """
+    if not isinstance(other, Operator):
+        raise UserError(f"{where} takes operators, got {type(other).__name__}; the measurement of an image is A(x)")
+    if linear and not isinstance(other, LinearOperator):
+        raise UserError(f"{where} takes linear operators; {called(other)!r} is not")
+
+
+def of_one_image(*operators: Operator) -> None:
+    """Refuse operators that do not take the same images.
+
+    Raises:
+        UserError: the image shapes that they fix differ.
+    """
+    fixed = {called(a): tuple(a.image_shape) for a in operators if a.image_shape is not None}
+    shapes = [tuple(a.image_shape) for a in operators if a.image_shape is not None]
+    if len(set(shapes)) > 1:
+        told = ", ".join(f"{name} {shape}" for name, shape in fixed.items()) if len(fixed) > 1 else str(shapes)[1:-1]
+        raise UserError(f"operators of one image must take images of one size (channels, *size), got {told}")
 
 
 def items_of(*operators: Operator) -> int | None:

@@ -6,9 +6,9 @@ import ast
 import itertools
 import json
 import re
-import warnings
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -53,7 +53,9 @@ def test_a_strangers_noise_goes_from_file_to_file(
     prior = invsolve.load_prior("gaussian-field", size=16)
     opened = registry.find("layout", "invsolve")().open(scan, invsolve.make)
     assert opened.noise == invsolve.noise("outliers:0.02") == invsolve.noise("outliers", scale=0.02)
-    with pytest.raises(invsolve.UserError, match="'dps-fitted' needs noise that Gaussian noise of its mean and variance can"):
+    with pytest.raises(
+        invsolve.UserError, match="'dps-fitted' needs noise that Gaussian noise of its mean and variance can"
+    ):
         invsolve.reconstruct(opened, prior=prior, strategy="dps-fitted")
     with warnings.catch_warnings():
         # So few steps may miss the data.
