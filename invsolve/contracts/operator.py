@@ -360,7 +360,10 @@ class Composed(Operator):
         # A real operator takes complex images part by part, so what follows it may ask for them.
         self.complex_image = first.complex_image or outer.complex_image
         self.name, self.items = f"{called(outer)} @ {called(first)}", items_of(outer, first)
-        self.surrogate = outer.surrogate or first.surrogate
+
+    @property
+    def surrogate(self) -> str:  # type: ignore[override]
+        return self.outer.surrogate or self.first.surrogate
 
     def of_item(self, item: int) -> Any:
         return self.outer.for_item(item) @ self.first.for_item(item)

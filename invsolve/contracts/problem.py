@@ -179,7 +179,7 @@ class Problem(DataStep):
         """Root mean square, over a row's entries, of the slope of y's mean times the precision; (B, 1, ...) like images."""
         if not self.noise.shifts:
             return 1.0
-        slope = self.noise.slope(self.noise.predicted_from(self.y)) * self.precision()
+        slope = torch.as_tensor(self.noise.slope(self.noise.predicted_from(self.y))) * self.precision()
         return rows(slope.flatten(1).square().mean(1).sqrt(), self.blank())
 
     def noise_level(self) -> Tensor:

@@ -37,13 +37,16 @@ class Stacked(Operator):
         self.image_shape = next((a.image_shape for a in operators if a.image_shape is not None), None)
         self.complex_image = any(a.complex_image for a in operators)
         self.image_unit = next((a.image_unit for a in operators if a.image_unit), "")
-        self.surrogate = next((a.surrogate for a in operators if a.surrogate), "")
         self.name, self.items = f"stack of {', '.join(called(a) for a in operators)}", items_of(*operators)
 
     def of_item(self, item: int) -> Any:
         one = stack([part.for_item(item) for part in self.parts])  # type: ignore[operator]
         one.image_shape = self.image_shape
         return one
+
+    @property
+    def surrogate(self) -> str:  # type: ignore[override]
+        return next((str(part.surrogate) for part in self.parts if part.surrogate), "")
 
     def shapes(self) -> list[tuple[int, ...]]:
         """The shape of each part's measurement.

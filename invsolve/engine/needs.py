@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -98,7 +99,7 @@ def _unmet(strategy: type[Strategy], problem: Problem, scaled: bool) -> str | No
         "maskable": lambda: isinstance(operator, MaskableOperator),
         "operator-gradient": lambda: _differentiable(problem),
         "linearisation": lambda: linear_gaussian(problem) or _differentiable(problem),
-        **{need: lambda met=met: met(problem.noise) for need, met in NOISE_NEEDS.items()},
+        **{need: partial(met, problem.noise) for need, met in NOISE_NEEDS.items()},
         "low-noise": lambda: not scaled or noise_over_spread(problem) <= LOW_NOISE,
     }
     return next((need for need in strategy.needs if not have[need]()), None)

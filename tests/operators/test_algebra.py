@@ -125,7 +125,7 @@ def test_an_expression_is_that_of_its_matrices(made: Expression) -> None:
     generator = torch.Generator().manual_seed(0)
     x, z = torch.randn(2, 3, *SHAPE, dtype=wide, generator=generator)
     y = operator(x)
-    close = {"rtol": 0, "atol": 1e-9 * max(float(matrix.abs().sum()), 1)}
+    close: Any = {"rtol": 0, "atol": 1e-9 * max(float(matrix.abs().sum()), 1)}
     torch.testing.assert_close(y.flatten(1), x.flatten(1) @ matrix.T, **close)
     v = torch.randn(y.shape, dtype=y.dtype, generator=generator)
     torch.testing.assert_close(operator.adjoint(v).flatten(1), v.flatten(1) @ matrix.conj(), **close)
@@ -219,7 +219,7 @@ def test_what_is_not_linear_composes_too() -> None:
             "operators 'inpainting' and 'ct' cannot be added: they measure (1, 6, 6)",
         ),
         (lambda a, b: invsolve.stack([]), "stack takes one operator or more, got none"),
-        (lambda a, b: invsolve.stack([a, 3]), "stack takes operators, got int"),
+        (lambda a, b: invsolve.stack([a, 3]),  # type: ignore[list-item] "stack takes operators, got int"),
         (
             lambda a, b: invsolve.stack([a, invsolve.operator("ct", image_size=8, angles=3)]),
             "operators of one image must take images of one size (channels, *size), got inpainting (1, 6, 6), ct (1, 8, 8)",
