@@ -14,7 +14,7 @@ import numpy as np
 
 from invsolve.datasets.hdf5.links import shown
 from invsolve.datasets.hdf5.reading import dataset, open_readonly, read, text
-from invsolve.datasets.hdf5.result import allocate
+from invsolve.datasets.hdf5.result import IMAGES, allocate
 from invsolve.datasets.hdf5.result_check import outline, stored_config
 from invsolve.datasets.hdf5.resume import changed
 from invsolve.datasets.hdf5.writing import check_target, replace
@@ -155,8 +155,9 @@ def _copy(file: h5py.File, first: h5py.File, items: range, where: Mapping[int, t
 
 
 def _names(file: h5py.File) -> list[str]:
-    """The datasets with one row per item."""
-    members = [*file, *[f"diagnostics/{name}" for name in file.get("diagnostics", ())]]
+    """The datasets with one row per item; what else a link names was put there by somebody, and is left out."""
+    own = [n for n in file if n in IMAGES or file.get(n, getclass=True, getlink=True) is h5py.HardLink]
+    members = [*own, *[f"diagnostics/{name}" for name in file.get("diagnostics", ())]]
     names = [name for name in members if name not in ("config", "items", "diagnostics")]
     if odd := [name for name in names if not isinstance(name, str)]:
         raise UserError(f"{file.filename}: holds '{shown(odd[0])}', which no result has; remove it from a copy")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
+from invsolve.datasets.hdf5.reading import members
 from invsolve.errors import UserError
 
 
@@ -15,11 +15,7 @@ def is_matlab(dset: Any) -> bool:
 
 def written_by_matlab(file: Any) -> bool:
     """Whether an open `h5py.File` holds a variable of MATLAB's at its root; what cannot be opened is none."""
-    for name in file:
-        with suppress(KeyError, OSError, RuntimeError, ValueError):
-            if name in file and is_matlab(file[name]):
-                return True
-    return False
+    return any(is_matlab(member) for _, member in members(file))
 
 
 def matlab_notes(dset: Any) -> list[str]:

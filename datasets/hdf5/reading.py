@@ -139,6 +139,20 @@ def datasets(file: h5py.File) -> dict[str, str]:
     return descriptions
 
 
+def members(group: Any) -> Iterator[tuple[str, Any]]:
+    """Name and member of each member of a file or group that can be opened.
+
+    For those who look through a file for what they know: broken members, and links that lead outside of the file's folder,
+    are nobody's concern until somebody asks for them by name, so they are passed over.
+    """
+    for name in group:
+        try:
+            member = group[name]
+        except (KeyError, OSError, RuntimeError, ValueError, UserError):
+            continue
+        yield name, member
+
+
 def dataset(file: h5py.File, name: str, real: bool = False) -> h5py.Dataset:
     """Return a dataset of numbers that can be read.
 

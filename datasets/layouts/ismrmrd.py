@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 from torch import Tensor
 
-from invsolve.datasets.hdf5 import check_stored, dataset, open_readonly, stored_text
+from invsolve.datasets.hdf5 import check_stored, dataset, members, open_readonly, stored_text
 from invsolve.datasets.mri.acquired import Acquired
 from invsolve.datasets.mri.header import Header, parse_header
 from invsolve.datasets.mri.kspace import KSpaceLayout
@@ -145,11 +145,7 @@ class ISMRMRD(KSpaceLayout):
 
 def _groups(file: Any) -> list[str]:
     names = []
-    for name in file:
-        try:
-            group = file[name]
-        except (KeyError, OSError, RuntimeError):
-            continue
+    for name, group in members(file):
         data = group.get("data") if isinstance(group, h5py.Group) and "xml" in group else None
         if isinstance(data, h5py.Dataset) and data.dtype.names == ("head", "traj", "data"):
             names.append(name)
