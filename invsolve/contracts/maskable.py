@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from invsolve.contracts.operator import Composition, LinearOperator, Operator, Scaled, Sum
+from invsolve.contracts.operator import Composition, LinearOperator, Scaled, Sum
 from invsolve.contracts.wrapped import HandedOn, WrappedLinear
 
 
@@ -38,13 +38,7 @@ class MaskableOperator(LinearOperator):
         kept = torch.where(index >= 0, values.flatten(1), 0.0)
         return values.new_zeros(len(values), groups).index_add_(1, index.clamp_min(0), kept)
 
-    @overload
-    def __matmul__(self, other: LinearOperator) -> LinearOperator: ...
-
-    @overload
-    def __matmul__(self, other: Operator) -> Operator: ...
-
-    def __matmul__(self, other: Operator) -> Operator:
+    def __matmul__(self, other: Any) -> Any:
         if isinstance(other, LinearOperator):
             return MaskableComposition(self, other)
         return super().__matmul__(other)

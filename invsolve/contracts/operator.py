@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from invsolve.contracts.combining import Arithmetic, added, called, is_operator, items_of, of_one_image, real_factor
 from invsolve.contracts.module import Module
 from invsolve.contracts.wrapped import WrappedLinear
 from invsolve.errors import UserError
@@ -151,13 +151,13 @@ class Operator(Module):
         """
         return Linearised(self, x)
 
-    def __matmul__(self, other: Operator) -> Operator:
-        is_operator(other, "A @ B")
+    def __matmul__(self, other: Any) -> Any:
+        is_operator(other, Operator, "A @ B")
         linear = isinstance(self, LinearOperator) and isinstance(other, LinearOperator)
         return Composition(self, other) if linear else Composed(self, other)
 
 
-class LinearOperator(Operator):
+class LinearOperator(Arithmetic, Operator):
     """A linear operator: `forward`, and `adjoint`, derived by autograd when the author gives none.
 
     The inner product is Re <a, b>, so that a real operator seen through complex numbers has one adjoint.
@@ -272,34 +272,15 @@ class LinearOperator(Operator):
         with torch.no_grad():
             return ScipyView(self, self.adjoint, image, self(image))
 
-    @overload
-    def __matmul__(self, other: LinearOperator) -> LinearOperator: ...
-
-    @overload
-    def __matmul__(self, other: Operator) -> Operator: ...
-
-    def __matmul__(self, other: Operator) -> Operator:
+    def __matmul__(self, other: Any) -> Any:
         return super().__matmul__(other)
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
-        is_operator(other, "A + B", linear=True)
+        is_operator(other, LinearOperator, "A + B")
         return Sum(self, other)
-
-    def __sub__(self, other: LinearOperator) -> LinearOperator:
-        is_operator(other, "A - B", linear=True)
-        return self + -1.0 * other
-
-    def __neg__(self) -> LinearOperator:
-        return -1.0 * self
 
     def __rmul__(self, factor: float) -> LinearOperator:
         return Scaled(factor, self)
-
-    def __mul__(self, factor: float) -> LinearOperator:
-        return factor * self
-
-    def __truediv__(self, factor: float) -> LinearOperator:
-        return (1 / factor if factor else math.inf) * self
 
 
 class Linearised(LinearOperator):
@@ -346,12 +327,7 @@ class Linearised(LinearOperator):
 
 
 class Composed(Operator):
-    """(A @ B)(x) = A(B(x)): images of B, measurements of A. Not linear; `Composition` is.
-
-    Args:
-        outer: A.
-        first: B, whose measurements are images of A.
-    """
+    """(A @ B)(x) = A(B(x)): images of B, measurements of A. Not linear; `Composition` is."""
 
     def __init__(self, outer: Operator, first: Operator) -> None:
         super().__init__()
@@ -393,11 +369,7 @@ class Composition(Composed, LinearOperator):
 
 
 class Sum(LinearOperator):
-    """(A + B)(x) = A(x) + B(x).
-
-    Raises:
-        UserError: their images differ in size, or (when it is called) their measurements in shape.
-    """
+    """(A + B)(x) = A(x) + B(x); raises UserError where their images differ in size, or (called) their measurements in shape."""
 
     def __init__(self, left: LinearOperator, right: LinearOperator) -> None:
         super().__init__()
@@ -412,13 +384,7 @@ class Sum(LinearOperator):
         return self.left.for_item(item) + self.right.for_item(item)
 
     def forward(self, x: Tensor) -> Tensor:
-        one, other = self.left(x), self.right(x)
-        if one.shape != other.shape:
-            raise UserError(
-                f"operators {called(self.left)!r} and {called(self.right)!r} cannot be added: they measure "
-                f"{tuple(one.shape[1:])} and {tuple(other.shape[1:])}; invsolve.stack takes both"
-            )
-        return one + other
+        return added(self.left, self.right, self.left(x), self.right(x))
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.left.adjoint(y) + self.right.adjoint(y)
@@ -446,15 +412,7 @@ class Scaled(WrappedLinear, LinearOperator):
 
     def __init__(self, factor: float, inner: LinearOperator) -> None:
         super().__init__(inner)
-        number = isinstance(factor, int | float) or (isinstance(factor, Tensor) and factor.numel() == 1)
-        if not number or (isinstance(factor, Tensor) and factor.is_complex()):
-            raise UserError(
-                f"an operator can be multiplied by a real number, got {type(factor).__name__}; weights of the measurement are an "
-                "operator of their own: inpainting with a soft mask @ A"
-            )
-        self.factor = float(factor)
-        if not 0 < abs(self.factor) < float("inf"):
-            raise UserError(f"an operator can be multiplied by a finite number other than 0, got {factor}")
+        self.factor = real_factor(factor)
         self.name, self.parameters_given = f"{self.factor:g} * {called(inner)}", None
 
     def of_item(self, item: int) -> Any:
@@ -491,46 +449,3 @@ class Scaled(WrappedLinear, LinearOperator):
 
     def norm(self, like: Tensor | None = None) -> float:
         return abs(self.factor) * super().norm(None if like is None else like / self.factor)
-
-
-def called(operator: Operator) -> str:
-    """Its name, in messages and in the names of combinations."""
-    return operator.name or type(operator).__name__
-
-
-def is_operator(other: Any, where: str, linear: bool = False) -> None:
-    """Refuse what an operator cannot be combined with.
-
-    Raises:
-        UserError: no operator, or one that is not linear where both must be.
-    """
-    if not isinstance(other, Operator):
-        raise UserError(f"{where} takes operators, got {type(other).__name__}; the measurement of an image is A(x)")
-    if linear and not isinstance(other, LinearOperator):
-        raise UserError(f"{where} takes linear operators; {called(other)!r} is not")
-
-
-def of_one_image(*operators: Operator) -> None:
-    """Refuse operators that do not take the same images.
-
-    Raises:
-        UserError: the image shapes that they fix differ.
-    """
-    fixed = {called(a): tuple(a.image_shape) for a in operators if a.image_shape is not None}
-    shapes = [tuple(a.image_shape) for a in operators if a.image_shape is not None]
-    if len(set(shapes)) > 1:
-        told = ", ".join(f"{name} {shape}" for name, shape in fixed.items()) if len(fixed) > 1 else str(shapes)[1:-1]
-        raise UserError(f"operators of one image must take images of one size (channels, *size), got {told}")
-
-
-def items_of(*operators: Operator) -> int | None:
-    """How many items a combination of operators has; None where none of them has items.
-
-    Raises:
-        UserError: their numbers differ.
-    """
-    counts = {operator.items for operator in operators} - {None}
-    if len(counts) > 1:
-        names = ", ".join(f"{called(a)} {a.items}" for a in operators if a.items is not None)
-        raise UserError(f"operators with parameters for each item have different numbers of items ({names})")
-    return counts.pop() if counts else None

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from invsolve.contracts.combining import called, is_operator, items_of, of_one_image
 from invsolve.contracts.maskable import MaskableOperator
-from invsolve.contracts.operator import LinearOperator, Operator, called, is_operator, items_of, of_one_image
+from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.errors import UserError
 from invsolve.numerics.linalg import size_of
 
@@ -31,7 +32,7 @@ class Stacked(Operator):
         if not operators:
             raise UserError("stack takes one operator or more, got none")
         for operator in operators:
-            is_operator(operator, "stack")
+            is_operator(operator, Operator, "stack")
         of_one_image(*operators)
         self.parts = nn.ModuleList(operators)
         self.image_shape = next((a.image_shape for a in operators if a.image_shape is not None), None)

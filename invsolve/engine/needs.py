@@ -92,7 +92,7 @@ def noise_over_spread(problem: Problem) -> float:
 def _unmet(strategy: type[Strategy], problem: Problem, scaled: bool) -> str | None:
     """The first need of a strategy that a problem does not meet."""
     operator, known = problem.operator, problem.known
-    have = {
+    have: dict[str, Callable[[], bool]] = {
         "prior": lambda: known is not None,
         "prior-gradient": lambda: known is not None and known.differentiable,
         "linear": lambda: isinstance(operator, LinearOperator),

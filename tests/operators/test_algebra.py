@@ -19,6 +19,7 @@ from invsolve.testing.operators import dense
 
 SIDE = 6
 SHAPE = (1, SIDE, SIDE)
+NO_OPERATOR: Any = object()
 
 #: Operators that give an image of the size they take.
 SAME: dict[str, dict[str, Any]] = {
@@ -213,13 +214,13 @@ def test_what_is_not_linear_composes_too() -> None:
         (lambda a, b: a + 1, "A + B takes operators, got int; the measurement"),
         (lambda a, b: a + invsolve.operator("clip", low=0.0, high=1.0), "A + B takes linear operators; 'clip' is not"),
         (lambda a, b: torch.zeros(3).tolist() * a, "an operator can be multiplied by a real number, got list"),
-        (lambda a, b: a / 0, "an operator can be multiplied by a finite number other than 0, got inf"),
+        (lambda a, b: a / 0, "an operator can be multiplied by a finite number other than 0, got 0"),
         (
             lambda a, b: (a + b)(torch.zeros(1, 1, 6, 6)),
             "operators 'inpainting' and 'ct' cannot be added: they measure (1, 6, 6)",
         ),
         (lambda a, b: invsolve.stack([]), "stack takes one operator or more, got none"),
-        (lambda a, b: invsolve.stack([a, 3]),  # type: ignore[list-item] "stack takes operators, got int"),
+        (lambda a, b: invsolve.stack([a, NO_OPERATOR]), "stack takes operators, got object"),
         (
             lambda a, b: invsolve.stack([a, invsolve.operator("ct", image_size=8, angles=3)]),
             "operators of one image must take images of one size (channels, *size), got inpainting (1, 6, 6), ct (1, 8, 8)",
