@@ -403,11 +403,8 @@ class Scaled(WrappedLinear, LinearOperator):
     """(s * A)(x) = s A(x).
 
     Args:
-        factor: s, a real number, not zero.
+        factor: s, a real number, neither zero nor infinite (UserError).
         inner: A.
-
-    Raises:
-        UserError: the factor is zero or not finite.
     """
 
     def __init__(self, factor: float, inner: LinearOperator) -> None:
