@@ -1,4 +1,4 @@
-"""What the tomography operator costs and how exact it is, beside the libraries that are installed; one run, medians.
+"""What the operators of tomography and MRI cost and how exact they are, beside the libraries installed; one run, medians.
 
     OMP_NUM_THREADS=1 python benchmarks/operators.py [--sizes 256 512] [--batches 1 16] [--rounds 9] [--skip cone]
 
@@ -8,7 +8,8 @@
 Speed: forward and adjoint in milliseconds of processor time, 180 angles of a parallel beam, methods taken in turns. Other work
 on the machine then counts only through the caches that it takes; the load is printed. Accuracy: relative error against
 closed-form line integrals, of ellipses (the Shepp-Logan head, pixels the mean of 16 points) and of Gaussian blobs (standard
-deviation 0.1 of half the image). Cone: a volume of N^3 voxels, 120 views, on N^2 detector pixels.
+deviation 0.1 of half the image). Cone: a volume of N^3 voxels, 120 views, on N^2 detector pixels. MRI: 320 x 320 pixels, 16
+coils, a quarter of k-space.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from invsolve import Geometry
 from invsolve.datasets.phantoms import Blob, Shape, exact_measurement, sampled, shepp_logan
 
 ANGLES = 180
+#: Of the slice of MRI.
+SLICE, COILS = 320, 16
 BLOBS: list[Shape] = [Blob(1.0, 0.1, 0.2, -0.1, 0.05), Blob(0.7, 0.12, -0.3, 0.25, -0.1), Blob(0.5, 0.1, -0.2, -0.4)]
 
 
@@ -219,13 +222,53 @@ def cone(sizes: list[int], rounds: int) -> None:
     table(["volume", "method", "forward / adjoint", "stored MB"], rows)
 
 
+def shifted(x: Tensor) -> Tensor:
+    """The centred transform as it is mostly written."""
+    axes = (-2, -1)
+    return torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(x, axes), norm="ortho"), axes)
+
+
+def mri(rounds: int) -> None:
+    print(f"## Speed, Cartesian MRI, {SLICE}^2 pixels, {COILS} coils: ms, one image\n")
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(COILS, SLICE, SLICE, dtype=torch.complex64, generator=generator)
+    x = torch.randn(1, 1, SLICE, SLICE, dtype=torch.complex64, generator=generator)
+    y = torch.randn(1, COILS, SLICE, SLICE, dtype=torch.complex64, generator=generator)
+    lines: Any = invsolve.operator("mri", coil_maps=maps, acceleration=4)
+    points: Any = invsolve.operator("mri", coil_maps=maps, mask="poisson-disc", acceleration=4)
+    mask = lines.measured()
+    methods: dict[str, Callable[[], Tensor]] = {
+        "fft2 alone": lambda: torch.fft.fft2(y, norm="ortho"),
+        "fft2 and back alone": lambda: torch.fft.ifft2(torch.fft.fft2(y)),
+        "1-D and back alone": lambda: torch.fft.ifft(torch.fft.fft(y)),
+        "forward with shifts": lambda: shifted(x * maps) * mask,
+        "forward": lambda: lines(x),
+        "adjoint": lambda: lines.adjoint(y),
+        "A'A, lines": lambda: lines.normal(x),
+        "A'A, points": lambda: points.normal(x),
+    }
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    with torch.no_grad():
+        for turn in range(rounds + 1):
+            for name, method in methods.items():
+                began = time.process_time()
+                method()
+                if turn:
+                    times[name].append(1e3 * (time.process_time() - began))
+    median = {name: statistics.median(t) for name, t in times.items()}
+    over = dict.fromkeys(methods, "fft2 alone") | {n: "fft2 and back alone" for n in methods if n.startswith("A'A")}
+    table(
+        ["", "ms", "ratio", "over"], [[n, f"{t:.2f}", f"{t / median[over[n]]:.2f}", over[n]] for n, t in median.items()]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--volumes", type=int, nargs="+", default=[128])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--skip", choices=["speed", "accuracy", "cone"], nargs="*", default=[])
+    parser.add_argument("--skip", choices=["speed", "accuracy", "cone", "mri"], nargs="*", default=[])
     arguments = parser.parse_args()
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, load {load}\n")
@@ -235,6 +278,8 @@ def main() -> None:
         accuracy(arguments.sizes)
     if "cone" not in arguments.skip:
         cone(arguments.volumes, max(1, arguments.rounds // 3))
+    if "mri" not in arguments.skip:
+        mri(3 * arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from invsolve import testing as testing
+    from invsolve.acquisition.session import Session as Session
+    from invsolve.acquisition.session import acquire as acquire
     from invsolve.api.adapting import adapt as adapt
     from invsolve.api.likelihood import Likelihood as Likelihood
     from invsolve.api.likelihood import log_likelihood as log_likelihood
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from invsolve.api.reconstruction import reconstruct as reconstruct
     from invsolve.api.sampling import sample as sample
     from invsolve.api.simulation import simulate as simulate
+    from invsolve.contracts.acquisition import Policy as Policy
     from invsolve.contracts.layout import Layout as Layout
     from invsolve.contracts.layout import Make as Make
     from invsolve.contracts.maskable import MaskableOperator as MaskableOperator
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from invsolve.contracts.stack import stack as stack
     from invsolve.contracts.strategy import State as State
     from invsolve.contracts.strategy import Strategy as Strategy
+    from invsolve.datasets.mri.compression import compress_coils as compress_coils
     from invsolve.errors import UserError as UserError
     from invsolve.networks.network_prior import prior_from as prior_from
     from invsolve.networks.selftest import SelfTest as SelfTest
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
     from invsolve.numerics.ode import solvers as solvers
     from invsolve.numerics.random import ChainRandom as ChainRandom
     from invsolve.operators.ct.geometry import Geometry as Geometry
+    from invsolve.operators.mri.masks import kspace_mask as kspace_mask
     from invsolve.pipeline import Pipeline as Pipeline
 
 
@@ -57,6 +62,9 @@ __version__ = "0.1.0"
 HOME = {
     "reconstruct": "invsolve.api.reconstruction",
     "simulate": "invsolve.api.simulation",
+    "acquire": "invsolve.acquisition.session",
+    "Session": "invsolve.acquisition.session",
+    "Policy": "invsolve.contracts.acquisition",
     "load_prior": "invsolve.api.loading",
     "sample": "invsolve.api.sampling",
     "log_likelihood": "invsolve.api.likelihood",
@@ -90,6 +98,8 @@ HOME = {
     "Poisson": "invsolve.contracts.noise",
     "Scale": "invsolve.contracts.scale",
     "Geometry": "invsolve.operators.ct.geometry",
+    "compress_coils": "invsolve.datasets.mri.compression",
+    "kspace_mask": "invsolve.operators.mri.masks",
     "Measurement": "invsolve.contracts.measurement",
     "Reconstruction": "invsolve.contracts.result",
     "Pipeline": "invsolve.pipeline",

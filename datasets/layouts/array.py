@@ -72,6 +72,8 @@ class Array(Layout):
         flat, dark: of sinograms: files (.npy, TIFF) with frames of the beam without object, and without beam.
         air: of sinograms: so many outermost detector columns at each side see air in every projection.
         grey: of images: take the luma of red, green and blue (0.299, 0.587, 0.114) as one channel.
+        coils: of k-space: compress the coils, once they are white, to so many virtual ones.
+        dynamic: of k-space: items are frames of a moving object and share coil maps, calibrated from all of them.
     """
 
     name = "array"
@@ -96,6 +98,8 @@ class Array(Layout):
         dark: str | None = None,
         air: int = 0,
         grey: bool = False,
+        coils: int | None = None,
+        dynamic: bool = False,
     ) -> None:
         if pixel_size is not None and not pixel_size > 0:
             raise UserError(f"layout 'array': pixel_size must be > 0, got {pixel_size}")
@@ -111,6 +115,7 @@ class Array(Layout):
             raise UserError(f"layout 'array': angle_unit must be degrees or radians, got {angle_unit!r}")
         self.coil_maps, self.real, self.items, self.rings, self.angle_unit = coil_maps, real, items, rings, angle_unit
         self.flat, self.dark, self.air, self.grey = flat, dark, air, grey
+        self.coils, self.dynamic = coils, dynamic
         if isinstance(angles, str) and angles.endswith(".npy"):
             self.angles = _loaded(angles)
 
@@ -123,7 +128,7 @@ class Array(Layout):
         if stack.has(_ANGLE):
             return self._sinograms(stack, make_for(path, make))
         if stack.has(_COIL) or stack.source.dtype.kind == "c":
-            return _ArrayKSpace(stack, self.coil_maps, self.real).open(stack.path, make)
+            return _ArrayKSpace(stack, self).open(stack.path, make)
         raise UserError(
             f"{path}: axes {stack.names} are images, not a measurement; simulate one (invsolve simulate), or name an angle "
             f"or coil axis: {_EXAMPLES}"
@@ -326,8 +331,8 @@ class _ArrayKSpace(KSpaceLayout):
     name: ClassVar[str] = "array"
     picked_by: ClassVar[str] = "items"
 
-    def __init__(self, stack: _Stack, coil_maps: Tensor | None, real: bool) -> None:
-        super().__init__(coil_maps=coil_maps, real=real)
+    def __init__(self, stack: _Stack, given: Array) -> None:
+        super().__init__(coil_maps=given.coil_maps, real=given.real, coils=given.coils, dynamic=given.dynamic)
         self.stack = stack
 
     def find(self, path: Path) -> Acquired:

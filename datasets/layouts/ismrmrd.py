@@ -18,12 +18,15 @@ from invsolve.datasets.mri.kspace import KSpaceLayout
 from invsolve.datasets.mri.masks import in_columns
 from invsolve.datasets.mri.noise import CoilNoise, sample_covariance
 from invsolve.errors import UserError
+from invsolve.operators.mri.masks import Pattern
 
 # Bits of head.flags (ismrmrd.h counts them from 1).
 _NOISE, _CALIBRATION, _REVERSE = 1 << 18, 1 << 19, 1 << 21
 _NO_IMAGE = sum(1 << (bit - 1) for bit in (19, 23, 24, 26, 27, 28, 29, 30, 31))
 # Counters that tell images apart, beside the phase-encoding step.
 _COUNTERS = ("slice", "contrast", "phase", "repetition", "set")
+#: Those that count time.
+_TIMES = ("phase", "repetition")
 # More noise lines than these tell nothing new.
 _NOISE_LINES = 256
 
@@ -57,6 +60,9 @@ class ISMRMRD(KSpaceLayout):
         group: str | None = None,
         encoding: int = 0,
         whiten: bool = True,
+        mask: Pattern | None = None,
+        coils: int | None = None,
+        dynamic: bool = False,
     ) -> None:
         """Reading options.
 
@@ -74,8 +80,14 @@ class ISMRMRD(KSpaceLayout):
             group: of the file, where it holds several measurements; default "dataset", or the only one.
             encoding: number of the encoding in the header; lines of others are left out.
             whiten: bring coils of unequal or correlated noise to white noise of one level.
+            mask: keep the points of a pattern with that acceleration instead, such as "poisson-disc"
+                (`invsolve.kspace_mask`); frames of a dynamic scan interleave.
+            coils: compress the coils, once they are white, to so many virtual ones.
+            dynamic: cardiac phases and repetitions are frames of a moving object: those of one slice (contrast, set) share coil
+                maps, calibrated from all of them.
         """
-        super().__init__(slices, coil_maps, calibration, real, crop, acceleration, centre_fraction, seed, whiten)
+        thinning = (acceleration, centre_fraction, seed)
+        super().__init__(slices, coil_maps, calibration, real, crop, *thinning, whiten, mask, coils, dynamic)
         self.group, self.encoding = group, encoding
 
     @classmethod
@@ -121,6 +133,7 @@ class ISMRMRD(KSpaceLayout):
             noise=noise,
             calibration=lines.calibration if lines.for_calibration.any() else None,
             notes=notes,
+            places=lines.places(),
         )
 
     def _group(self, file: h5py.File, path: Path) -> h5py.Group:
@@ -240,6 +253,12 @@ class _Lines:
                 f"{where}: line {line} covers samples {start[line]} to {stop[line] - 1} of column {self.column[line]}, "
                 f"outside the encoded matrix {rows} x {columns} of the header ({int(bad.sum())} such lines); mend the header"
             )
+
+    def places(self) -> list[int]:
+        """A number per image, the same for those that differ in time alone."""
+        still = [tuple(v for name, v in zip(_COUNTERS, key, strict=True) if name not in _TIMES) for key in self.keys]
+        numbers = {key: k for k, key in enumerate(dict.fromkeys(still))}
+        return [numbers[key] for key in still]
 
     def _chosen(self, item: int, among: np.ndarray) -> np.ndarray:
         return np.flatnonzero(among & (self.counters == self.keys[item]).all(1))

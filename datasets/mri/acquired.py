@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +28,8 @@ class Acquired:
         truth: (items, 1, rows, columns), if the file has it.
         noise: of the coils, if the file tells (noise scans).
         calibration: k-space of one item with lines that serve calibration alone, and its mask.
+        volumes: a label per item, of the volume that it is a slice of. None where they are of one.
+        places: a number per item; items of one number show one place at different times. None where all do.
         notes, missing: one line each.
     """
 
@@ -41,6 +43,8 @@ class Acquired:
     truth: Rows | None = None
     noise: CoilNoise | None = None
     calibration: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None
+    volumes: Sequence[int] | None = None
+    places: Sequence[int] | None = None
     notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
@@ -79,6 +83,13 @@ class Slices:
     def mask(self, item: int) -> np.ndarray:
         """What is measured of one of these items, (columns,) or (rows, columns)."""
         return self.masks(self.start + item)
+
+    def frames(self, item: int) -> list[int]:
+        """These items that show the place of one of them, it included, in their order."""
+        places = self.acquisition.places
+        if places is None:
+            return list(range(len(self)))
+        return [k for k in range(len(self)) if places[self.start + k] == places[self.start + item]]
 
     def cut(self, kspace: np.ndarray) -> np.ndarray:
         """Keep the middle of the field of view along the readout: exact, as readout lines are measured whole."""

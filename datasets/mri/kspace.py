@@ -17,10 +17,12 @@ from invsolve.contracts.measurement import Measurement
 from invsolve.contracts.noise import Gaussian
 from invsolve.datasets.hdf5 import fingerprint
 from invsolve.datasets.mri.acquired import Acquired, Part, Slices
+from invsolve.datasets.mri.compression import compressed
 from invsolve.datasets.mri.masks import columns_of, sparser
 from invsolve.datasets.mri.noise import CoilNoise, estimate_noise, left_alone, whitening
 from invsolve.datasets.mri.operators import Operators
 from invsolve.errors import UserError
+from invsolve.operators.mri.masks import Pattern, kspace_mask
 
 _LOOKED_AT = 3
 # Echoes come a point or two early or late.
@@ -48,6 +50,9 @@ class KSpaceLayout(Layout):
         centre_fraction: float = 0.08,
         seed: int = 0,
         whiten: bool = True,
+        mask: Pattern | None = None,
+        coils: int | None = None,
+        dynamic: bool = False,
     ) -> None:
         """Reading options.
 
@@ -63,6 +68,10 @@ class KSpaceLayout(Layout):
             centre_fraction: part of the columns around the centre that is kept then.
             seed: of the random columns.
             whiten: bring coils of unequal or correlated noise to white noise of one level.
+            mask: keep the points of a pattern with that acceleration instead, such as "poisson-disc"
+                (`invsolve.kspace_mask`); frames of a dynamic scan interleave.
+            coils: compress the coils, once they are white, to so many virtual ones.
+            dynamic: items are frames of a moving object: those of one place share coil maps, calibrated from all of them.
         """
         if calibration < 8:
             raise UserError(f"layout {self.name!r}: calibration must be 8 points or more, got {calibration}")
@@ -70,7 +79,9 @@ class KSpaceLayout(Layout):
             raise UserError(f"layout {self.name!r}: acceleration must be at least 1, got {acceleration}")
         self.slices, self.coil_maps, self.calibration, self.real = slices, coil_maps, calibration, real
         self.crop, self.acceleration, self.centre_fraction, self.seed = crop, acceleration, centre_fraction, seed
-        self.whiten = whiten
+        if mask is not None and acceleration is None:
+            raise UserError(f"layout {self.name!r}: mask={mask} keeps points by acceleration=; give it")
+        self.whiten, self.mask, self.coils, self.dynamic = whiten, mask, coils, dynamic
 
     def find(self, path: Path) -> Acquired:
         """Say where the file keeps what.
@@ -96,7 +107,8 @@ class KSpaceLayout(Layout):
         if self.crop and acquisition.recon is not None and acquisition.recon[0] < rows and by_columns:
             rows = acquisition.recon[0]
             notes.append(f"readout of {acquisition.matrix[0]} points cut to {rows}, the reconstructed field of view")
-        y = Slices(acquisition, lru_cache(_MASKS_KEPT)(self._masks(acquisition, path)), rows, start, stop)
+        masks = lru_cache(_MASKS_KEPT)(self._masks(acquisition, path, rows, (start, stop)))
+        y = Slices(acquisition, masks, rows, start, stop)
         self._tell(y, notes)
         noise = acquisition.noise or _noise(y, path)
         how = (
@@ -106,6 +118,12 @@ class KSpaceLayout(Layout):
         )
         white = whitening(noise) if self.whiten else left_alone(noise)
         y = replace(y, white=white)
+        if self.coils is not None:
+            try:
+                white = compressed(white, (white(y.raw(item)) for item in _looked_at(y)), self.coils)
+            except ValueError as error:
+                raise UserError(f"{path}: {error}") from None
+            y = replace(y, white=white)
         notes += [f"noise sigma {white.sigma:.4g}, {how}", *white.notes]
         if line := _peak(y):
             notes.append(line)
@@ -113,7 +131,8 @@ class KSpaceLayout(Layout):
             acquisition.missing.append(
                 f"noise level: estimated where there is least signal, {white.sigma:.4g}; --noise gaussian:SIGMA fixes it"
             )
-        options = (self.coil_maps, self.calibration, self.real)
+        volumes = acquisition.places if self.dynamic else acquisition.volumes
+        options = (self.coil_maps, self.calibration, self.real, self.dynamic)
         operators = Operators(path, make_for(path, make), y, notes, acquisition.missing, *options)
         return Measurement(
             y=y,
@@ -127,11 +146,27 @@ class KSpaceLayout(Layout):
             missing=acquisition.missing,
             axes="slice coil readout phase",
             operators=operators if stop - start > 1 else None,
+            volumes=None if volumes is None else volumes[start:stop],
             region=_region((rows, acquisition.matrix[1]), acquisition.recon) if self.crop else None,
         )
 
-    def _masks(self, acquisition: Acquired, path: Path) -> Callable[[int], np.ndarray]:
+    def _masks(
+        self, acquisition: Acquired, path: Path, rows: int, items: tuple[int, int]
+    ) -> Callable[[int], np.ndarray]:
         """What is taken for measured of an item of the file: what the file says, and of that what `acceleration` keeps."""
+        pattern: np.ndarray | None = None
+        frames = dict.fromkeys(range(*items), 0)
+        if self.mask is not None and self.acceleration is not None:
+            places = acquisition.places or [0] * acquisition.items
+            seen: dict[int, int] = {}
+            for item in range(*items) if self.dynamic else ():
+                frames[item] = seen[places[item]] = seen.get(places[item], -1) + 1
+            size = (rows, acquisition.matrix[1])
+            settings = (self.acceleration, self.centre_fraction, self.seed)
+            try:
+                pattern = kspace_mask(self.mask, size, *settings, frames=1 + max(frames.values())).numpy()
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
 
         def mask(item: int) -> np.ndarray:
             measured = acquisition.mask(item).astype(bool)
@@ -140,6 +175,9 @@ class KSpaceLayout(Layout):
                     f"{path}: no column of k-space is measured in slice {item}: the mask or k-space is all zero there; leave it "
                     f"out with {self.picked_by}="
                 )
+            if pattern is not None:
+                kept = measured & pattern[frames[item]]
+                return kept[0] if len(kept) == 1 else kept
             if self.acceleration is None:
                 return measured
             return measured & sparser(columns_of(measured), self.acceleration, self.centre_fraction, self.seed)
@@ -150,7 +188,15 @@ class KSpaceLayout(Layout):
         """Note how many columns are measured, by the first slice: of the others the data may not have been read yet."""
         columns = columns_of(y.acquisition.mask(y.start))
         notes.append(f"{int(columns.sum())} of {len(columns)} k-space columns measured, {y.acquisition.coils} coils")
-        if self.acceleration is not None:
+        if self.mask is not None:
+            measured, kept = (
+                np.broadcast_to(m, (y.rows, len(columns))) for m in (y.acquisition.mask(y.start), y.mask(0))
+            )
+            notes.append(
+                f"{int(kept.sum())} of these {int(measured.sum())} points kept, {measured.sum() / max(kept.sum(), 1):.2f} times "
+                f"fewer, by mask={self.mask} with acceleration={self.acceleration:g}"
+            )
+        elif self.acceleration is not None:
             kept = columns_of(y.mask(0))
             notes.append(f"{int(kept.sum())} of these columns kept, for acceleration={self.acceleration:g}")
 
@@ -160,13 +206,18 @@ class KSpaceLayout(Layout):
         return f"{fingerprint(path)}+options:{digest[:16]}"
 
 
+def _looked_at(y: Slices) -> list[int]:
+    """A few slices all over."""
+    return [int(k) for k in np.unique(np.linspace(0, len(y) - 1, min(len(y), _LOOKED_AT)).round())]
+
+
 def _noise(y: Slices, path: Path) -> CoilNoise:
     """The noise of the coils, by the data of a few slices.
 
     Raises:
         UserError: they hold NaN, or nothing.
     """
-    picked = np.unique(np.linspace(0, len(y) - 1, min(len(y), _LOOKED_AT)).round().astype(int)).tolist()
+    picked = _looked_at(y)
     parts = []
     for item in picked:
         kspace = y.raw(item)

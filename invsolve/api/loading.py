@@ -174,8 +174,10 @@ def fill_image_size(name: str, given: Mapping[str, Any], image_shape: Sequence[i
     channels, *size = image_shape
     square = len(set(size)) == 1
     told: dict[str, Any] = {}
-    # A mask tells the size itself, but for one of columns, of which there are as many as rows if nothing else is said.
-    if "image_size" in takes and "geometry" not in given and not (square and "mask" in given):
+    # A mask tells the size itself, but for one of columns, of which there are as many as rows if nothing else is said, and one
+    # that is yet to be made.
+    tells = "mask" in given and "acceleration" not in given
+    if "image_size" in takes and "geometry" not in given and not (square and tells):
         told["image_size"] = size[0] if square else size
     if "channels" in takes and channels > 1:
         told["channels"] = channels

@@ -9,7 +9,7 @@ import traceback
 
 import typer
 
-from invsolve.cli import bench, files, look, plugins, prior, sample, train
+from invsolve.cli import acquire, bench, files, look, plugins, prior, sample, train
 from invsolve.cli import run as pipelines
 from invsolve.cli.common import note
 
@@ -25,6 +25,7 @@ app.command()(files.demo)
 app.command()(look.inspect)
 app.command()(files.simulate)
 app.command()(files.reconstruct)
+app.command()(acquire.acquire)
 app.command()(files.join)
 app.command()(files.evaluate)
 app.command()(files.report)

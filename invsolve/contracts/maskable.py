@@ -38,6 +38,14 @@ class MaskableOperator(LinearOperator):
         kept = torch.where(index >= 0, values.flatten(1), 0.0)
         return values.new_zeros(len(values), groups).index_add_(1, index.clamp_min(0), kept)
 
+    def restricted(self, selected: Tensor) -> MaskableOperator:
+        """Return the same operator with only these groups measured: y has the same shape, and is zero elsewhere.
+
+        Args:
+            selected: boolean, (groups,).
+        """
+        return Restricted(self, selected)
+
     def __matmul__(self, other: Any) -> Any:
         if isinstance(other, LinearOperator):
             return MaskableComposition(self, other)
@@ -115,3 +123,36 @@ class Acquired(LinearOperator):
     def norm(self, like: Tensor | None = None) -> float:
         """That of the whole measurement, which bounds it."""
         return self.inner.norm(like)
+
+
+class Restricted(MaskableView, MaskableOperator):
+    """An operator of which some groups are measured and the others are not: those entries are zero and do not count.
+
+    What has a closed form for the whole measurement has none for a part of it, so data steps are solved.
+
+    Args:
+        inner: the whole measurement's operator.
+        selected: boolean, (groups,).
+    """
+
+    prox, tikhonov, pinv = LinearOperator.prox, LinearOperator.tikhonov, LinearOperator.pinv
+    svd, svd_on_real_images = LinearOperator.svd, LinearOperator.svd_on_real_images
+    baseline, normal = LinearOperator.baseline, LinearOperator.normal
+    baseline_floor = 1e-6
+
+    def __init__(self, inner: MaskableOperator, selected: Tensor) -> None:
+        super().__init__(inner)
+        self.selected = selected.bool()
+
+    def _mask(self) -> Tensor:
+        return self.remembered("mask", lambda: self.inner.group_mask(self.selected[None])[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._mask() * self.inner(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.inner.adjoint(self._mask() * y)
+
+    def measured(self) -> Tensor | None:
+        inner, mask = self.inner.measured(), self._mask()
+        return mask if inner is None else mask & inner.bool()

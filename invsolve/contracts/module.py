@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import fields, replace
 from typing import Any, Self, TypeVar
 
@@ -37,6 +37,14 @@ class Module(nn.Module):
             self.register_buffer(name, value)
         else:
             super().__setattr__(name, value)
+
+    @classmethod
+    def spelled_out(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of an operator with those replaced that stand for others, such as a mask's name by the mask; here none.
+
+        Called with the value of every parameter, before those for each item are told apart.
+        """
+        return dict(values)
 
     def remembered(self, key: Hashable, make: Callable[[], T]) -> T:
         """`make()`, kept for the next call with this key until the module changes.

@@ -28,15 +28,16 @@ def metered(operator: A, calls: Calls) -> A:
         return counting
     inside = False
 
-    def counted(method: Callable[[Tensor], Tensor], counter: str) -> Callable[[Tensor], Tensor]:
+    def counted(method: Callable[[Tensor], Tensor], name: str, *counters: str) -> Callable[[Tensor], Tensor]:
         def count(value: Tensor) -> Tensor:
             nonlocal inside
             if inside:
                 return method(value)
             inside = True
             try:
-                setattr(calls, counter, getattr(calls, counter) + len(value))
-                return check_rows(method(value), value, called("operator", operator), counter)
+                for counter in counters:
+                    setattr(calls, counter, getattr(calls, counter) + len(value))
+                return check_rows(method(value), value, called("operator", operator), name)
             finally:
                 inside = False
 
@@ -53,6 +54,12 @@ def metered(operator: A, calls: Calls) -> A:
 
     counting.__dict__["remembered"] = remembered
     # Methods of the instance go before those of its class, and solvers in the class then call them.
-    for name in ("forward", "adjoint") if isinstance(operator, LinearOperator) else ("forward",):
-        counting.__dict__[name] = counted(getattr(counting, name), name)
+    methods: dict[str, tuple[str, ...]] = {"forward": ("forward",)}
+    if isinstance(operator, LinearOperator):
+        methods["adjoint"] = ("adjoint",)
+        # A'A by a way of its own counts as both.
+        if type(operator).normal is not LinearOperator.normal:
+            methods["normal"] = ("forward", "adjoint")
+    for name, counters in methods.items():
+        counting.__dict__[name] = counted(getattr(counting, name), name, *counters)
     return counting

@@ -21,6 +21,7 @@ from invsolve.api.loading import make
 from invsolve.contracts.layout import Layout
 from invsolve.contracts.measurement import Images, Measurement
 from invsolve.contracts.noise import Gaussian
+from invsolve.contracts.operator import Operator
 from invsolve.contracts.prior import Prior
 from invsolve.datasets import hdf5
 from invsolve.datasets.hdf5 import check_regular, datasets, is_matlab, is_square, open_array, open_readonly
@@ -220,7 +221,7 @@ def _measurement(
             "unit": measurement.unit,
             "complex": operator.complex_image,
         },
-        "operator": {"name": operator.name, **_numbers(operator.parameters_given or {})},
+        "operator": {"name": operator.name, **_numbers(operator.parameters_given or {}), **_pattern(operator)},
         "noise": noise,
         "truth": measurement.truth is not None,
         "notes": measurement.notes,
@@ -409,6 +410,13 @@ def _smaller(shape: tuple[int, ...], cls: type, options: dict[str, Any]) -> tupl
         f"size: {shape[-2]} x {shape[-1]} pixels take a prior long; the command with a prior averages {factor} detector "
         "pixels, leave --read bin out for all"
     )
+
+
+def _pattern(operator: Operator) -> dict[str, str]:
+    """A mask that is the name of a pattern, with the part of the measurement that it is."""
+    name = (operator.parameters_given or {}).get("mask")
+    measured = operator.measured() if isinstance(name, str) else None
+    return {} if measured is None else {"mask": f"{name}, {measured.float().mean():.1%} measured"}
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -187,6 +187,7 @@ def _made(plugin: type, name: str, values: dict[str, Any]) -> Any:
     """
     if not issubclass(plugin, Operator):
         return plugin(**values)
+    values = plugin.spelled_out(values)
     carried = {k: v for k, v in values.items() if isinstance(v, Tensor) and plugin.carries_items(k, v)}
     # What has one entry serves all items, as everywhere else.
     counts = {key: len(value) for key, value in carried.items() if len(value) != 1}

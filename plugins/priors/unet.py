@@ -231,7 +231,7 @@ class MrComplex128(Bundled):
     """
 
     name = "mr-complex-128"
-    advised_for: ClassVar[tuple[str, ...]] = ("mri",)
+    advised_for: ClassVar[tuple[str, ...]] = ("mri", "mri-noncartesian")
 
     weights = "mr-complex-128"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)

@@ -16,7 +16,7 @@ import invsolve
 from invsolve.operators.blur.uniform import Blur
 from invsolve.operators.ct.operator import CT
 from invsolve.operators.inpainting import Inpainting
-from invsolve.operators.mri import MRI
+from invsolve.operators.mri.cartesian import MRI
 from tests.support.types import linear_operator, offered
 
 SIZE = 8

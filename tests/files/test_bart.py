@@ -88,9 +88,13 @@ def test_command_line(tmp_path: Path, cli: Callable[..., tuple[int, str, str]]) 
 
 def test_what_is_damaged_or_does_not_fit(tmp_path: Path) -> None:
     path, kspace = measured(tmp_path / "scan")
-    volume = pair(tmp_path / "volume", kspace[0].transpose(1, 2, 0)[:, :, None].repeat(3, 2))
-    with pytest.raises(UserError, match="3-D k-space transform the readout first"):
-        BART().open(volume, invsolve.make)
+    sets = pair(tmp_path / "sets", kspace[0].transpose(1, 2, 0)[:, :, None, :, None].repeat(2, 4))
+    with pytest.raises(UserError, match="without MAPS; give coil maps as sensitivities="):
+        BART().open(sets, invsolve.make)
+    partial = kspace[0].transpose(1, 2, 0)[:, :, None].repeat(3, 2)
+    partial[:9] = 0
+    with pytest.raises(UserError, match="the readouts of volume 0 are measured in part"):
+        BART().open(pair(tmp_path / "partial", partial), invsolve.make)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(UserError, match=r"scan\.cfl: has \d+ bytes, but its header says 64 x"):
         BART().open(path, invsolve.make)
@@ -149,3 +153,38 @@ def test_what_cannot_be_written_is_one_line(write: Callable[[Path], object], lin
     write_cfl(tmp_path / "y", np.ones(3))
     write_cfl(tmp_path / "y", np.ones(4), overwrite=True)
     assert read_cfl(tmp_path / "y").size == 4
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_3d_kspace_is_cut_into_planes_along_the_readout(given: bool, tmp_path: Path) -> None:
+    """Two volumes of 10 planes: each is the 2-D k-space of its part of the volume, and SENSE finds the volume."""
+    read, rows, columns, coils = 10, 26, 24, 4
+    grid = np.meshgrid(*(np.linspace(-1, 1, n) for n in (read, rows, columns)), indexing="ij")
+    body = (grid[0] ** 2 + (grid[1] / 0.8) ** 2 + (grid[2] / 0.7) ** 2 < 1) * (1 + 0.5 * grid[0])
+    volumes = np.stack([body, 0.5 * body[::-1]])
+    angles = 2 * np.pi * np.arange(coils)[:, None, None, None] / coils
+    maps = np.exp(-((grid[1] - np.sin(angles)) ** 2) - (grid[2] - np.cos(angles)) ** 2 + 1j * angles)
+    maps /= np.linalg.norm(maps, axis=0)
+    axes = (-3, -2, -1)
+    kspace = np.fft.ifftshift(maps * volumes[:, None], axes)
+    kspace = np.fft.fftshift(np.fft.fftn(kspace, axes=axes, norm="ortho"), axes)
+    kspace += 1e-3 * (RNG.normal(size=kspace.shape) + 1j * RNG.normal(size=kspace.shape))
+    mask = invsolve.kspace_mask("poisson-disc", (rows, columns), 2, 0.35).numpy()
+    # BART's axes: (READ, PHS1, PHS2, COIL), and the volumes along SLICE.
+    stored = (kspace * mask).transpose(2, 3, 4, 1, 0).reshape(read, rows, columns, coils, *[1] * 9, 2)
+    sensitivities = str(pair(tmp_path / "maps", maps.transpose(1, 2, 3, 0))) if given else None
+    scan = BART(real=False, sensitivities=sensitivities).open(pair(tmp_path / "scan", stored), invsolve.make)
+    assert "10 planes (PHS1, PHS2) of each of 2 volumes" in " ".join(scan.notes)
+    assert list(scan.volumes or ()) == [0] * read + [1] * read
+    y = scan.y[0 : 2 * read].numpy()
+    line = np.fft.ifft(np.fft.ifftshift(kspace * mask, 2), axis=2, norm="ortho")
+    line = np.fft.fftshift(line, 2).transpose(0, 2, 1, 3, 4).reshape(y.shape)
+    assert np.allclose(y, line, atol=1e-5)
+    assert (scan.operator_for(13).mask.numpy() == mask).all()
+    if given:
+        assert np.allclose(scan.operator_for(13).coil_maps.numpy(), maps[:, 3], atol=1e-6)
+    image = invsolve.reconstruct(scan, strategy="linear").mean.norm(dim=1).numpy().reshape(volumes.shape)
+    inside = body > 0
+    for k, truth in enumerate(volumes):
+        middle = inside & (truth > 0)
+        assert np.linalg.norm((image[k] - truth)[middle]) < 0.06 * np.linalg.norm(truth[middle])

@@ -19,7 +19,6 @@ from invsolve.datasets.hdf5 import (
     datasets,
     open_readonly,
     source_files,
-    write_images,
     write_scan,
 )
 from invsolve.datasets.hdf5.guarded import GuardedGroup
@@ -222,29 +221,6 @@ def test_names_outside_of_the_folder_are_not_followed(secret: Path, absolute: bo
                 file["x"] = h5py.ExternalLink("inner.h5", "/x")
     with pytest.raises(UserError, match=r"outside of the folder of this file.*beside this one"):
         LazyRows(path, "x")
-
-
-def test_a_link_outside_that_nobody_asks_for_is_passed_over(secret: Path, cli: Cli) -> None:
-    # Master files of beamlines have many: what a command does not need, it need not be able to open.
-    folder = secret.parents[1]
-    write_images(folder / "images.h5", torch.rand(2, 1, 16, 16))
-    write_result(folder / "result.h5", 2, (1, 16, 16), 2)
-    for name in ("images.h5", "result.h5"):
-        with h5py.File(folder / name, "a") as file:
-            file["not asked for"] = h5py.ExternalLink(str(secret), "/x")
-    output = folder / "out.h5"
-    commands = [
-        ("inspect", folder / "images.h5"),
-        ("inspect", folder / "result.h5"),
-        ("evaluate", folder / "result.h5"),
-        ("simulate", folder / "images.h5", "-o", output, "--operator", "blur", "--set", "sigma=1"),
-        ("join", folder / "result.h5", "-o", folder / "joined.h5"),
-    ]
-    for command in commands:
-        code, _, err = cli(*command)
-        assert code == 0, f"{command[0]}: {err}"
-    with h5py.File(folder / "joined.h5") as file:
-        assert "not asked for" not in file
 
 
 def test_a_name_is_not_looked_for_where_the_command_runs(secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
+
+from invsolve.datasets.hdf5 import write_images
+from tests.support.results import write_result
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -178,3 +182,30 @@ def test_a_matlab_variable_called_x_is_not_taken_for_our_images(tmp_path: Path, 
     code, _, err = cli("simulate", path, "-o", tmp_path / "s.h5", *read, "--operator", "blur")
     assert code == 2
     assert "dataset '/x' is empty in MATLAB" in err
+
+
+def test_a_link_outside_that_nobody_asks_for_is_passed_over(tmp_path: Path, cli: Cli) -> None:
+    # Master files of beamlines have many: what a command does not need, it need not be able to open.
+    (tmp_path / "private").mkdir()
+    secret = tmp_path / "private" / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["x"] = [1.0]
+    (folder := tmp_path / "scan").mkdir()
+    write_images(folder / "images.h5", torch.rand(2, 1, 16, 16))
+    write_result(folder / "result.h5", 2, (1, 16, 16), 2)
+    for name in ("images.h5", "result.h5"):
+        with h5py.File(folder / name, "a") as file:
+            file["not asked for"] = h5py.ExternalLink(str(secret), "/x")
+    output = folder / "out.h5"
+    commands = [
+        ("inspect", folder / "images.h5"),
+        ("inspect", folder / "result.h5"),
+        ("evaluate", folder / "result.h5"),
+        ("simulate", folder / "images.h5", "-o", output, "--operator", "blur", "--set", "sigma=1"),
+        ("join", folder / "result.h5", "-o", folder / "joined.h5"),
+    ]
+    for command in commands:
+        code, _, err = cli(*command)
+        assert code == 0, f"{command[0]}: {err}"
+    with h5py.File(folder / "joined.h5") as file:
+        assert "not asked for" not in file

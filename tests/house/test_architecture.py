@@ -37,11 +37,15 @@ FLOORS = (
         "testing",
         "registry",
     ),
-    *("api", "files", "training", "bench", "jobs", "report", "pipeline", "cli"),
+    *("api", "files", "training", "bench", "acquisition", "jobs", "report", "pipeline", "cli"),
 )
-#: The wings are found through the registry, so nobody imports from them, but for what is public: files, phantoms, geometries.
+#: The wings are found through the registry, so nobody imports from them, but for what is public: files, phantoms, geometries,
+#: masks of k-space.
 WINGS = ("operators", "plugins", "datasets")
-PUBLIC = ("invsolve.datasets.hdf5", "invsolve.datasets.phantoms", "invsolve.operators.ct.geometry")
+PUBLIC = (
+    *("invsolve.datasets.hdf5", "invsolve.datasets.phantoms"),
+    *("invsolve.operators.ct.geometry", "invsolve.operators.mri.masks"),
+)
 #: The front doors, `import invsolve` and `python -m invsolve`, are on no floor.
 DOORS = ("__init__.py", "__main__.py")
 

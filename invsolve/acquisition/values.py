@@ -1,0 +1,92 @@
+"""Groups and values as an instrument hands them over, checked before anything of them is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import index as whole_number
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invsolve.errors import UserError
+
+
+def as_groups(given: Any, groups: int, order: Tensor, what: str = "groups") -> list[int]:
+    """Groups by number.
+
+    Args:
+        given: whole numbers.
+        groups: how many there are.
+        order: (groups,), not negative where one was acquired.
+        what: their name in messages.
+
+    Raises:
+        UserError: one that is no whole number, is not there, was acquired before, or stands twice.
+    """
+    numbers = [given] if isinstance(given, int | np.integer) else list(given)
+    chosen: list[int] = []
+    for number in numbers:
+        try:
+            group = whole_number(number)
+        except TypeError:
+            raise UserError(
+                f"{what}: {str(number)[:40]!r} is no whole number; give groups from 0 to {groups - 1}"
+            ) from None
+        if not 0 <= group < groups:
+            raise UserError(f"{what}: group {group} is not there; give groups from 0 to {groups - 1}")
+        if int(order[group]) >= 0:
+            raise UserError(f"{what}: group {group} was acquired before; each is measured once")
+        if group in chosen:
+            raise UserError(f"{what}: group {group} stands twice; give each once")
+        chosen.append(group)
+    return chosen
+
+
+def as_values(given: Any, groups: Sequence[int], index: Tensor, like: Tensor) -> Tensor:
+    """Values of groups as a whole measurement, zero elsewhere.
+
+    Args:
+        given: (groups, entries per group) in any shape, one row per group, or a whole measurement.
+        groups: which they are of.
+        index: group of each entry, broadcasts against one measurement.
+        like: one measurement.
+
+    Raises:
+        UserError: another size, complex numbers for a real measurement, or values that are not finite.
+    """
+    try:
+        array = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+    except (TypeError, ValueError):
+        raise UserError("values: no array of numbers; give (groups, entries per group)") from None
+    if array.is_complex() and not like.is_complex():
+        raise UserError("values: are complex, but this instrument measures real numbers; give their real part")
+    array = array.detach().cpu().to(like.dtype)
+    places = index.cpu().expand(like.shape)
+    whole = torch.zeros_like(like)
+    if tuple(array.shape) == tuple(like.shape) and not (len(groups) == len(like) and _fits(array, groups, places)):
+        for group in groups:
+            whole[places == group] = array[places == group]
+    else:
+        if len(array) != len(groups):
+            raise UserError(f"values: {len(array)} rows for {len(groups)} groups; give one row per group")
+        for row, group in zip(array, groups, strict=True):
+            here = places == group
+            if row.numel() != int(here.sum()):
+                raise UserError(
+                    f"values: group {group} has {int(here.sum())} entries, got {row.numel()} {tuple(row.shape)}; give them "
+                    "in the order in which they stand in a measurement"
+                )
+            whole[here] = row.flatten()
+    taken = torch.isin(places, torch.as_tensor(list(groups)))
+    if not bool(
+        torch.view_as_real(whole[taken]).isfinite().all() if whole.is_complex() else whole[taken].isfinite().all()
+    ):
+        raise UserError("values: hold NaN or infinity; nothing was taken: measure these groups again")
+    return whole
+
+
+def _fits(array: Tensor, groups: Sequence[int], places: Tensor) -> bool:
+    """Whether the rows of an array can be those of groups, one each."""
+    return all(row.numel() == int((places == group).sum()) for row, group in zip(array, groups, strict=True))

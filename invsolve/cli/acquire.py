@@ -1,0 +1,99 @@
+"""The command `acquire`: measure group by group what the prior wants to see, from a recorded scan or a live instrument."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from invsolve.cli.common import AsJson, Overwrite, Plugins, Read, Settings, emit, key_values, note, start
+from invsolve.errors import UserError
+
+
+def acquire(
+    out: Annotated[Path, typer.Option("-o", "--output", help="Result file to write; the same command goes on.")],
+    prior: Annotated[str, typer.Option(help="Registered prior or checkpoint file.")],
+    scan: Annotated[
+        Path | None, typer.Argument(help="A fully sampled scan to replay; without it the instrument answers live.")
+    ] = None,
+    policy: Annotated[
+        str,
+        typer.Option(help="ads, information, variance, centre-out, uniform, random, variable-density, golden-angle."),
+    ] = "ads",
+    budget: Annotated[float | None, typer.Option(help="Groups in all; default a quarter.")] = None,
+    initial: Annotated[str, typer.Option(help="Groups measured first: 3,4,5 or 60:68.")] = "",
+    at_once: Annotated[int, typer.Option(help="Groups per round.")] = 1,
+    until: Annotated[float | None, typer.Option(help="Stop at this rms standard deviation, physical units.")] = None,
+    particles: Annotated[int, typer.Option(help="Posterior samples that choose.")] = 16,
+    strategy: Annotated[str, typer.Option(help="Of the reconstruction.")] = "auto",
+    scout: Annotated[str | None, typer.Option(help="Strategy that draws the particles; default the same.")] = None,
+    noise: Annotated[str | None, typer.Option(help="NAME:VALUE, where the file does not say.")] = None,
+    operator: Annotated[str | None, typer.Option(help="Of a live instrument; its parameters by --set.")] = None,
+    set_: Settings = None,
+    socket: Annotated[
+        Path | None, typer.Option(help="Local socket for the live instrument; default standard input and output.")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds to wait for an answer; default for ever.")] = None,
+    item: Annotated[int, typer.Option(help="Item of the scan.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of particles and policies.")] = 0,
+    scale: Annotated[str | None, typer.Option(help="LOW:HIGH, the prior's range in physical units.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    layout: Annotated[str | None, typer.Option(help="Layout, where not recognised.")] = None,
+    read: Read = None,
+    plugin: Plugins = None,
+    overwrite: Overwrite = False,
+    json_: AsJson = False,
+) -> None:
+    """Let the prior choose what to measure next, and reconstruct from it."""
+    start(plugin)
+    from invsolve.engine.options import make_options
+    from invsolve.jobs.acquisition import Acquisition, acquire_into_file
+
+    values = {"seed": seed, "device": device} | ({} if scale is None else {"scale": scale})
+    request = Acquisition(
+        out=out,
+        prior=prior,
+        scan=scan,
+        item=item,
+        layout=layout,
+        read=key_values(read),
+        operator=operator,
+        parameters=key_values(set_),
+        noise=noise,
+        policy=policy,
+        budget=budget,
+        initial=_groups(initial),
+        at_once=at_once,
+        until=until,
+        particles=particles,
+        strategy=strategy,
+        scout=scout,
+        options=make_options(values, "acquire"),
+        socket=socket,
+        timeout=timeout,
+        overwrite=overwrite,
+    )
+    result = acquire_into_file(request, note)
+    told = f"{result['output']}: {len(result['acquired'])} of {result['groups']} groups acquired"
+    # Standard output belongs to a live instrument.
+    if scan is None and socket is None:
+        print(f"invsolve: {told}", file=sys.stderr)
+    else:
+        emit(result, json_, told)
+
+
+def _groups(text: str) -> list[int]:
+    """Groups from text such as "3,4,60:68"."""
+    groups: list[int] = []
+    for part in filter(None, text.split(",")):
+        low, colon, high = part.partition(":")
+        try:
+            span = range(int(low), int(high)) if colon else range(int(low), int(low) + 1)
+        except ValueError:
+            raise UserError(f"--initial {text!r}: write groups as 3,4,5 or 60:68") from None
+        if len(span) > 10**6:
+            raise UserError(f"--initial {text!r}: more groups than any instrument has")
+        groups += span
+    return groups

@@ -1,0 +1,1 @@
+"""Magnetic resonance: Cartesian k-space of images and volumes, masks of what is measured."""

@@ -1,0 +1,1 @@
+"""Non-Cartesian MRI: k-space along any trajectory, of images and of volumes."""

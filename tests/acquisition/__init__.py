@@ -1,0 +1,1 @@
+"""Active acquisition: policies, sessions, the command."""
