@@ -111,6 +111,7 @@ class Corrected:
     Attributes:
         signal: (rows, angles, detectors), floored.
         open: (rows, detectors), without the object.
+        above: `signal` before it was floored.
         low: which values of `signal` were raised to the floor.
         dead, stuck: detector pixels that were filled from their neighbours, unbinned: by the flats, and by the data.
         spikes: single values that were filled, unbinned.
@@ -122,6 +123,7 @@ class Corrected:
     dead: int
     stuck: int
     spikes: int
+    above: np.ndarray
 
     def line_integrals(self) -> np.ndarray:
         """-log of the transmission, (rows, angles, detectors)."""
@@ -203,10 +205,14 @@ class LineIntegrals:
         stop = max(start, stop)
         if start == stop:
             return torch.empty(0, len(self.picked), self.width // self.bin)
+        integrals = self.corrected(start, stop).line_integrals()
+        return to_tensor(suppress_rings(integrals, self.rings) if self.rings else integrals)
+
+    def corrected(self, start: int, stop: int) -> Corrected:
+        """Items start..stop before the logarithm."""
         start, stop = self.start + start, self.start + stop
         white, dark = (None if f is None else f.read(start, stop) for f in self.fields)
-        integrals = self.correct(self.cached.read(start, stop), white, dark, start).line_integrals()
-        return to_tensor(suppress_rings(integrals, self.rings) if self.rings else integrals)
+        return self.correct(self.cached.read(start, stop), white, dark, start)
 
     @_LATER
     def field(self, frames: np.ndarray, scale: tuple[float, ...] | None = None) -> np.ndarray:
@@ -293,7 +299,7 @@ class LineIntegrals:
         signal, open_ = binned(signal, width), binned(open_, width)
         floor = FLOOR * open_[:, None]
         low = signal < floor
-        return Corrected(np.where(low, floor, signal), open_, low, int(dead.sum()), stuck_count, spike_count)
+        return Corrected(np.where(low, floor, signal), open_, low, int(dead.sum()), stuck_count, spike_count, signal)
 
 
 def _fill(signal: np.ndarray, open_: np.ndarray, dead: np.ndarray, where: str) -> None:

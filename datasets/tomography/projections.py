@@ -12,13 +12,14 @@ import h5py
 import numpy as np
 
 from invsolve.contracts.layout import Layout, Make, make_for
-from invsolve.contracts.measurement import Measurement
-from invsolve.contracts.noise import Gaussian
+from invsolve.contracts.measurement import Measurement, Rows
+from invsolve.contracts.noise import Gaussian, Noise
 from invsolve.datasets.hdf5 import doubles, fingerprint, open_readonly, read, shown, source_files, text
 from invsolve.datasets.tomography.centre import find_centre
 from invsolve.datasets.tomography.counts import Frames, LineIntegrals, Treatment
 from invsolve.datasets.tomography.frame_checks import Monitor
 from invsolve.datasets.tomography.looking import Looked, cut_off, picked_frames
+from invsolve.datasets.tomography.raw_counts import RawCounts
 from invsolve.errors import UserError
 
 # Off-centre by this part of the detector, a full turn shows more than the detector is wide.
@@ -81,6 +82,7 @@ class Projections(Layout):
         monitor: str = "auto",
         air: int = 0,
         angle_unit: Literal["file", "degrees", "radians"] = "file",
+        counts: bool = False,
     ) -> None:
         """Reading options.
 
@@ -107,6 +109,8 @@ class Projections(Layout):
                 the name of a dataset with one number per frame.
             air: normalise each projection by so many columns at both edges of the detector, which see no object.
             angle_unit: unit of the angles, where the file's is missing or wrong.
+            counts: hand over the counts, with noise "transmission" that knows the flat field, instead of line integrals: for
+                few photons and opaque objects. Strategies for Gaussian noise do not take them.
         """
         for name, value in (("thin", thin), ("bin", bin), ("image_size", image_size), ("pixel_size", pixel_size)):
             if value is not None and not value > 0:
@@ -131,7 +135,12 @@ class Projections(Layout):
         if air < 0:
             raise UserError(f"layout {self.name!r}: air must be 0 or a number of detector columns, got {air}")
         self.flats, self.bad_frames, self.zingers, self.dead_pixels = flats, bad_frames, zingers, dead_pixels
-        self.monitor, self.air, self.angle_unit = monitor, air, angle_unit
+        self.monitor, self.air, self.angle_unit, self.counts = monitor, air, angle_unit, counts
+        for name, set_ in (("normalised", normalised), ("rings", rings > 0), ("air", air > 0)):
+            if counts and set_:
+                raise UserError(
+                    f"layout {self.name!r}: counts=true keeps the counts as they are, which {name}= changes; leave one out"
+                )
 
     def find(self, file: h5py.File, path: Path) -> Scan:
         """Say where the file keeps what; without flats and darks when `self.normalised`.
@@ -181,15 +190,7 @@ class Projections(Layout):
         if scan.width % self.bin:
             notes.append(f"bin={self.bin} drops the last {scan.width % self.bin} of {scan.width} detector pixels")
         looked.rows_of(y)
-        sigma = looked.sigma()
-        notes += looked.notes
-        notes.append(
-            f"noise sigma {sigma:.4g}, from the scatter of the flats"
-            if sigma
-            else "noise not known from the file: give it"
-        )
-        if not sigma:
-            missing.append("noise level: too few flats to tell; give --noise gaussian:SIGMA")
+        rows, noise = self._rows_and_noise(path, y, looked, notes, missing, make)
         centre = self._centre(path, looked, scan, missing, make)
         size, unit = (self.pixel_size, self.length_unit) if self.pixel_size else (scan.pixel or (1.0, "pixel"))
         if unit == "pixel":
@@ -207,9 +208,9 @@ class Projections(Layout):
             "pixel_size": size * self.bin,
         }
         return Measurement(
-            y=y,
+            y=rows,
             operator=make("ct", **parameters),
-            noise=Gaussian(sigma) if sigma else None,
+            noise=noise,
             unit=f"1/{unit}",
             source=str(path),
             fingerprint=self._fingerprint(path, scan.others),
@@ -217,6 +218,32 @@ class Projections(Layout):
             missing=missing,
             axes="row angle detector",
         )
+
+    def _rows_and_noise(
+        self, path: Path, y: LineIntegrals, looked: Looked, notes: list[str], missing: list[str], make: Make
+    ) -> tuple[Rows, Noise | None]:
+        """Line integrals or counts, and how they scatter."""
+        sigma = looked.sigma()
+        notes += looked.notes
+        if not self.counts:
+            if sigma:
+                notes.append(f"noise sigma {sigma:.4g}, from the scatter of the flats")
+            else:
+                notes.append("noise not known from the file: give it")
+                missing.append("noise level: too few flats to tell; give --noise gaussian:SIGMA")
+            return y, Gaussian(sigma) if sigma else None
+        if looked.white is None or looked.dark is None:
+            raise UserError(f"{path}: counts=true needs flats and darks, and the file has transmissions; leave it out")
+        raw = RawCounts(y, looked.scatter)
+        if looked.scatter is None:
+            missing.append(
+                "photons per count: too few flats to tell, a count is taken for a photon; counts=false does without"
+            )
+        notes.append(
+            f"counts kept: {raw.gain:.4g} photons per count, open beam {float(np.median(raw.i0)):.4g} counts (median), "
+            f"scatter of the darks as a background of {raw.background:.3g} counts"
+        )
+        return raw, make_for(path, make).noise("transmission", **raw.parameters())
 
     def _rows(self, path: Path, height: int) -> tuple[int, int]:
         start, stop = (0, height) if self.rows is None else (self.rows if len(self.rows) == 2 else (-1, -1))

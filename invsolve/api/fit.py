@@ -202,11 +202,13 @@ def _extent(
         y = read_rows(measurement, item, item + 1).to(device)
         y = y.to(dtype.to_complex() if y.is_complex() else dtype)
         own = placed(measurement.operator_for(item), device) if measurement.items_differ else forward
-        noise = measurement.noise
+        noise = None if measurement.noise is None else measurement.noise.rows([item], y.ndim)
         if isinstance(noise, Gaussian):
-            _, weight = white(noise.rows([item], y.ndim).sigma, y, own.measured())
+            _, weight = white(noise.sigma, y, own.measured())
             if weight is not None:
                 own, y = weighted(own, weight, shared=False), weight * y
+        elif noise is not None:
+            y = noise.predicted_from(y)
         assert isinstance(own, LinearOperator)
         with torch.no_grad():
             image = own.baseline(y, 0.0)

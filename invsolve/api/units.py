@@ -13,7 +13,8 @@ from torch import Tensor
 
 from invsolve.api.discrepancy import FAR, NARROW
 from invsolve.api.fit import choose_scale, stretched
-from invsolve.contracts.noise import Gaussian
+from invsolve.contracts.measurement import Rows
+from invsolve.contracts.noise import Gaussian, Noise
 from invsolve.contracts.operator import LinearOperator
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.problem import Problem
@@ -146,6 +147,25 @@ def _verdicts(run: Run, place: _Place, noise: float) -> tuple[bool, bool, bool]:
     return narrow, wide, doubtful
 
 
+class _AsImaged:
+    """Rows of y as A(x) alone: `Noise.predicted_from` of each.
+
+    Args:
+        y: the rows.
+        noise: of all items.
+    """
+
+    def __init__(self, y: Rows, noise: Noise) -> None:
+        self.y, self.noise = y, noise
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        part = self.y[rows]
+        return self.noise.rows(range(len(self.y))[rows], part.ndim).predicted_from(part)
+
+
 class _Place:
     """Where images lie with regard to a prior's: as `Problem.reach`, of all together, and without outliers.
 
@@ -171,9 +191,9 @@ def _linear(run: Run, scale: Scale, items: Sequence[int]) -> tuple[Tensor, Probl
     """
     noise, measurement = run.measurement.noise, run.measurement
     if noise is not None and not isinstance(noise, Gaussian):
-        first = measurement.y[items[0] : items[0] + 1]
-        sigma = float(noise.rows([items[0]], first.ndim).std(first).square().mean().sqrt())
-        measurement = replace(measurement, noise=Gaussian(sigma))
+        # Its problem would hold A(x) in physical units; the level is that beside A(x), whatever y counts.
+        level = float(run.problem([(items[0], 0)]).noise_level())
+        measurement = replace(measurement, noise=Gaussian(level), y=_AsImaged(measurement.y, noise))
     # Without the prior: latents would come between the operator and the image.
     other = Run(measurement, None, run.strategy, run.image_shape, run.options, scale)
     problems = [other.problem([(item, 0)]) for item in items]

@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from invsolve.contracts.operator import Composition, LinearOperator, Scaled
+from invsolve.contracts.operator import Composition, LinearOperator, Scaled, Sum
 from invsolve.contracts.wrapped import HandedOn, WrappedLinear
 
 
@@ -54,8 +54,15 @@ class MaskableOperator(LinearOperator):
         other.__dict__.update(_buffers=self._buffers | {"mask": mask}, _remembered={})
         return other
 
-    def __matmul__(self, other: LinearOperator) -> LinearOperator:
-        return MaskableComposition(self, other)
+    def __matmul__(self, other: Any) -> Any:
+        if isinstance(other, LinearOperator):
+            return MaskableComposition(self, other)
+        return super().__matmul__(other)
+
+    def __add__(self, other: LinearOperator) -> LinearOperator:
+        if isinstance(other, MaskableOperator) and _same_groups(self, other):
+            return MaskableSum(self, other)
+        return super().__add__(other)
 
     def __rmul__(self, factor: float) -> LinearOperator:
         return MaskableScaled(factor, self)
@@ -79,6 +86,21 @@ class MaskableComposition(Composition, MaskableOperator):
     @property
     def group_index(self) -> Tensor:  # type: ignore[override]
         return self.outer.group_index
+
+
+class MaskableSum(Sum, MaskableOperator):
+    """A + B of the same groups, with them."""
+
+    left: MaskableOperator
+
+    @property
+    def group_index(self) -> Tensor:  # type: ignore[override]
+        return self.left.group_index
+
+
+def _same_groups(one: MaskableOperator, other: MaskableOperator) -> bool:
+    first, second = one.group_index, other.group_index
+    return first.shape == second.shape and bool((first.to(second.device) == second).all())
 
 
 def numbered(mask: Tensor) -> Tensor:

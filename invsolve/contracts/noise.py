@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
@@ -18,15 +19,24 @@ class Noise:
     """How y scatters around A(x). Subclass as a frozen dataclass: its fields are its parameters.
 
     Numbers of y are independent of one another given A(x). Every method takes rows (B, *measurement), real or complex, in
-    their precision and on their device, and keeps both.
+    their precision and on their device, and keeps both. Write `sample`, `log_likelihood` and `std`; what follows them has
+    defaults, which are right where y is A(x) plus noise without mean whose size A(x) does not decide.
 
-    Class attributes:
+    Attributes:
         name: what it is registered as.
         examples: keyword arguments of small instances, from which the conformance tests make theirs.
+        gaussian_like: Gaussian noise of the same mean and variance tells nearly as much of A(x), so that strategies may put it
+            in this one's place. False for heavy tails, where it would lose what the tails are there for.
+        has_slope: whether the log-likelihood has a gradient that leads to where it is high.
+        lattice: distance of the values that y can take, where they are counted, not measured; None where y may be any number.
+        support: between which numbers y lies.
+        cell: `mean` and `std` hold on average over intervals of A(x) as long as this; 0 where they hold for each A(x).
     """
 
     name: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    gaussian_like: ClassVar[bool] = True
+    support: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
 
     def sample(self, clean: Tensor, rng: ChainRandom) -> Tensor:
         """Draw y given the noise-free measurement (B, *measurement); all randomness comes from `rng`."""
@@ -39,6 +49,68 @@ class Noise:
     def std(self, predicted: Tensor) -> Tensor:
         """Standard deviation of each (real or imaginary) number of y given A(x), broadcastable to y, real."""
         raise NotImplementedError(f"{type(self).__name__} must define std(predicted)")
+
+    @property
+    def has_slope(self) -> bool:
+        return True
+
+    @property
+    def lattice(self) -> float | Tensor | None:
+        return None
+
+    @property
+    def cell(self) -> float | Tensor:
+        return 0.0
+
+    def mean(self, predicted: Tensor) -> Tensor:
+        """Mean of y given A(x) = predicted, torch operations; `predicted` itself where the noise has no mean."""
+        return predicted
+
+    @property
+    def shifts(self) -> bool:
+        """Whether the mean of y is another than A(x)."""
+        return type(self).mean is not Noise.mean
+
+    def slope(self, predicted: Tensor) -> Tensor | float:
+        """How much the mean of each number of y grows with its number of A(x), like `predicted`; 1.0 where it is A(x)."""
+        if not self.shifts:
+            return 1.0
+        with torch.enable_grad():
+            at = predicted.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.mean(at).sum(), at)
+        return slope
+
+    def predicted_from(self, y: Tensor) -> Tensor:
+        """A(x) as y alone suggests it, the inverse of `mean`; finite for every y."""
+        return y
+
+    def std_from(self, y: Tensor) -> Tensor:
+        """Standard deviation of each number of y as y alone suggests it: its square is right on average, broadcastable to y."""
+        return self.std(self.predicted_from(y))
+
+    def kurtosis(self, y: Tensor) -> Tensor | float:
+        """How much squared residuals scatter about `std_from`, squared: one more than their variance over its square.
+
+        That is the kurtosis where A(x) does not decide the size of the noise: 3 for a Gaussian. It is 3 for counts, too, whose
+        variance is told from the counts themselves.
+        """
+        return 3.0
+
+    def deviation(self, y: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """How far each number of y is from A(x) = predicted, squared; what that is on average; how the difference scatters.
+
+        Returns:
+            The square, its mean over draws of y given A(x) (estimated from y where a wild A(x) would explain itself), and the
+            variance of the difference of the two. Tensors that broadcast to y, real; a complex number counts both its parts.
+        """
+        parts = 2.0 if y.is_complex() else 1.0
+        variance = self.std_from(y).to(y.real.dtype) ** 2
+        away = (y - self.mean(predicted)).abs() ** 2
+        return away, parts * variance, parts * (self.kurtosis(y) - 1.0) * variance.square()
+
+    def constant(self, y: Tensor) -> Tensor | None:
+        """What `log_likelihood` leaves out of log p(y | A(x)), (B,); None where it is not stated, and nobody holds it to that."""
+        return None
 
     def settings(self) -> dict[str, Any]:
         """The parameters, as the constructor takes them."""
@@ -130,6 +202,11 @@ class Gaussian(Noise):
 
     def std(self, predicted: Tensor) -> Tensor:
         return torch.as_tensor(self.sigma, dtype=predicted.real.dtype, device=predicted.device)
+
+    def constant(self, y: Tensor) -> Tensor:
+        parts = 2 if y.is_complex() else 1
+        each = -parts * (self.std(y) * math.sqrt(2 * math.pi)).log()
+        return each.expand(y.shape).flatten(1).sum(1)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from invsolve.contracts.arguments import matching as matching
+from invsolve.contracts.combining import Arithmetic, added, called, is_operator, items_of, of_one_image, real_factor
 from invsolve.contracts.guarded import check_image, guarded
 from invsolve.contracts.module import Module
 from invsolve.contracts.wrapped import WrappedLinear
@@ -140,8 +141,13 @@ class Operator(Module):
         """
         return Linearised(self, x)
 
+    def __matmul__(self, other: Any) -> Any:
+        is_operator(other, Operator, "A @ B")
+        linear = isinstance(self, LinearOperator) and isinstance(other, LinearOperator)
+        return Composition(self, other) if linear else Composed(self, other)
 
-class LinearOperator(Operator):
+
+class LinearOperator(Arithmetic, Operator):
     """A linear operator: `forward`, and `adjoint`, derived by autograd when the author gives none.
 
     The inner product is Re <a, b>, so that a real operator seen through complex numbers has one adjoint.
@@ -264,10 +270,11 @@ class LinearOperator(Operator):
         with torch.no_grad():
             return ScipyView(self, self.adjoint, image, self(image))
 
-    def __matmul__(self, other: LinearOperator) -> LinearOperator:
-        return Composition(self, other)
+    def __matmul__(self, other: Any) -> Any:
+        return super().__matmul__(other)
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
+        is_operator(other, LinearOperator, "A + B")
         return Sum(self, other)
 
     def __rmul__(self, factor: float) -> LinearOperator:
@@ -317,10 +324,10 @@ class Linearised(LinearOperator):
         return spectral_norm(self.normal, start)
 
 
-class Composition(LinearOperator):
-    """(A @ B)(x) = A(B(x)): images of B, measurements of A."""
+class Composed(Operator):
+    """(A @ B)(x) = A(B(x)): images of B, measurements of A. Not linear; `Composition` is."""
 
-    def __init__(self, outer: LinearOperator, first: LinearOperator) -> None:
+    def __init__(self, outer: Operator, first: Operator) -> None:
         super().__init__()
         self.outer, self.first = outer, first
         self.image_shape, self.image_unit, self.waits = first.image_shape, first.image_unit, outer.waits or first.waits
@@ -328,14 +335,15 @@ class Composition(LinearOperator):
         self.complex_image = first.complex_image or outer.complex_image
         self.name, self.items = f"{called(outer)} @ {called(first)}", items_of(outer, first)
 
+    @property
+    def surrogate(self) -> str:  # type: ignore[override]
+        return self.outer.surrogate or self.first.surrogate
+
     def of_item(self, item: int) -> Any:
         return self.outer.for_item(item) @ self.first.for_item(item)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(self.first(x))
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self.first.adjoint(self.outer.adjoint(y))
 
     def measured(self) -> Tensor | None:
         return self.outer.measured()
@@ -345,11 +353,25 @@ class Composition(LinearOperator):
         return self.image_shape or (None if between is None else self.first.image_shape_for(between, channels))
 
 
+class Composition(Composed, LinearOperator):
+    """`Composed` of linear operators."""
+
+    outer: LinearOperator
+    first: LinearOperator
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.first.adjoint(self.outer.adjoint(y))
+
+    def normal(self, x: Tensor) -> Tensor:
+        return self.first.adjoint(self.outer.normal(self.first(x)))
+
+
 class Sum(LinearOperator):
-    """(A + B)(x) = A(x) + B(x)."""
+    """(A + B)(x) = A(x) + B(x); raises UserError where their images differ in size, or (called) their measurements in shape."""
 
     def __init__(self, left: LinearOperator, right: LinearOperator) -> None:
         super().__init__()
+        of_one_image(left, right)
         self.left, self.right = left, right
         self.image_shape = left.image_shape or right.image_shape
         self.complex_image = left.complex_image or right.complex_image
@@ -360,7 +382,7 @@ class Sum(LinearOperator):
         return self.left.for_item(item) + self.right.for_item(item)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.left(x) + self.right(x)
+        return added(self.left, self.right, self.left(x), self.right(x))
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.left.adjoint(y) + self.right.adjoint(y)
@@ -379,18 +401,13 @@ class Scaled(WrappedLinear, LinearOperator):
     """(s * A)(x) = s A(x).
 
     Args:
-        factor: s, a real number, not zero.
+        factor: s, a real number, neither zero nor infinite (UserError).
         inner: A.
-
-    Raises:
-        UserError: the factor is zero or not finite.
     """
 
     def __init__(self, factor: float, inner: LinearOperator) -> None:
         super().__init__(inner)
-        self.factor = float(factor)
-        if not 0 < abs(self.factor) < float("inf"):
-            raise UserError(f"an operator can be multiplied by a finite number other than 0, got {factor}")
+        self.factor = real_factor(factor)
         self.name, self.parameters_given = f"{self.factor:g} * {called(inner)}", None
 
     def of_item(self, item: int) -> Any:
@@ -427,21 +444,3 @@ class Scaled(WrappedLinear, LinearOperator):
 
     def norm(self, like: Tensor | None = None) -> float:
         return abs(self.factor) * super().norm(None if like is None else like / self.factor)
-
-
-def called(operator: Operator) -> str:
-    """Its name, in messages and in the names of combinations."""
-    return operator.name or type(operator).__name__
-
-
-def items_of(*operators: Operator) -> int | None:
-    """How many items a combination of operators has; None where none of them has items.
-
-    Raises:
-        UserError: their numbers differ.
-    """
-    counts = {operator.items for operator in operators} - {None}
-    if len(counts) > 1:
-        names = ", ".join(f"{called(a)} {a.items}" for a in operators if a.items is not None)
-        raise UserError(f"operators with parameters for each item have different numbers of items ({names})")
-    return counts.pop() if counts else None

@@ -21,7 +21,7 @@ from invsolve.contracts.through_plane import ThroughPlane
 from invsolve.contracts.views import InPhysicalUnits, real_view
 from invsolve.contracts.whitening import weighted, white
 from invsolve.numerics.krylov import CG
-from invsolve.numerics.linalg import norm, size_of
+from invsolve.numerics.linalg import norm, rows, size_of
 
 
 @dataclass
@@ -126,8 +126,13 @@ class Problem(DataStep):
         return images if self.latent is None else self.latent.decode(images)
 
     def residual(self, estimate: Tensor) -> Tensor:
-        """y - A(estimate)."""
-        return self.y - self.operator(estimate)
+        """y minus its mean given A(estimate), which is A(estimate) itself for most noises."""
+        predicted = self.operator(estimate)
+        if not self.noise.shifts:
+            return self.y - predicted
+        # Where nothing is measured y is zero, and says nothing of a mean.
+        rest, mask = self.y - self.noise.mean(predicted), self.operator.measured()
+        return rest if mask is None else rest * mask
 
     def misfit(self, residual: Tensor) -> Tensor:
         """Euclidean norm of a residual per row, (B,)."""
@@ -139,7 +144,7 @@ class Problem(DataStep):
         return check_tensor(value, (self.batch,), called("noise", self.noise), "log_likelihood")
 
     def _std(self) -> Tensor:
-        return check_spread(self.noise.std(self.y), self.y, called("noise", self.noise))
+        return check_spread(self.noise.std_from(self.y), self.y, called("noise", self.noise))
 
     def precision(self) -> Tensor | float:
         """Relative precision of each entry of y, mean square 1, to multiply a residual with; 1.0 for Gaussian noise."""
@@ -174,17 +179,35 @@ class Problem(DataStep):
     def linear_norm(self) -> float | Tensor:
         """Largest singular value of A or of its linear part, by which gradient steps are divided; 1 where there is none.
 
-        A tensor (B, 1, ...) where the rows have scales of their own.
+        A tensor (B, 1, ...) where the rows have scales of their own, or their data do: of noise whose mean is not A(x) it is
+        the norm of what the mean of y makes of A, weighted as `precision` weighs.
         """
-        operator = self.operator
+        operator, slope = self.operator, self._weighted_slope()
         if isinstance(operator, InPhysicalUnits) and isinstance(operator.inner, LinearOperator):
             factor, _ = operator.scale.broadcast(self.blank())
-            return factor * (operator.inner.norm(self.y[:1]) or 1.0)
-        return self.operator_norm()
+            return slope * factor * (operator.inner.norm(self.y[:1]) or 1.0)
+        return slope * self.operator_norm()
+
+    def _weighted_slope(self) -> float | Tensor:
+        """Root mean square, over a row's entries, of the slope of y's mean times the precision; (B, 1, ...) like images."""
+        if not self.noise.shifts:
+            return 1.0
+        slope = torch.as_tensor(self.noise.slope(self.noise.predicted_from(self.y))) * self.precision()
+        return rows(slope.flatten(1).square().mean(1).sqrt(), self.blank())
+
+    def noise_level(self) -> Tensor:
+        """Standard deviation of the noise as it stands beside A(x), root mean square over the entries of a row, (B,)."""
+        if not self.noise.shifts:
+            return self.expected_misfit() / self.dof() ** 0.5
+        seen = self.noise.slope(self.noise.predicted_from(self.y)) / self._std().clamp_min(1e-30)
+        mask = self.operator.measured()
+        seen = seen.square() if mask is None else seen.square() * mask
+        # Entries that say nothing of A(x), such as opaque rays, have no level of their own: precisions are averaged.
+        return (self.dof() / seen.expand(self.y.shape).flatten(1).sum(1).clamp_min(1e-30)).sqrt()
 
     def data_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient of |y - A(x)|^2 / 2 with respect to x, (B, C, *spatial), and the residual y - A(x)."""
-        if isinstance(self.operator, LinearOperator):
+        if isinstance(self.operator, LinearOperator) and not self.noise.shifts:
             residual = self.residual(x)
             return -self.operator.adjoint(residual), residual
         with torch.enable_grad():
@@ -214,7 +237,7 @@ class Problem(DataStep):
         """How far images (B, C, *spatial) are from the data: |y - A(x)| over what the noise alone explains.
 
         A draw from the exact posterior leaves the same residual as the truth does, the noise: 1 on average, give or take
-        1 / sqrt(2 numbers).
+        1 / sqrt(2 numbers). What is squared and added up is `Noise.deviation`.
 
         Args:
             used: boolean, broadcasts to y: the entries to count; None for all that are measured.
@@ -222,16 +245,18 @@ class Problem(DataStep):
         Returns:
             The ratio (B,), NaN where the noise is zero, infinite where A(x) is not finite; and (B,) how many independent real
             numbers it counts. Fewer than there are where the noise differs from entry to entry, because the noisier ones then
-            decide.
+            decide, and where it has heavy tails.
         """
         weight = torch.ones(self.y.shape, dtype=self.y.real.dtype, device=self.y.device)
         for mask in (self.operator.measured(), used):
             if mask is not None:
                 weight = weight * mask
-        variance = weight * self._std().to(weight) ** 2 * (2.0 if self.y.is_complex() else 1.0)
-        total = variance.flatten(1).sum(1)
-        ratio = norm(self.residual(images) * weight) / total.sqrt()
-        numbers = total**2 / variance.square().flatten(1).sum(1) * (2.0 if self.y.is_complex() else 1.0)
+        self._std()  # Refuses one of a wrong shape, in a line that names it.
+        away, expected, scatter = (
+            (v.to(weight) * weight).flatten(1).sum(1) for v in self.noise.deviation(self.y, self.operator(images))
+        )
+        total, ratio = expected, (away / expected).sqrt()
+        numbers = 2 * total**2 / scatter
         # A residual that is no number is no residual of a draw: only zero noise leaves nothing to compare with.
         return torch.where(total > 0, torch.where(ratio.isnan(), torch.inf, ratio), torch.nan), numbers
 

@@ -8,17 +8,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invsolve.contracts.operator import LinearOperator, called, items_of
+from invsolve.contracts.combining import called, is_operator, items_of, of_one_image
+from invsolve.contracts.maskable import MaskableOperator
+from invsolve.contracts.operator import LinearOperator, Operator
+from invsolve.errors import UserError
 from invsolve.numerics.linalg import size_of
 
 
-class Stack(LinearOperator):
-    """Several operators on one image, measurements flattened side by side: y (B, m1 + m2 + ...)."""
+class Stacked(Operator):
+    """Several operators on one image, measurements flattened side by side: y (B, m1 + m2 + ...). Not linear; `Stack` is.
+
+    Args:
+        operators: of one image size; where none fixes it, assign `image_shape`.
+
+    Raises:
+        UserError: none, something that is no operator, or different image sizes.
+    """
 
     parts: nn.ModuleList
 
-    def __init__(self, operators: Sequence[LinearOperator]) -> None:
+    def __init__(self, operators: Sequence[Operator]) -> None:
         super().__init__()
+        if not operators:
+            raise UserError("stack takes one operator or more, got none")
+        for operator in operators:
+            is_operator(operator, Operator, "stack")
+        of_one_image(*operators)
         self.parts = nn.ModuleList(operators)
         self.image_shape = next((a.image_shape for a in operators if a.image_shape is not None), None)
         self.complex_image = any(a.complex_image for a in operators)
@@ -27,9 +42,13 @@ class Stack(LinearOperator):
         self.waits = next((a.waits for a in operators if a.waits), "")
 
     def of_item(self, item: int) -> Any:
-        one = Stack([part.for_item(item) for part in self.parts])  # type: ignore[operator]
+        one = stack([part.for_item(item) for part in self.parts])  # type: ignore[operator]
         one.image_shape = self.image_shape
         return one
+
+    @property
+    def surrogate(self) -> str:  # type: ignore[override]
+        return next((str(part.surrogate) for part in self.parts if part.surrogate), "")
 
     def shapes(self) -> list[tuple[int, ...]]:
         """The shape of each part's measurement.
@@ -42,11 +61,6 @@ class Stack(LinearOperator):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([part(x).flatten(1) for part in self.parts], 1)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        shapes = self.shapes()
-        parts = zip(self.parts, y.split([size_of(s) for s in shapes], 1), shapes, strict=True)
-        return torch.stack([part.adjoint(piece.reshape(-1, *s)) for part, piece, s in parts]).sum(0)  # type: ignore[operator]
 
     def measured(self) -> Tensor | None:
         masks = [part.measured() for part in self.parts]  # type: ignore[operator]
@@ -61,6 +75,45 @@ class Stack(LinearOperator):
         return self.image_shape
 
 
-def stack(operators: Sequence[LinearOperator]) -> LinearOperator:
-    """Measure one image with several operators at once; y is their flattened measurements side by side, (B, m1 + m2 + ...)."""
-    return Stack(operators)
+class Stack(Stacked, LinearOperator):
+    """`Stacked` of linear operators."""
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        shapes = self.shapes()
+        parts = zip(self.parts, y.split([size_of(s) for s in shapes], 1), shapes, strict=True)
+        return torch.stack([part.adjoint(piece.reshape(-1, *s)) for part, piece, s in parts]).sum(0)  # type: ignore[operator]
+
+    def normal(self, x: Tensor) -> Tensor:
+        # Each part's own, which may be shorter than its forward and adjoint.
+        return torch.stack([part.normal(x) for part in self.parts]).sum(0)  # type: ignore[operator]
+
+
+class MaskableStack(Stack, MaskableOperator):
+    """`Stack` of maskable operators: the groups of the first, then those of the second, and so on."""
+
+    @property
+    def group_index(self) -> Tensor:  # type: ignore[override]
+        return self.remembered("group_index", self._number)
+
+    def _number(self) -> Tensor:
+        indices, before = [], 0
+        for part, shape in zip(self.parts, self.shapes(), strict=True):
+            assert isinstance(part, MaskableOperator)
+            index = part.group_index.expand(shape).flatten()
+            indices.append(torch.where(index >= 0, index + before, -1))
+            before += part.groups
+        return torch.cat(indices)
+
+
+def stack(operators: Sequence[Operator]) -> Any:
+    """Measure one image with several operators at once; y is their flattened measurements side by side, (B, m1 + m2 + ...).
+
+    Linear where all of them are, and maskable where all of them are.
+
+    Raises:
+        UserError: none, something that is no operator, or different image sizes.
+    """
+    given = list(operators)
+    if all(isinstance(a, MaskableOperator) for a in given) and given:
+        return MaskableStack(given)
+    return Stack(given) if all(isinstance(a, LinearOperator) for a in given) else Stacked(given)

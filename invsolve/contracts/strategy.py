@@ -29,6 +29,8 @@ NEEDS = {
     "operator-gradient": "an operator whose forward is differentiable torch code",
     "linearisation": "a linear operator with Gaussian noise, or an operator whose forward is differentiable torch code",
     "gaussian": "Gaussian noise",
+    "gaussian-like": "noise that Gaussian noise of its mean and variance can stand for",
+    "noise-slope": "noise whose log-likelihood has a slope",
     "low-noise": "noise well below what the prior's images vary by",
 }
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from invsolve.contracts.maskable import MaskableOperator
-from invsolve.contracts.noise import Gaussian
+from invsolve.contracts.noise import Gaussian, Noise
 from invsolve.contracts.operator import LinearOperator
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.returned import called
@@ -18,6 +20,18 @@ from invsolve.numerics.random import ChainRandom
 
 #: The most that noise counted as low may be, of what the prior's images vary by.
 LOW_NOISE = 0.4
+
+#: What of a noise a strategy may need.
+NOISE_NEEDS: dict[str, Callable[[Noise], bool]] = {
+    "gaussian": lambda noise: isinstance(noise, Gaussian),
+    "gaussian-like": lambda noise: noise.gaussian_like,
+    "noise-slope": lambda noise: noise.has_slope,
+}
+
+
+def takes_noise(strategy: type[Strategy], noise: Noise) -> bool:
+    """Whether a strategy has what it needs of the noise, whatever the operator and the prior."""
+    return all(met(noise) for need, met in NOISE_NEEDS.items() if need in strategy.needs)
 
 
 def check_needs(strategy: Strategy, problem: Problem, scaled: bool = True) -> None:
@@ -41,7 +55,7 @@ def check_needs(strategy: Strategy, problem: Problem, scaled: bool = True) -> No
     got = {
         "prior": "none is given",
         "prior-gradient": f"{getattr(known, 'name', '') or type(known).__name__!r} cannot",
-        "gaussian": f"it is {noise.name or type(noise).__name__}",
+        **dict.fromkeys(NOISE_NEEDS, f"it is {noise.name or type(noise).__name__}"),
         "operator-gradient": "it is not",
     }
     reason = got.get(need, f"{operator.name or type(operator).__name__!r} is not")
@@ -61,7 +75,7 @@ def noise_over_spread(problem: Problem) -> float:
     """
     prior, y = problem.prior, problem.y
     spread = math.sqrt(prior.error(prior.sigma_max))
-    expected = problem.expected_misfit() / problem.dof() ** 0.5
+    expected = problem.noise_level()
     with torch.no_grad():
         if isinstance(problem.operator, LinearOperator):
             gain = problem.operator_norm()
@@ -78,14 +92,14 @@ def noise_over_spread(problem: Problem) -> float:
 def _unmet(strategy: type[Strategy], problem: Problem, scaled: bool) -> str | None:
     """The first need of a strategy that a problem does not meet."""
     operator, known = problem.operator, problem.known
-    have = {
+    have: dict[str, Callable[[], bool]] = {
         "prior": lambda: known is not None,
         "prior-gradient": lambda: known is not None and known.differentiable,
         "linear": lambda: isinstance(operator, LinearOperator),
         "maskable": lambda: isinstance(operator, MaskableOperator),
         "operator-gradient": lambda: _differentiable(problem),
         "linearisation": lambda: linear_gaussian(problem) or _differentiable(problem),
-        "gaussian": lambda: isinstance(problem.noise, Gaussian),
+        **{need: partial(met, problem.noise) for need, met in NOISE_NEEDS.items()},
         "low-noise": lambda: not scaled or noise_over_spread(problem) <= LOW_NOISE,
     }
     return next((need for need in strategy.needs if not have[need]()), None)

@@ -161,3 +161,9 @@ class ChainRandom:
         host = rate.detach().to("cpu", torch.float64).numpy()
         drawn = np.stack([g.poisson(row) for g, row in zip(self._generators(), host, strict=True)])
         return torch.from_numpy(drawn).to(rate)
+
+    def gamma(self, shape: Tensor) -> Tensor:
+        """Gamma numbers of scale 1 and shape parameters (B, ...), > 0; drawn on the CPU in float64, returned like `shape`."""
+        host = shape.detach().to("cpu", torch.float64).numpy()
+        drawn = np.stack([g.standard_gamma(row) for g, row in zip(self._generators(), host, strict=True)])
+        return torch.from_numpy(drawn).to(shape)

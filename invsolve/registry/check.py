@@ -13,6 +13,7 @@ from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.strategy import Strategy
+from invsolve.engine.needs import takes_noise
 from invsolve.errors import UserError, suggestion
 from invsolve.registry.parameters import build, parameters
 from invsolve.testing import Report, check_layout, check_noise, check_operator, check_prior, check_strategy
@@ -57,6 +58,17 @@ def instances(cls: type, kind: str, name: str) -> list[Any]:
     return [build(cls, kind, name, dict(example)) for example in examples]
 
 
+def users_of(noise: Noise) -> list[Strategy]:
+    """An instance of each registered strategy that draws from a posterior with this noise, whatever the operator."""
+    made = []
+    for name, cls in registry.available("strategy").items():
+        if not issubclass(cls, Strategy) or not takes_noise(cls, noise) or "prior" not in cls.needs:
+            continue
+        if not {"linear", "maskable"} & set(cls.needs):
+            made.append(instances(cls, "strategy", name)[0])
+    return made
+
+
 def _check(instance: Any, make: Make, device: str) -> Report:
     if isinstance(instance, Operator):
         return check_operator(instance, device=device)
@@ -65,7 +77,7 @@ def _check(instance: Any, make: Make, device: str) -> Report:
     if isinstance(instance, Layout):
         return check_layout(instance, make)
     if isinstance(instance, Noise):
-        return check_noise(instance, device=device)
+        return check_noise(instance, device, users_of(instance))
     return check_prior(instance, device=device)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from invsolve import registry
+from invsolve.contracts.noise import Noise
 from invsolve.contracts.paper import Paper, papers_of
 from invsolve.contracts.strategy import Strategy
+from invsolve.engine.needs import takes_noise
+from invsolve.registry.parameters import build
 
 #: The columns of each kind behind the name.
 _COLUMNS = {
     "operator": ("measures", "closed forms"),
-    "noise": ("how y scatters",),
+    "noise": ("how y scatters", "strategies that take it"),
     "strategy": ("what it does", "network calls per step", "gives"),
     "prior": ("what it knows",),
     "layout": ("what it reads",),
@@ -76,4 +79,14 @@ def _cells(kind: str, cls: Any) -> list[str]:
         return [text, cls.closed_forms]
     if kind == "strategy":
         return [text, cls.cost, "samples" if cls.draws else "one image"]
+    if kind == "noise":
+        return [text, _takers(cls)]
     return [text]
+
+
+def _takers(cls: type[Noise]) -> str:
+    """The strategies that have what they need of a noise, as in its first example."""
+    noise = build(cls, "noise", cls.name, dict(cls.examples[0]))
+    known = registry.available("strategy")
+    takers = [f"`{name}`" for name, other in known.items() if issubclass(other, Strategy) and takes_noise(other, noise)]
+    return "all" if len(takers) == len(known) else ", ".join(takers)

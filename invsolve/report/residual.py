@@ -145,8 +145,10 @@ def standardised(measured: Measured, mean: torch.Tensor, item: int) -> Residual:
         operator = real_view(operator, mean.shape[0])
     y = measurement.y[item : item + 1]
     with torch.no_grad():
-        rest = y - operator(mean[None].to(y.real.dtype))
-        std = torch.zeros(()) if measured.noise is None else measured.noise.rows([item], y.ndim).std(y)
+        predicted, noise = operator(mean[None].to(y.real.dtype)), measured.noise
+        noise = None if noise is None else noise.rows([item], y.ndim)
+        rest = y - (predicted if noise is None else noise.mean(predicted))
+        std = torch.zeros(()) if noise is None else noise.std_from(y)
         relative = bool((std > 0).all())
         if relative:
             rest = rest / std

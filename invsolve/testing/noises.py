@@ -1,15 +1,18 @@
-"""Conformance of a noise: what it draws against what it says of its draws, gradients, rows, precisions, copies."""
+"""Conformance of a noise: draws against what it says of them, densities by quadrature, gradients, rows, precisions, copies."""
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from invsolve.contracts.noise import Noise
+from invsolve.contracts.strategy import Strategy
 from invsolve.errors import UserError
 from invsolve.numerics.random import ChainRandom
+from invsolve.testing import densities, pixels
 from invsolve.testing.log import Log
 from invsolve.testing.report import Report
 
@@ -18,14 +21,19 @@ _DRAWS = 20_000
 #: Standard errors; twelve numbers stay within five of them but once in 150 000 times.
 _ERRORS = 5.0
 _SHAPE = (3, 4)
+#: Of the precision with which y tells A(x), what Gaussian noise in its place may lose where it can stand for it.
+_LOST = 0.25
+#: Relative error of a variance that is told from y alone.
+_FROM_DATA = 0.1
 
 
-def check_noise(noise: Noise, device: str = "cpu") -> Report:
-    """Check that a noise draws what it says it draws.
+def check_noise(noise: Noise, device: str = "cpu", strategies: Sequence[Strategy] = ()) -> Report:
+    """Check that a noise draws what it says it draws, that its densities add up to one, and that strategies can use it.
 
     Args:
         noise: an instance; parameters that are tensors must broadcast against one measurement (3, 4).
         device: where to run, such as "cuda".
+        strategies: those that take the noise are held to the posterior of single pixels, by quadrature.
 
     Returns:
         Report: one line a property. `assert check_noise(noise)` in a test shows them all when one fails.
@@ -40,8 +48,13 @@ def check_noise(noise: Noise, device: str = "cpu") -> Report:
         report.attempt(f"likelihood, {label}", lambda x=x, n=label: _likelihood(report, noise, x, n))  # type: ignore[misc]
     report.attempt("gradient", lambda: _gradient(report, noise, clean))
     report.attempt("standard deviation", lambda: _spread(report, noise, clean[:1]))
+    report.attempt("from the data", lambda: _from_data(report, noise, clean[:1]))
+    report.attempt("quadrature", lambda: densities.look(report, noise, clean[:1]))
     report.attempt("complex numbers", lambda: _complex(report, noise, clean))
     report.attempt("copies", lambda: _copies(report, noise, clean))
+    for strategy in strategies:
+        title = f"posterior by {strategy.name or type(strategy).__name__}"
+        report.attempt(title, lambda s=strategy, t=title: pixels.look(report, noise, s, t))  # type: ignore[misc]
     return report
 
 
@@ -113,26 +126,76 @@ def _gradient(report: Log, noise: Noise, clean: Tensor) -> None:
     report.below("gradient against differences", error, 1e-6, "autograd's gradient of log_likelihood is not its slope")
 
 
-def _spread(report: Log, noise: Noise, clean: Tensor) -> None:
-    """What `sample` draws against `std`, and against `log_likelihood`."""
+def _many(noise: Noise, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """A(x) of many draws, (draws, 3, 4), spread over the interval on whose average mean and std hold; and y."""
     many = clean.expand(_DRAWS, *_SHAPE)
-    y = noise.sample(many, _rng(_DRAWS, seed=2))
-    away = y - y.mean(0)
-    variance, fourth = away.square().mean(0), away.square().square().mean(0)
-    error = ((fourth - variance.square()).clamp_min(0) / _DRAWS).sqrt().clamp_min(1e-12)
-    stated = noise.std(clean).expand(1, *_SHAPE)[0].square()
-    figure = float(((variance - stated).abs() / error).max())
+    part = torch.rand(many.shape, dtype=many.dtype, generator=torch.Generator().manual_seed(4)).to(many) - 0.5
+    many = many + part * torch.as_tensor(noise.cell).to(many)
+    return many, noise.sample(many, _rng(_DRAWS, seed=2))
+
+
+def _standard_errors(values: Tensor, stated: Tensor | float) -> float:
+    """How far the mean of draws (draws, ...) is from what is stated, in standard errors, the furthest."""
+    error = (values.var(0) / len(values)).sqrt().clamp_min(1e-12)
+    return float(((values.mean(0) - stated).abs() / error).max())
+
+
+def _spread(report: Log, noise: Noise, clean: Tensor) -> None:
+    """What `sample` draws against `mean` and `std`, and against `log_likelihood`."""
+    many, y = _many(noise, clean)
+    away = y - noise.mean(many)
+    remedy = "mean(A(x)) is not the mean of what sample draws; figure in its standard errors"
+    report.below("mean against the draws", _standard_errors(away, 0.0), _ERRORS, remedy)
+    stated = noise.std(many).expand(many.shape).square()
     remedy = "std(A(x)) is not the standard deviation of what sample draws; figure in standard errors of the variance"
-    report.below("std against the draws", figure, _ERRORS, remedy)
+    report.below("std against the draws", _standard_errors(away.square() - stated, 0.0), _ERRORS, remedy)
+    slope = noise.slope(many)
     # E[p(y | b) / p(y | a)] = 1 for y drawn given a: whatever the law, if it is the one that is drawn from.
     toward = torch.randn(clean.shape, dtype=clean.dtype, generator=torch.Generator().manual_seed(3)).to(clean)
-    other = clean + 0.4 * noise.std(clean) * toward / toward.norm()
-    ratio = (noise.log_likelihood(y, other.expand_as(many)) - noise.log_likelihood(y, many)).exp()
+    step = noise.std(clean) / torch.as_tensor(noise.slope(clean)).abs().clamp_min(0.1)
+    other = many + 0.4 * step * toward / toward.norm()
+    ratio = (noise.log_likelihood(y, other) - noise.log_likelihood(y, many)).exp()
     figure = float((ratio.mean() - 1).abs() / (ratio.std() / _DRAWS**0.5).clamp_min(1e-12))
     remedy = (
         "log_likelihood is not that of what sample draws: E[p(y | b) / p(y | a)] is not 1; figure in standard errors"
     )
     report.below("likelihood against the draws", figure, _ERRORS, remedy)
+    if not noise.gaussian_like:
+        return
+    with torch.enable_grad():
+        at = many.clone().requires_grad_()
+        (score,) = torch.autograd.grad(noise.log_likelihood(y, at).sum(), at)
+    # What Gaussian noise of this mean and variance tells of A(x), over the Fisher information that is there.
+    told = (torch.as_tensor(slope).to(many).square() / stated).mean() / score.square().mean()
+    remedy = (
+        "Gaussian noise of its mean and variance loses more of what y tells: say gaussian_like = False, so that strategies "
+        "which put it there refuse"
+    )
+    report.below("Gaussian noise can stand for it", float(1 - told), _LOST, remedy)
+
+
+def _from_data(report: Log, noise: Noise, clean: Tensor) -> None:
+    """What is said of y without A(x), and of how far it is from A(x)."""
+    many, y = _many(noise, clean)
+    inverse = noise.predicted_from(y)
+    remedy = "predicted_from(y) gives NaN or infinity"
+    report.holds("A(x) from the data is finite", bool(inverse.isfinite().all()), remedy)
+    back = noise.predicted_from(noise.mean(clean))
+    # Of magnitudes the second moment is inverted, and near zero the mean says little.
+    far = float(((back - clean).abs() / noise.std(clean).maximum(clean)).max())
+    report.below("A(x) from the data", far, 0.3, "predicted_from is not roughly the inverse of mean")
+    stated = noise.std(many).expand(many.shape).square()
+    told = noise.std_from(y).expand(y.shape).square().mean(0)
+    error = float(((told / stated.mean(0)) - 1).abs().max())
+    remedy = "std_from(y), squared, is not the variance on average"
+    report.below("variance from the data", error, _FROM_DATA, remedy)
+    away, expected, scatter = (v.expand(y.shape) for v in noise.deviation(y, many))
+    remedy = "deviation(y, A(x)) says another mean of the squared deviation than draws have; figure in standard errors"
+    report.below("deviation against the draws", _standard_errors(away - expected, 0.0), _ERRORS, remedy)
+    difference = away - expected
+    relative = float(((difference - difference.mean(0)).square().mean() / scatter.mean()).log().abs())
+    remedy = "deviation(y, A(x)) says another variance of that difference than draws have: see kurtosis"
+    report.below("scatter of the deviation", relative, 0.5, remedy)
 
 
 def _complex(report: Log, noise: Noise, clean: Tensor) -> None:

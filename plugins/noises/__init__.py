@@ -1,4 +1,4 @@
-"""Noises. Gaussian and Poisson live with the contract, because a problem is defined with them; others are one file each here."""
+"""Noises, one a file. Gaussian and Poisson live with the contract, because a problem is defined with them."""
 
 from collections.abc import Mapping
 

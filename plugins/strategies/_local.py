@@ -20,7 +20,7 @@ COARSE = CG(1e-2, 30)
 
 @dataclass(frozen=True)
 class Local:
-    """y - A(x) = residual(x) + noise with covariance diag(variance), A replaced by its tangent.
+    """residual(x) = noise with covariance diag(variance), A, or what the noise makes of it on average, replaced by its tangent.
 
     Attributes:
         residual: image (B, C, *spatial) -> y - A(point) - A'(point) (image - point), like y.
@@ -76,23 +76,30 @@ def _given(problem: Problem, operator: LinearOperator) -> Local:
 
 def _tangent(problem: Problem, point: Tensor) -> Local:
     tangent, here = problem.operator.linearise(point), point.detach()
-    predicted = tangent.value if isinstance(tangent, Linearised) else tangent(here)
-    std = problem.noise.std(predicted).expand(predicted.shape)
+    predicted, noise = tangent.value if isinstance(tangent, Linearised) else tangent(here), problem.noise
+    std = noise.std(predicted).expand(predicted.shape)
+    gain, expected = noise.slope(predicted), noise.mean(predicted)
     # A bin that expects nothing would otherwise count as exact, as would noise-free data.
     least = 0.05 * std.flatten(1).mean(1) + 1e-5 * problem.misfit(problem.y) / problem.dof() ** 0.5
     variance = std.maximum(rows(least, std)) ** 2
 
+    def forward(x: Tensor) -> Tensor:
+        return gain * tangent(x)
+
+    def adjoint(v: Tensor) -> Tensor:
+        return tangent.adjoint(gain * v)
+
     def white(r: Tensor, v: float) -> Tensor:
         def normal(x: Tensor) -> Tensor:
-            return tangent.adjoint(tangent(x) / variance) + x / v
+            return adjoint(forward(x) / variance) + x / v
 
-        return problem.watched(COARSE).solve(normal, tangent.adjoint(r / variance)).x
+        return problem.watched(COARSE).solve(normal, adjoint(r / variance)).x
 
     def direction(r: Tensor, v: float) -> tuple[Tensor, Tensor]:
-        p = (r - tangent(white(r, v))) / variance
-        return p, tangent.adjoint(p)
+        p = (r - forward(white(r, v))) / variance
+        return p, adjoint(p)
 
     def residual(x: Tensor) -> Tensor:
-        return problem.y - predicted - tangent(x - here)
+        return problem.y - expected - forward(x - here)
 
-    return Local(residual, tangent, tangent.adjoint, white, direction, variance)
+    return Local(residual, forward, adjoint, white, direction, variance)

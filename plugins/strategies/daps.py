@@ -53,7 +53,7 @@ class DAPS(Strategy):
     iterations: int = 20
     start: float | None = None
 
-    needs: ClassVar[tuple[str, ...]] = ("prior", "operator-gradient")
+    needs: ClassVar[tuple[str, ...]] = ("prior", "operator-gradient", "noise-slope")
     mean_error: ClassVar[float] = 0.3
     std_ratio: ClassVar[tuple[float, float]] = (0.95, 1.1)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.95, 1.15)

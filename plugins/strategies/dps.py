@@ -56,7 +56,7 @@ class DPS(Strategy):
     zeta: float = 1.0
     clip: bool = True
 
-    needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "operator-gradient", "low-noise")
+    needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "operator-gradient", "low-noise", "gaussian-like")
     data_strength: ClassVar[Mapping[str, int]] = {"zeta": 0, "steps": 1}
     mean_error: ClassVar[float] = 0.85
     std_ratio: ClassVar[tuple[float, float]] = (0.05, 1.35)

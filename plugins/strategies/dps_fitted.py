@@ -22,7 +22,7 @@ from invsolve.plugins.strategies._stride import longest
 
 @dataclass(frozen=True)
 class FittedDPS(Strategy):
-    """`dps` with a step length fitted to the noise; any differentiable operator, any noise.
+    """`dps` with a step length fitted to the noise; any differentiable operator, noise without heavy tails.
 
     Ancestral sampling with D_y = D + a sigma^2 J' A' W (y - A D), J the Jacobian of D, W the precision of y, and the best a.
 
@@ -52,7 +52,7 @@ class FittedDPS(Strategy):
     steps: int = 300
     zeta: float = 1.0
 
-    needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linearisation")
+    needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linearisation", "gaussian-like")
     data_strength: ClassVar[Mapping[str, int]] = {"zeta": 0, "steps": 1}
     mean_error: ClassVar[float] = 0.4
     std_ratio: ClassVar[tuple[float, float]] = (0.95, 1.1)

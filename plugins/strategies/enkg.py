@@ -63,7 +63,7 @@ class EnKG(Strategy):
 
     couples_samples: ClassVar[bool] = True
     draws: ClassVar[bool] = False
-    needs: ClassVar[tuple[str, ...]] = ("prior",)
+    needs: ClassVar[tuple[str, ...]] = ("prior", "gaussian-like")
     mean_error: ClassVar[float] = 1.1
 
     def at_cost(self, evaluations: int) -> Self:

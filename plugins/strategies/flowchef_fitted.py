@@ -55,7 +55,7 @@ class FittedFlowChef(Strategy):
     strength: float = 1.0
 
     data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
-    needs: ClassVar[tuple[str, ...]] = ("prior", "operator-gradient")
+    needs: ClassVar[tuple[str, ...]] = ("prior", "operator-gradient", "gaussian-like")
     mean_error: ClassVar[float] = 0.65
     std_ratio: ClassVar[tuple[float, float]] = (1.0, 1.5)
     # Too wide where the data determine well, as tomography does in many directions.

@@ -88,7 +88,7 @@ class MMPS(Strategy):
     churn: float = 1.0
     start: float = 20.0
 
-    needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linearisation")
+    needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linearisation", "gaussian-like")
     mean_error: ClassVar[float] = 0.1
     std_ratio: ClassVar[tuple[float, float]] = (0.98, 1.02)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.97, 1.03)

@@ -77,7 +77,7 @@ class PnPDM(Strategy):
         },
     }
     data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
-    needs: ClassVar[tuple[str, ...]] = ("prior", "operator-gradient")
+    needs: ClassVar[tuple[str, ...]] = ("prior", "operator-gradient", "noise-slope")
     mean_error: ClassVar[float] = 0.2
     std_ratio: ClassVar[tuple[float, float]] = (0.85, 1.05)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.95, 1.8)

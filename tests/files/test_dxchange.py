@@ -313,3 +313,30 @@ class TestTooth:
         assert float(image[inside].clamp(max=0).abs().sum()) < 0.25 * float(wrong[inside].clamp(max=0).abs().sum())
         assert 0.004 < float(image.quantile(0.99)) < 0.012
         assert float(image[inside][rows[inside].hypot(columns[inside]) > 55].abs().mean()) < 2e-4
+
+
+def test_counts_are_kept_with_noise_that_knows_the_beam(path: Path) -> None:
+    scan = DXchange(centre=CENTRE, counts=True).open(path, invsolve.make)
+    y, noise = scan.y[0:3].double(), scan.noise
+    assert noise.name == "transmission"
+    assert noise.gain == pytest.approx(1 / GAIN, rel=0.1)
+    # Read noise of 2 counts in a detector of 0.5: as much as 8 counts of Poisson noise.
+    assert noise.background == pytest.approx(2**2 / GAIN, rel=0.15)
+    assert noise.i0.shape == (3, 1, SIZE)
+    assert torch.equal(scan.y[1:2].double(), y[1:2])
+    # Against what was put in: beam * exp(-lines), Poisson of this gain, and read noise.
+    mean = noise.mean(torch.from_numpy(ideal()))
+    away = (y - mean) / noise.std(torch.from_numpy(ideal()))
+    assert abs(float(away.mean())) < 0.05
+    assert float(away.square().mean()) == pytest.approx(1, abs=0.1)
+    # The line integrals that it tells of are those that are read otherwise.
+    lines = DXchange(centre=CENTRE).open(path, invsolve.make).y[0:3]
+    assert torch.allclose(noise.predicted_from(y).float(), lines, atol=2 * float(noise.background) / COUNTS)
+
+
+@pytest.mark.parametrize("options", [{"rings": 9}, {"air": 2}, {"normalised": True}])
+def test_counts_are_refused_where_they_would_be_changed(options: dict[str, Any]) -> None:
+    with pytest.raises(
+        UserError, match=r"^layout 'dxchange': counts=true keeps the counts as they are, which \w+= changes"
+    ):
+        DXchange(counts=True, **options)

@@ -1,0 +1,1 @@
+"""Noises: their densities, and the posteriors that strategies draw with them."""

@@ -1,0 +1,242 @@
+"""Random expressions of registered operators, nested, against the same expressions of their dense matrices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import invsolve
+from invsolve.contracts.maskable import MaskableOperator
+from invsolve.contracts.operator import LinearOperator, Operator
+from invsolve.numerics.linalg import size_of
+from invsolve.testing.operators import dense
+
+SIDE = 6
+SHAPE = (1, SIDE, SIDE)
+NO_OPERATOR: Any = object()
+
+#: Operators that give an image of the size they take.
+SAME: dict[str, dict[str, Any]] = {
+    "half the pixels": {"name": "inpainting", "fraction": 0.5, "image_size": SIDE},
+    "other pixels": {"name": "inpainting", "fraction": 0.7, "image_size": SIDE, "seed": 3},
+    "blur": {"name": "blur", "kernel": [[0.1, 0.3], [0.2, 0.4]]},
+    "padded blur": {"name": "blur", "kernel": [[0.5, -0.2, 0.1]], "boundary": "zero"},
+}
+#: Any measurement.
+ANY: dict[str, dict[str, Any]] = {
+    **SAME,
+    "tomography": {"name": "ct", "image_size": SIDE, "angles": 4},
+    "fewer pixels": {"name": "downsample", "factor": 2},
+    "random numbers": {"name": "compressive", "fraction": 0.4, "transform": "dct", "image_size": SIDE},
+    "one coil": {"name": "mri", "mask": [1, 0, 1, 1, 0, 1], "image_size": SIDE},
+}
+
+
+@dataclass
+class Expression:
+    """An operator, and the matrix that it must have."""
+
+    text: str
+    operator: LinearOperator
+    matrix: Tensor
+
+
+def leaf(name: str) -> Expression:
+    parameters = dict(ANY[name])
+    operator: Any = invsolve.operator(parameters.pop("name"), **parameters)
+    operator = operator.double()
+    if operator.image_shape is None:
+        operator.image_shape = SHAPE
+    # Of the operator as it is; of what is made of it below, the algebra of matrices tells.
+    return Expression(name, operator, dense(operator, SHAPE)[0])
+
+
+def together(*parts: Expression) -> list[Tensor]:
+    kinds = [part.matrix.dtype for part in parts]
+    wide = torch.complex128 if torch.complex128 in kinds else torch.float64
+    return [part.matrix.to(wide) for part in parts]
+
+
+def product(outer: Expression, first: Expression) -> Expression:
+    a, b = together(outer, first)
+    return Expression(f"({outer.text} @ {first.text})", outer.operator @ first.operator, a @ b)
+
+
+def total(one: Expression, other: Expression) -> Expression:
+    a, b = together(one, other)
+    return Expression(f"({one.text} + {other.text})", one.operator + other.operator, a + b)
+
+
+def difference(one: Expression, other: Expression) -> Expression:
+    a, b = together(one, other)
+    return Expression(f"({one.text} - {other.text})", one.operator - other.operator, a - b)
+
+
+def scaled(factor: float, one: Expression) -> Expression:
+    return Expression(f"{factor} {one.text}", factor * one.operator, factor * one.matrix)
+
+
+def side_by_side(parts: list[Expression]) -> Expression:
+    text = f"[{', '.join(part.text for part in parts)}]"
+    return Expression(text, invsolve.stack([part.operator for part in parts]), torch.cat(together(*parts)))
+
+
+FACTORS = st.sampled_from([-1.5, 0.25, 1.0, 3.0])
+IMAGES = st.recursive(
+    st.sampled_from(sorted(SAME)).map(leaf),
+    lambda inner: st.one_of(
+        st.builds(product, inner, inner),
+        st.builds(total, inner, inner),
+        st.builds(difference, inner, inner),
+        st.builds(scaled, FACTORS, inner),
+    ),
+    max_leaves=4,
+)
+LEAVES = st.sampled_from(sorted(ANY)).map(leaf)
+MEASURING = st.one_of(
+    LEAVES,
+    IMAGES,
+    st.builds(product, LEAVES, IMAGES),
+    st.sampled_from(sorted(ANY)).flatmap(
+        lambda name: st.builds(lambda a, b: total(product(leaf(name), a), product(leaf(name), b)), IMAGES, IMAGES)
+    ),
+    st.builds(lambda f, a, b: scaled(f, product(a, b)), FACTORS, LEAVES, IMAGES),
+)
+EXPRESSIONS = st.recursive(
+    MEASURING,
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=3).map(side_by_side), st.builds(scaled, FACTORS, inner)
+    ),
+    max_leaves=3,
+)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(EXPRESSIONS)
+def test_an_expression_is_that_of_its_matrices(made: Expression) -> None:
+    operator, matrix = made.operator, made.matrix
+    wide = torch.complex128 if operator.complex_image else torch.float64
+    matrix = matrix.to(wide)
+    generator = torch.Generator().manual_seed(0)
+    x, z = torch.randn(2, 3, *SHAPE, dtype=wide, generator=generator)
+    y = operator(x)
+    close: Any = {"rtol": 0, "atol": 1e-9 * max(float(matrix.abs().sum()), 1)}
+    torch.testing.assert_close(y.flatten(1), x.flatten(1) @ matrix.T, **close)
+    v = torch.randn(y.shape, dtype=y.dtype, generator=generator)
+    torch.testing.assert_close(operator.adjoint(v).flatten(1), v.flatten(1) @ matrix.conj(), **close)
+    gram = matrix.mH @ matrix
+    torch.testing.assert_close(operator.normal(z).flatten(1), z.flatten(1) @ gram.T, **close)
+    # The data step.
+    size = float(torch.linalg.matrix_norm(matrix, 2))
+    rho = 0.05 * size**2 + 1e-3
+    wanted = torch.linalg.solve(
+        gram + rho * torch.eye(len(gram), dtype=wide), (v.flatten(1) @ matrix.conj() + rho * z.flatten(1)).T
+    ).T
+    got = operator.prox(z, v, rho, invsolve.CG(1e-10, 500)).flatten(1)
+    assert float((got - wanted).norm() / wanted.norm()) < 1e-6
+    # By power iteration, from below; nothing where the parts cancel.
+    norm = operator.norm(y)
+    assert 0.97 * size - 1e-9 <= norm <= size * (1 + 1e-6) + 1e-9
+    # What is said not to be measured is zero for every image.
+    mask = operator.measured()
+    if mask is not None:
+        dark = ~mask.expand(y.shape[1:]).flatten()
+        assert not bool(matrix[dark].any())
+        assert not bool(y.flatten(1)[:, dark].any())
+    if isinstance(operator, MaskableOperator):
+        groups = operator.groups
+        every = operator.group_mask(torch.ones(1, groups, dtype=torch.bool)).expand(y.shape)
+        assert torch.equal(torch.where(every, y, 0), y)
+        energy = y.abs().square()
+        each = torch.stack(
+            [
+                (operator.group_mask(torch.eye(groups, dtype=torch.bool)[k : k + 1]) * energy).flatten(1).sum(1)
+                for k in range(groups)
+            ],
+            1,
+        )
+        torch.testing.assert_close(operator.group_sum(energy), each)
+
+
+def test_what_is_maskable_stays_so() -> None:
+    half, other, blur = (leaf(name).operator for name in ("half the pixels", "other pixels", "blur"))
+    ct = leaf("tomography").operator
+    for expression in (
+        half @ blur,
+        2.0 * half,
+        -half,
+        half / 3,
+        ct @ blur,
+        ct + ct @ blur,
+        ct - ct,
+        invsolve.stack([half, ct]),
+    ):
+        assert isinstance(expression, MaskableOperator)
+    # Of different pixels a group of the sum would be two.
+    assert not isinstance(half + other, MaskableOperator)
+    assert not isinstance(invsolve.stack([half, blur]), MaskableOperator)
+    both: Any = invsolve.stack([half, ct])
+    assert both.groups == half.groups + 4
+    # The fourth angle, and nothing else.
+    last = both.group_mask(torch.eye(both.groups, dtype=torch.bool)[-1:])
+    assert int(last.sum()) == size_of(ct.measurement_shape(SHAPE)[1:])
+
+
+def test_what_is_not_linear_composes_too() -> None:
+    blur = leaf("blur").operator.float()
+    clip: Any = invsolve.operator("clip", low=0.0, high=0.6)
+    x = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    camera = clip @ blur
+    assert not isinstance(camera, LinearOperator)
+    assert torch.equal(camera(x), clip(blur(x)))
+    assert camera.image_shape == SHAPE
+    both = invsolve.stack([camera, blur])
+    assert not isinstance(both, LinearOperator)
+    assert torch.equal(both(x), torch.cat([camera(x).flatten(1), blur(x).flatten(1)], 1))
+    tangent = camera.linearise(x)
+    assert torch.allclose(tangent(torch.ones_like(x)), clip.linearise(blur(x))(blur(torch.ones_like(x))))
+    assert invsolve.testing.check_operator(camera, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("combine", "says"),
+    [
+        (
+            lambda a, b: a @ torch.zeros(1, 1, 6, 6),
+            "A @ B takes operators, got Tensor; the measurement of an image is A(x)",
+        ),
+        (lambda a, b: a + 1, "A + B takes operators, got int; the measurement"),
+        (lambda a, b: a + invsolve.operator("clip", low=0.0, high=1.0), "A + B takes linear operators; 'clip' is not"),
+        (lambda a, b: torch.zeros(3).tolist() * a, "an operator can be multiplied by a real number, got list"),
+        (lambda a, b: a / 0, "an operator can be multiplied by a finite number other than 0, got 0"),
+        (
+            lambda a, b: (a + b)(torch.zeros(1, 1, 6, 6)),
+            "operators 'inpainting' and 'ct' cannot be added: they measure (1, 6, 6)",
+        ),
+        (lambda a, b: invsolve.stack([]), "stack takes one operator or more, got none"),
+        (lambda a, b: invsolve.stack([a, NO_OPERATOR]), "stack takes operators, got object"),
+        (
+            lambda a, b: invsolve.stack([a, invsolve.operator("ct", image_size=8, angles=3)]),
+            "operators of one image must take images of one size (channels, *size), got inpainting (1, 6, 6), ct (1, 8, 8)",
+        ),
+        (lambda a, b: b @ invsolve.operator("ct", image_size=8, angles=3), None),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(combine: Any, says: str | None) -> None:
+    a, b = (leaf(name).operator.float() for name in ("half the pixels", "tomography"))
+
+    def use() -> None:
+        made = combine(a, b)
+        if isinstance(made, Operator):
+            made(torch.zeros(1, *(made.image_shape or SHAPE)))
+
+    with pytest.raises(invsolve.UserError) as caught:
+        use()
+    assert "\n" not in str(caught.value)
+    assert says is None or str(caught.value).startswith(says)
