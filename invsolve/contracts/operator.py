@@ -214,8 +214,7 @@ class LinearOperator(Arithmetic, Operator):
     def baseline_floor(self) -> float | None:
         """Least ridge of the least-squares solve that `baseline` is, over the squared norm; None where it is a formula instead.
 
-        A solve weighs entries by their noise; formulas such as filtered back-projection take y as it is. An operator whose own
-        `baseline` is a solve states a number, and takes `solver`; that of a formula is called without.
+        A solve weighs entries by their noise, and takes `solver`; formulas take y as it is, and are called without.
         """
         return 1e-6 if type(self).baseline is LinearOperator.baseline else None
 
@@ -224,8 +223,7 @@ class LinearOperator(Arithmetic, Operator):
 
         Args:
             y: (B, *measurement).
-            sigma: noise standard deviation, for those that regularise by it. Here: Tikhonov with the signal's standard
-                deviation taken as 0.5, half of a [-1, 1] range.
+            sigma: of the noise, for those that regularise by it. Here: Tikhonov with a signal of 0.5, half of [-1, 1].
             solver: how to iterate, where it is a solve (`baseline_floor`) without a closed form; the operator's choice if None.
         """
         rho = (torch.as_tensor(sigma, dtype=torch.float64) / 0.5) ** 2
