@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-slow lint clean
 
 demo: $(STAMP)
 	$(BIN)/invsolve demo
@@ -11,7 +11,11 @@ demo: $(STAMP)
 # One process a core, each with one thread: many small tests gain more from that than from threads inside torch.
 # The properties of one strategy share a run, so a group of them stays in one process.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadgroup -m "not slow"
+
+# What takes long: processes that are killed, trainings, real scans, whole galleries.
+test-slow: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadgroup -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

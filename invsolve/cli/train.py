@@ -43,9 +43,7 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Steps; default 20000.", rich_help_panel=_LENGTH)] = None,
     minutes: Annotated[float | None, typer.Option(help="End after this time.", rich_help_panel=_LENGTH)] = None,
     batch_size: Annotated[int, typer.Option(help="Images per step, over all processes.", rich_help_panel=_LENGTH)] = 16,
-    kind: Annotated[
-        str, typer.Option(help="edm, flow (flow matching) or pfgm++ (heavy-tailed noise).", rich_help_panel=_LENGTH)
-    ] = "edm",
+    kind: Annotated[str, typer.Option(help="edm, flow or pfgm++.", rich_help_panel=_LENGTH)] = "edm",
     width: Annotated[int, typer.Option(help="Channels of the finest level.", rich_help_panel=_LENGTH)] = 32,
     levels: Annotated[int, typer.Option(help="Levels of the U-Net.", rich_help_panel=_LENGTH)] = 4,
     precision: Annotated[str, typer.Option(help="float32, bf16 or auto.", rich_help_panel=_LENGTH)] = "auto",

@@ -19,6 +19,7 @@ from invsolve.contracts.prior import Prior
 from invsolve.contracts.scale import Scale
 from invsolve.datasets.hdf5 import check_target, replace
 from invsolve.errors import Interrupted, UserError
+from invsolve.networks.gaussian_start import GaussianStart
 from invsolve.training import data
 from invsolve.training.batches import SIGMA_MIN, crop_size, held_out
 from invsolve.training.early_phase import early_phase
@@ -285,12 +286,17 @@ def _finish(
         say("measuring the error at each noise level")
         try:
             curve = error_curve(prior, seen, settings.batch_size, team.device, should_stop)
-            gaussian = early_phase(training.batches, prepare, seen, curve, should_stop)
+            measured = early_phase(training.batches, prepare, seen, curve, should_stop)
+            # As the file has it, with rounded numbers.
+            prior.gaussian = GaussianStart.from_record(measured.record(), len(measured.mean), str(request.out))
+            if prior.gaussian.above is not None:
+                # The curve is of what the file denoises with, which is no longer the network alone.
+                curve = error_curve(prior, seen, settings.batch_size, team.device, should_stop)
         except Interrupted:
             raise Interrupted(
                 f"stopped after step {training.step}, before the file was written; run the same command to go on"
             ) from None
-        prior.error_curve, prior.gaussian = curve, gaussian
+        prior.error_curve = curve
         prior.save(temporary)
         shown = seen[:: max(1, len(seen) // SHOWN)][:SHOWN]
         drawn = draw(prior, settings.seed, 24, len(shown), tuple(seen.shape[1:]), team.device)

@@ -61,7 +61,7 @@ class RichardsonLucy(Strategy):
     floor: float | None = None
 
     data_strength: ClassVar[Mapping[str, int]] = {"steps": 1, "discrepancy": -1}
-    needs: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ("gaussian-like",)
     draws: ClassVar[bool] = False
     mean_error: ClassVar[float] = 1.18
     # Images about zero have a floor below it.

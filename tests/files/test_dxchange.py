@@ -288,6 +288,7 @@ def test_options_are_read_from_the_signature() -> None:
 @pytest.mark.shared
 @pytest.mark.skipif(not TOOTH.exists(), reason="the reference data are not in ../shared/data")
 class TestTooth:
+    @pytest.mark.slow
     def test_centre_noise_and_range(self) -> None:
         scan = DXchange(thin=6, bin=5).open(TOOTH, invsolve.make)
         unbinned = (scan.operator.geometry.centre + 0.5) * 5 - 0.5
@@ -301,6 +302,7 @@ class TestTooth:
         assert 0.7 * seen < air.noise.sigma < 2 * seen
         assert 0.005 < DXchange(centre=295.75, thin=90).open(TOOTH, invsolve.make).noise.sigma < 0.009
 
+    @pytest.mark.slow
     def test_back_projection_is_sharp_and_sane(self) -> None:
         images = {}
         for centre in (None, 319.5):

@@ -197,6 +197,7 @@ def test_inspect_in_a_process_of_its_own(tmp_path: Path, cli_process: CliProcess
 READINGS = {"array": ["axes=item,angle,detector", "angles=6", "values=integrals", "centre=4"], "lodopab": ["thin=250"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*EXAMPLES, "images", "result"])
 def test_every_command_that_is_printed_runs(
     name: str,

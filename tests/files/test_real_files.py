@@ -38,6 +38,7 @@ def test_the_tooth_is_the_same_as_dxchange_and_as_nxtomo(shared: Path, tmp_path:
     assert float((nxtomo.y[0:2] - original.y[0:2]).abs().max()) < 2e-4
 
 
+@pytest.mark.slow
 def test_the_nxtomo_tooths_centre_is_found_near_the_stored_one(shared: Path) -> None:
     scan = open_measurement(shared / "fixtures" / "nxtomo_tooth.nxs", None, {"thin": 6, "bin": 5})
     assert 295.5 <= (scan.operator.geometry.centre + 0.5) * 5 - 0.5 <= 296.0

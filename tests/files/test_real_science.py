@@ -50,6 +50,7 @@ def fbp(path: Path, tmp_path: Path, cli: Cli, *how: str) -> np.ndarray:
     return hdf5.read_result(out).mean[0:2].numpy()
 
 
+@pytest.mark.slow
 def test_the_tooth_is_the_same_as_dxchange_and_as_nxtomo_after_filtered_back_projection(
     shared: Path, tmp_path: Path, cli: Cli
 ) -> None:

@@ -84,14 +84,18 @@ def test_the_kit_finds_what_a_strangers_noise_says_wrong() -> None:
     assert "scatter of the deviation" in broken
 
 
-@pytest.mark.parametrize("strategy", ["linear", "dds", "red-diff", "moment", "dps", "dps-fitted", "flowchef"])
+@pytest.mark.parametrize("strategy", ["linear", "dds", "red-diff", "mmps", "dps", "dps-fitted", "flowchef-fitted"])
 def test_a_strategy_that_noise_is_wrong_for_names_those_that_take_it(strategy: str) -> None:
     y = torch.rand(1, 1, 4, 4)
     operator = invsolve.operator("inpainting", mask=torch.ones(4, 4))
     with pytest.raises(invsolve.UserError) as caught:
         invsolve.reconstruct(y, operator, Prior(), noise="student:0.1", strategy=strategy)
     line = str(caught.value)
-    needs = "noise that Gaussian noise" if strategy in ("moment", "dps", "dps-fitted", "flowchef") else "Gaussian noise"
+    needs = (
+        "noise that Gaussian noise"
+        if strategy in ("mmps", "dps", "dps-fitted", "flowchef-fitted")
+        else "Gaussian noise"
+    )
     assert line.startswith(f"strategy '{strategy}' needs {needs}")
     assert "; it is student; daps, pnp-dm would do" in line
     assert "\n" not in line
@@ -101,11 +105,11 @@ def test_rounding_alone_has_no_slope() -> None:
     y = torch.rand(1, 1, 4, 4)
     operator = invsolve.operator("inpainting", mask=torch.ones(4, 4))
     with pytest.raises(
-        invsolve.UserError, match="'daps' needs noise whose log-likelihood has a slope; it is rounding; moment"
+        invsolve.UserError, match="'daps' needs noise whose log-likelihood has a slope; it is rounding; mmps"
     ):
         invsolve.reconstruct(y, operator, Prior(), noise="rounding:0.1", strategy="daps")
     names = {strategy.name for strategy in users_of(invsolve.noise("rounding:0.1"))}
-    assert "moment" in names
+    assert "mmps" in names
     assert "pnp-dm" not in names
 
 

@@ -38,7 +38,16 @@ CASES: dict[str, tuple[Callable[[], LinearOperator], tuple[int, ...]]] = {
     "ct few rays": (lambda: linear_operator("ct", image_size=8, angles=2), (1, 8, 8)),
     "compression": (Compression, (1, 16, 16)),
 }
-CLOSED = {"inpainting", "blur even kernel", "blur gaussian", "scaled", "mri complex", "mri real", "mri real even size"}
+CLOSED = {
+    "inpainting",
+    "blur even kernel",
+    "blur gaussian",
+    "scaled",
+    "mri complex",
+    "mri real",
+    "mri real even size",
+    "mri coils real",
+}
 
 
 def problem_of(operator: LinearOperator, shape: tuple[int, ...]) -> tuple[Problem, torch.Tensor]:

@@ -230,7 +230,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("scan.toml", "beam = ", "is no TOML"),
     ("scan.toml", "detector = 3\nimage_size = 8", "unknown entry 'detector'"),
     ("scan.json", '{"image_size": 1e999}', "no number where one belongs"),
-    ("scan.json", '{"image_size": 8, "angles": 1000000000000}', "at most 1000000"),
+    ("scan.json", '{"image_size": 8, "angles": 1000000000000}', "from 1 to 1048576"),
     ("scan.json", "[" * 200000, "is no JSON"),
     ("scan.json", "\udcff", "is no text"),
     ("scan.xtekct", "SrcToObject=3", "is no .xtekct file"),

@@ -80,7 +80,7 @@ def test_the_energy_of_the_patterns_is_the_light_on_the_object() -> None:
 @pytest.mark.parametrize(
     ("name", "given", "line"),
     [
-        ("phase-retrieval", {"oversampling": 0.5}, "at least 1"),
+        ("phase-retrieval", {"oversampling": 0.5}, "from 1 to"),
         ("phase-retrieval", {"masks": [[1.0]]}, r"one is mask\[None\]"),
         ("ptychography", {"image_size": 8}, "probe_size must be from 1 to 8"),
         ("ptychography", {"image_size": 8, "probe_size": 4, "step": 0}, "at least 1 pixel"),

@@ -144,7 +144,7 @@ def test_a_folder_is_read_as_diffusers_reads_it(kind: str, tmp_path: Path) -> No
         torch.testing.assert_close(prior.denoise(w, sigma), w - sigma * noise, atol=1e-5, rtol=1e-5)
     images = invsolve.sample(prior, 2, (1, 16, 16), steps=4)
     assert images.shape == (2, 1, 16, 16)
-    for name in ("dps-fitted", "flowchef"):
+    for name in ("dps-fitted", "flowchef-fitted"):
         operator = invsolve.operator("inpainting", fraction=0.5, image_size=16)
         strategy = invsolve.strategy(name, steps=5)
         rec = invsolve.reconstruct(

@@ -38,6 +38,7 @@ def tested(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return runs
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_tested_once(checkpoint: Path, tested: list[object]) -> None:
     texts = []
     for _ in range(2):
@@ -58,6 +59,7 @@ def test_a_checkpoint_is_tested_once(checkpoint: Path, tested: list[object]) -> 
     assert len(tested) == 3
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_no_harm(
     checkpoint: Path, tested: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

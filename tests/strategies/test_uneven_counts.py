@@ -96,7 +96,7 @@ def test_expected_misfit_and_discrepancy(shape: tuple[int, ...]) -> None:
 
 # Evaluations that reach the levels at which the data are told apart.
 @pytest.mark.parametrize(
-    ("name", "cost"), [("moment", 12), ("daps", 12), ("pnp-dm", 60), ("dps-fitted", 12), ("flowchef", 12)]
+    ("name", "cost"), [("moment", 12), ("daps", 12), ("pnp-dm", 60), ("dps-fitted", 12), ("flowchef-fitted", 12)]
 )
 def test_an_item_with_its_own_gain_is_what_it_is_by_itself(name: str, cost: int) -> None:
     truth = 5 + torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))

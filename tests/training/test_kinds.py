@@ -105,6 +105,7 @@ def test_a_velocity_is_read_as_d() -> None:
     torch.testing.assert_close(prior.denoise(x, sigma), field.denoise(x, sigma).float(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_trained_flow_is_near_the_wiener_filter(tmp_path: Path) -> None:
     prior = trained(tmp_path, (16, 16), kind="flow", network="fast", steps=150)
     assert prior.header["parametrisation"] == "flow"
@@ -131,6 +132,7 @@ def test_the_noise_of_pfgm_is_students(kind: type[Batches], tmp_path: Path) -> N
     assert stats.kstest(16 * far.numpy(), stats.chi2(16).cdf).pvalue < 1e-6
 
 
+@pytest.mark.slow
 def test_pfgm_learns_the_posterior_mean_of_its_own_noise(tmp_path: Path) -> None:
     degrees, sigma = 2, 0.4
     prior = trained(tmp_path, (32,), kind="pfgm++", augmented=degrees, steps=300)
@@ -149,10 +151,11 @@ def test_pfgm_learns_the_posterior_mean_of_its_own_noise(tmp_path: Path) -> None
 def test_a_jacobian_that_is_no_covariance_is_refused() -> None:
     prior = UNetPrior.create(HEADER_FACTS | {"augmented": 128, "data_range": None}).eval()
     operator, y = invsolve.operator("inpainting", fraction=0.5, image_size=16), torch.zeros(1, 1, 16, 16)
-    with pytest.raises(UserError, match="'moment' needs"):
+    with pytest.raises(UserError, match="'mmps' needs"):
         invsolve.reconstruct(y, operator, prior, noise=invsolve.Gaussian(0.1), strategy="moment")
 
 
+@pytest.mark.slow
 def test_a_network_of_small_volumes(tmp_path: Path) -> None:
     prior = trained(tmp_path, (8, 8, 8), steps=100, width=8, batch_size=8)
     assert prior.event_shape == (1, None, None, None)
