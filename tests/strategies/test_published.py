@@ -163,11 +163,12 @@ def test_red_diff(problem: Problem) -> None:
     torch.testing.assert_close(run(problem, published("red-diff", steps=steps)), mu.detach(), atol=1e-6, rtol=0)
 
 
-def test_score_sde_of_pixels_without_noise(problem: Problem) -> None:
+@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
+def test_score_sde_takes_pixels_as_if_they_were_exact(sigma_y: float, problem: Problem) -> None:
     """Song 2021, Algorithm 2 and appendix I: after each half-step the known pixels are y noised to the level of x."""
     steps, snr, mask = 60, 0.16, mask_of(problem)
     exact = make_problem(
-        problem.known, problem.operator, invsolve.Gaussian(0.0), problem.y, problem.image_shape, Scale()
+        problem.known, problem.operator, invsolve.Gaussian(sigma_y), problem.y, problem.image_shape, Scale()
     )
     levels = [*np.geomspace(problem.prior.sigma_max, problem.prior.sigma_min, steps), 0.0]
     rng = ChainRandom(3, CHAINS)
