@@ -18,7 +18,7 @@ from invsolve.acquisition.values import as_groups, as_values
 from invsolve.api.choice import AUTO
 from invsolve.api.inputs import prior_of, resolve_noise, resolve_operator, whole
 from invsolve.api.planning import plan
-from invsolve.api.provenance import operator_record
+from invsolve.api.provenance import noise_record, operator_record, plain
 from invsolve.api.reconstruction import Memory, reconstruct
 from invsolve.contracts.acquisition import Instrument, Knowledge, Policy
 from invsolve.contracts.maskable import MaskableOperator
@@ -242,6 +242,11 @@ class Session:
         return f"Session({told} of {self.operator.groups} groups acquired, policy {self.policy.name!r})"
 
 
+def _stated(strategy: Strategy | str) -> Any:
+    """A strategy as it is compared when a session is gone on with."""
+    return strategy if isinstance(strategy, str) else [strategy.name, plain(vars(strategy))]
+
+
 def _keywords(options: Options) -> Any:
     return dict(vars(options))
 
@@ -309,6 +314,8 @@ def acquire(
     if noise_ is None:
         raise UserError("the noise is not known: give noise=, such as Gaussian(0.01)")
     selector = policy_of(policy)
+    if until is not None and chosen.samples < 2:
+        raise UserError("until= is a standard deviation of particles: give particles=2 or more")
     if selector.particles and chosen.samples < 2:
         raise UserError(f"policy {selector.name!r} compares particles: give particles=2 or more (16 in the paper)")
     told = image_shape if image_shape is not None else forward.image_shape or knowledge.event_shape
@@ -333,6 +340,11 @@ def acquire(
     if file is not None:
         settings = {
             "operator": operator_record(forward),
+            "prior": knowledge.fingerprint(),
+            "noise": noise_record(noise_),
+            "strategies": [_stated(strategy), _stated(strategy if scout is None else scout)],
+            "image_shape": list(shape),
+            "scale": str(chosen.scale),
             "policy": dict(selector.parameters()),
             "initial": first,
             "budget": limit,

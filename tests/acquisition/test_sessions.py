@@ -123,6 +123,7 @@ def test_settings_that_cannot_be_are_refused(case: Bench) -> None:
         ({"initial": [40]}, "group 40"),
         ({"costs": [1.0]}, "12 positive numbers"),
         ({"policy": "entropy", "particles": 1}, "particles=2"),
+        ({"until": 0.1, "particles": 1}, "particles=2"),
         ({"policy": "best"}, "unknown policy"),
         ({"at_once": 0}, "at_once"),
     ):
@@ -157,6 +158,22 @@ def test_a_file_of_another_session_is_refused(case: Bench, tmp_path: Path) -> No
     begin(case, file=path)
     with pytest.raises(UserError, match=r"other settings \(budget\)"):
         begin(case, file=path, budget=5)
+    for changed, named in (({"scale": (0.0, 2.0)}, "scale"), ({"strategy": "dds"}, "strategies")):
+        with pytest.raises(UserError, match=rf"other settings \({named}\)"):
+            begin(case, file=path, **changed)
+    other = Bench(case.operator, invsolve.load_prior("gaussian-field", size=SIDE, std=0.4), case.covariance, case.y)
+    with pytest.raises(UserError, match=r"other settings \(prior\)"):
+        begin(other, file=path)
+    with pytest.raises(UserError, match=r"other settings \(noise\)"):
+        invsolve.acquire(
+            case.operator,
+            case.prior,
+            noise=invsolve.Gaussian(0.2),
+            policy="centre-out",
+            budget=4,
+            particles=2,
+            file=path,
+        )
     with h5py.File(path, "a") as file:
         file["acquired_at"][3] = 0
     with pytest.raises(UserError, match="do not fit one another"):
