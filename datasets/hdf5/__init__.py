@@ -29,7 +29,7 @@ from invsolve.datasets.hdf5.result_view import Picked, ResultView, read_result
 from invsolve.datasets.hdf5.resume import changed, continue_partial, differences
 from invsolve.datasets.hdf5.rows import LazyRows, OneByOne, WithChannel
 from invsolve.datasets.hdf5.scan import read_noise, read_parameters, write_scan
-from invsolve.datasets.hdf5.sources import source_files
+from invsolve.datasets.hdf5.sources import other_files
 from invsolve.datasets.hdf5.square_pixels import is_square, squared
 from invsolve.datasets.hdf5.tiff import tiff_folder
 from invsolve.datasets.hdf5.writing import atomic, check_name, check_target, image_axes, replace, sync, to_numpy
@@ -68,6 +68,7 @@ __all__ = [
     "open_array",
     "open_readonly",
     "opens_array",
+    "other_files",
     "partial_path",
     "read",
     "read_images",
@@ -77,7 +78,6 @@ __all__ = [
     "read_volumes",
     "replace",
     "shown",
-    "source_files",
     "squared",
     "stored_config",
     "stored_text",

@@ -85,6 +85,7 @@ def write_images(
     unit: str = "",
     overwrite: bool = False,
     attributes: Mapping[str, str | int] | None = None,
+    signals: bool = False,
 ) -> None:
     """Write images as dataset `x`; the file appears under its name only when it is complete.
 
@@ -94,6 +95,7 @@ def write_images(
         unit: physical unit of the values.
         overwrite: replace an existing file.
         attributes: of the file, such as where the images came from.
+        signals: the images have one spatial axis, (N, C, positions).
 
     Raises:
         UserError: the path cannot be written or exists, or the images have no channel axis.
@@ -103,7 +105,7 @@ def write_images(
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists; give --overwrite to replace it")
     shape = (len(images), *images[0:1].shape[1:])
-    if len(shape) < 4:
+    if len(shape) < (3 if signals else 4):
         raise UserError(
             f"{target}: images {shape}: expected (items, channels, rows, columns); add the axis that is missing"
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 from invsolve.datasets.extras import check_regular
 from invsolve.datasets.hdf5.guarded import GuardedFile, check_dataset
 from invsolve.datasets.hdf5.links import shown
-from invsolve.datasets.hdf5.sources import check_virtual
+from invsolve.datasets.hdf5.sources import check_virtual, other_files
 from invsolve.errors import UserError, suggestion
 
 _WHOLE = 64 * 2**20
@@ -24,17 +24,20 @@ _PIECE = 2**20
 # No scan holds as many numbers: a size beyond it is damage, and counting to it would take for ever.
 _NUMBERS = 2**48
 _OTHER_KINDS = {
-    b"PK\x03\x04": "a zip archive (.npz?)",
-    b"\x93NUMPY": "a NumPy .npy file",
-    b"\x89PNG": "a PNG image",
-    b"\xff\xd8\xff": "a JPEG image",
-    b"II*\x00": "a TIFF image",
-    b"MM\x00*": "a TIFF image",
-    b"MATLAB 5.0": "a MATLAB file of version 5 to 7.2 (save it with -v7.3)",
-    b"\x1f\x8b": "gzip-compressed (gunzip it first)",
-    b"SIMPLE  =": "a FITS file",
-    b"CDF": "a netCDF-3 file",
-    b"<": "HTML or XML (a failed download?)",
+    b"PK\x03\x04": "a zip archive; of an .npz, save one array by itself: numpy.save('x.npy', numpy.load('a.npz')['x'])",
+    b"\x93NUMPY": "a NumPy .npy file; where arrays are read they end in .npy",
+    b"\x89PNG": "a PNG image; where images are read they end in .png",
+    b"\xff\xd8\xff": "a JPEG image; where images are read they end in .jpg",
+    b"II*\x00": "a TIFF image; where images are read they end in .tif",
+    b"MM\x00*": "a TIFF image; where images are read they end in .tif",
+    b"GIF8": "a GIF image; save it as PNG",
+    b"BM": "a BMP image; save it as PNG",
+    b"RIFF": "a WebP image or another RIFF file; save it as PNG",
+    b"MATLAB 5.0": "a MATLAB file of version 5 to 7.2; save it with -v7.3, or by numpy.save what scipy.io.loadmat reads",
+    b"\x1f\x8b": "gzip-compressed; gunzip it first",
+    b"SIMPLE  =": "a FITS file; numpy.save('x.npy', astropy.io.fits.getdata('a.fits')) makes an array of it",
+    b"CDF": "a netCDF-3 file; convert it to netCDF-4 (nccopy -k nc4), which is HDF5",
+    b"<": "HTML or XML; a failed download?",
 }
 
 
@@ -126,7 +129,7 @@ def _check_kind(path: Path) -> None:
         raise UserError(f"{path}: is a git-LFS pointer, not the data; fetch the data with 'git lfs pull'")
     for magic, kind in _OTHER_KINDS.items():
         if head.startswith(magic):
-            raise UserError(f"{path}: is not an HDF5 file but {kind}; convert it with h5py first")
+            raise UserError(f"{path}: is not an HDF5 file but {kind}")
 
 
 def _reason(text: str) -> str:
@@ -354,9 +357,18 @@ def fingerprint(path: str | Path) -> str:
 
     Sampled is the sha256 of the size and of 64 pieces of 1 MB, evenly spread with the first and the last among them
     (where HDF5 keeps most of its structure). A change of values between the pieces that leaves the size alone goes
-    unnoticed. Name and times do not count, so that a moved file can be resumed from.
+    unnoticed. Name and times do not count, so that a moved file can be resumed from. Where an HDF5 file leads to others,
+    which hold some of its numbers, "+files:..." of them follows.
     """
-    file = Path(path)
+    own = _hash(Path(path))
+    others = other_files(Path(path)) if h5py.is_hdf5(path) else []
+    if not others:
+        return own
+    parts = sorted(f"{file.name} {_hash(file)}" for file in others)
+    return f"{own}+files:{hashlib.sha256(chr(10).join(parts).encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+
+
+def _hash(file: Path) -> str:
     size = file.stat().st_size
     with file.open("rb") as stream:
         if size < _WHOLE:

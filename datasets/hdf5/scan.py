@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invsolve.contracts.arguments import ARRAY_FILES
 from invsolve.contracts.layout import Make, make_for
 from invsolve.contracts.measurement import Rows
 from invsolve.contracts.noise import Noise
@@ -20,6 +21,7 @@ from invsolve.datasets.hdf5.links import shown
 from invsolve.datasets.hdf5.reading import dataset, native, read, text
 from invsolve.datasets.hdf5.writing import atomic, check_target, to_numpy
 from invsolve.errors import UserError
+from invsolve.operators.ct.geometry import SUFFIXES
 
 # HDF5 takes attributes up to 64 kB; longer text becomes a dataset.
 _ATTRIBUTE_LIMIT = 60_000
@@ -57,7 +59,7 @@ def _parameter(value: Any, where: str) -> Any:
     if isinstance(value, bytes | str) or (isinstance(value, np.ndarray) and value.dtype.kind in "OSU"):
         said = text(value)
         # Of every file that a parameter reads when it is given by name: arrays, geometries.
-        if said.lower().endswith((".npy", ".json", ".toml", ".xtekct", ".xml")):
+        if said.lower().endswith((*ARRAY_FILES, *SUFFIXES)):
             raise UserError(
                 f"{where} names the file '{shown(said)}', which is not followed; store the numbers themselves"
             )

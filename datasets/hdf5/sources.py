@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import h5py
 
 from invsolve.datasets.hdf5.guarded import GuardedFile, sources_of
-from invsolve.datasets.hdf5.links import BLOCK, State, find, numbered, remember, same, shown, state_of
+from invsolve.datasets.hdf5.links import BLOCK, LINK, SOURCE, State, find, numbered, remember, same, shown, state_of
 from invsolve.errors import UserError
 
 _DEEP = 32
+#: Objects of a file, and files, that are looked through for the names of others.
+_MOST = 10**5
 
 #: Datasets that were found complete, with the state of every file that they depend on: a scan is opened once for each slice.
 _complete: dict[tuple[State, int], list[State]] = {}
@@ -206,11 +210,55 @@ def _indices(part: Box, have: tuple[int, ...]) -> int:
     return rest // stride * size + min(rest % stride, size)
 
 
-def source_files(dset: h5py.Dataset) -> set[Path]:
-    """Every file that holds numbers of a dataset, at any depth, its own among them."""
-    files: set[Path] = set()
-    _collect(dset.file, dset.id, files, set(), 0)
-    return files
+def other_files(path: Path) -> list[Path]:
+    """Every file that an HDF5 file leads to, by a link or as the source of a dataset, at any depth; without the file itself.
+
+    What is missing, damaged or lies in another folder is left out: it is refused where it is used.
+    """
+    start = path.resolve()
+    known, pending = {start}, [path]
+    while pending and len(known) < _MOST:
+        here = pending.pop()
+        with suppress(KeyError, OSError, RuntimeError, ValueError), h5py.File(here, "r") as file:
+            for name in _names_in(file):
+                for k in _counted(name, file) if BLOCK.search(name) else [0]:
+                    place = _place(numbered(name, k), here)
+                    if place is not None and place.resolve() not in known:
+                        known.add(place.resolve())
+                        pending.append(place)
+    return sorted(known - {start})
+
+
+def _place(name: str, here: Path) -> Path | None:
+    for variable in (SOURCE, LINK):
+        with suppress(UserError):
+            place = find(name, here, variable)
+            if place is not None and h5py.is_hdf5(place):
+                return place
+    return None
+
+
+def _names_in(file: h5py.File) -> Iterator[str]:
+    """The names of other files in a file, some more than once."""
+    groups: list[Any] = [h5py.h5g.open(file.id, b"/")]
+    seen = {h5py.h5o.get_info(groups[0]).addr}
+    while groups:
+        group = groups.pop()
+        for member in group:
+            kind = group.links.get_info(member).type
+            if kind == h5py.h5l.TYPE_EXTERNAL:
+                yield os.fsdecode(group.links.get_val(member)[0])
+            if kind != h5py.h5l.TYPE_HARD:
+                continue
+            thing = h5py.h5o.open(group, member)
+            address = h5py.h5o.get_info(thing).addr
+            if address in seen or len(seen) > _MOST:
+                continue
+            seen.add(address)
+            if isinstance(thing, h5py.h5g.GroupID):
+                groups.append(thing)
+            elif isinstance(thing, h5py.h5d.DatasetID):
+                yield from dict.fromkeys(name for name, *_ in sources_of(thing))
 
 
 def _counted(name: str, file: h5py.File) -> list[int]:
@@ -221,24 +269,3 @@ def _counted(name: str, file: h5py.File) -> list[int]:
     folder = Path(file.filename).parent / Path(name).parent
     matches = (pattern.fullmatch(p.name) for p in (folder.iterdir() if folder.is_dir() else ()))
     return sorted({int(m[1]) for m in matches if m})
-
-
-def _collect(
-    file: h5py.File, dataset_id: h5py.h5d.DatasetID, files: set[Path], seen: set[tuple[Path, int]], depth: int
-) -> None:
-    here = Path(file.filename)
-    files.add(here)
-    # One that many are assembled from is looked at once: what multiplies at each level would never end.
-    entry = (here, h5py.h5o.get_info(dataset_id).addr)
-    if depth > _DEEP or entry in seen:
-        return
-    seen.add(entry)
-    for file_name, dataset_name in dict.fromkeys((f, d) for f, d, *_ in sources_of(dataset_id)):
-        for k in _counted(file_name, file) if BLOCK.search(file_name) else [0]:
-            place = find(numbered(file_name, k), here)
-            if place is None or not h5py.is_hdf5(place):
-                continue
-            with GuardedFile(place, "r") as other:
-                inner = other.get(numbered(dataset_name, k))
-                if isinstance(inner, h5py.Dataset):
-                    _collect(other, inner.id, files, seen, depth + 1)

@@ -210,9 +210,12 @@ class BART(KSpaceLayout):
             missing=[] if self.unit else ["unit of the values: --read unit=NAME"],
         )
 
+    @classmethod
+    def beside(cls, path: Path) -> list[Path]:
+        return [p for p in (path.with_suffix(ending) for ending in (".cfl", ".hdr")) if p != path]
+
     def _fingerprint(self, path: Path) -> str:
-        pair = [path.with_suffix(ending) for ending in (".cfl", ".hdr")]
-        return "+".join([*(fingerprint(p) for p in pair), f"options:{option_hash(self)}"])
+        return "+".join([*(fingerprint(p) for p in (path, *self.beside(path))), f"options:{option_hash(self)}"])
 
 
 def _other_sets(maps: np.ndarray) -> str:

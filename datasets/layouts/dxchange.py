@@ -11,7 +11,7 @@ import numpy as np
 from invsolve.datasets.hdf5 import dataset, doubles, read, text
 from invsolve.datasets.tomography.counts import Frames
 from invsolve.datasets.tomography.frame_checks import Monitor
-from invsolve.datasets.tomography.projections import Projections, Scan, angles_in_degrees, check_fields, linked_files
+from invsolve.datasets.tomography.projections import Projections, Scan, angles_in_degrees, check_fields
 from invsolve.errors import UserError
 
 
@@ -48,7 +48,6 @@ class DXchange(Projections):
             degrees,
             height,
             width,
-            others=linked_files(file[data.name], path),
             monitor=monitor,
             notes=notes,
         )

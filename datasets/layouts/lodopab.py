@@ -51,6 +51,11 @@ class LoDoPaB(Layout):
         shape = getattr(file.get("data"), "shape", ())
         return shape[1:] in ((_SIZE, _SIZE), (_ANGLES, _DETECTORS))
 
+    @classmethod
+    def beside(cls, path: Path) -> list[Path]:
+        truth = path.with_name(path.name.replace("observation", "ground_truth"))
+        return [truth] if truth != path and truth.exists() else []
+
     @np.errstate(all="ignore")
     def open(self, path: Path, make: Make) -> Measurement:
         path = Path(path)
@@ -64,8 +69,7 @@ class LoDoPaB(Layout):
         degrees = (middles - 90)[kept(_ANGLES, self.thin)]
         notes.append(f"{len(degrees)} of {_ANGLES} angles kept")
         truth: Rows | None = None
-        beside = path.with_name(path.name.replace("observation", "ground_truth"))
-        if beside != path and beside.exists():
+        for beside in self.beside(path):
             truth = WithChannel(self._rows(beside, (_SIZE, _SIZE), "a ground truth"))
             notes.append(f"truth from {beside.name}")
         parameters = {

@@ -65,6 +65,11 @@ class NIfTI(Layout):
         # Many kinds of files have a header named so: NIfTI's begins with its own size.
         return name.endswith((".hdr", ".img")) and head(path.with_suffix(".hdr"), 4) in _SIZES
 
+    @classmethod
+    def beside(cls, path: Path) -> list[Path]:
+        pair = {".hdr": ".img", ".img": ".hdr"}.get(path.suffix.lower())
+        return [path.with_suffix(pair)] if pair else []
+
     def images(self, path: Path) -> Images:
         path = Path(path)
         nibabel = need("nibabel", "nifti", path)
@@ -142,7 +147,9 @@ class NIfTI(Layout):
             spacing=spacing,
             spacing_unit="mm" if units == "unknown" else units,
             source=str(path),
-            fingerprint=f"{fingerprint(path)}+options:{option_hash(self)}",
+            fingerprint="+".join(
+                [*(fingerprint(p) for p in (path, *self.beside(path))), f"options:{option_hash(self)}"]
+            ),
             notes=notes,
             missing=[] if self.unit else ["unit of the values: --read unit=NAME"],
         )

@@ -12,7 +12,7 @@ import numpy as np
 from invsolve.datasets.hdf5 import dataset, doubles, read, shown, text
 from invsolve.datasets.tomography.counts import Frames
 from invsolve.datasets.tomography.frame_checks import Monitor
-from invsolve.datasets.tomography.projections import Projections, Scan, angles_in_degrees, linked_files
+from invsolve.datasets.tomography.projections import Projections, Scan, angles_in_degrees
 from invsolve.errors import UserError
 
 _PROJECTION, _FLAT, _DARK = 0, 1, 2
@@ -89,7 +89,6 @@ class NXtomo(Projections):
             width=width,
             centre=_stored_centre(detector, width, missing if self.centre is None else []),
             pixel=_pixel(detector, missing if self.pixel_size is None else []),
-            others=linked_files(data, path),
             monitor=self._monitor(entry, path, count, frames, missing),
             notes=notes,
             missing=missing,

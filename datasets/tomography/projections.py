@@ -14,7 +14,7 @@ import numpy as np
 from invsolve.contracts.layout import Layout, Make, make_for
 from invsolve.contracts.measurement import Measurement, Rows
 from invsolve.contracts.noise import Gaussian, Noise
-from invsolve.datasets.hdf5 import doubles, fingerprint, open_readonly, read, shown, source_files, text
+from invsolve.datasets.hdf5 import doubles, fingerprint, open_readonly, read, shown, text
 from invsolve.datasets.tomography.centre import find_centre
 from invsolve.datasets.tomography.counts import Frames, LineIntegrals, Treatment
 from invsolve.datasets.tomography.frame_checks import Monitor
@@ -40,7 +40,6 @@ class Scan:
         height, width: detector rows and columns.
         centre: detector column (0-based) onto which the axis projects, if the file says.
         pixel: width of a detector pixel and its length unit, if the file says.
-        others: further files that hold the data (external links).
         monitor: what the beam was frame by frame, if the file says.
         notes: one line each on what was done.
         missing: one line each on what the file does not say.
@@ -54,7 +53,6 @@ class Scan:
     width: int
     centre: float | None = None
     pixel: tuple[float, str] | None = None
-    others: list[Path] = field(default_factory=list)
     monitor: Monitor | None = None
     notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -213,7 +211,7 @@ class Projections(Layout):
             noise=noise,
             unit=f"1/{unit}",
             source=str(path),
-            fingerprint=self._fingerprint(path, scan.others),
+            fingerprint=self._fingerprint(path),
             notes=notes,
             missing=missing,
             axes="row angle detector",
@@ -296,11 +294,10 @@ class Projections(Layout):
             )
         return count
 
-    def _fingerprint(self, path: Path, others: list[Path]) -> str:
+    def _fingerprint(self, path: Path) -> str:
         # Rows, thinning and binning change the items as much as another file would.
         options = hashlib.sha256(repr(sorted(vars(self).items())).encode()).hexdigest()
-        linked = "".join(f"+{fingerprint(other)}" for other in others)
-        return f"{fingerprint(path)}{linked}+options:{options[:16]}"
+        return f"{fingerprint(path)}+options:{options[:16]}"
 
 
 def check_fields(
@@ -383,11 +380,6 @@ def angles_in_degrees(
         )
     notes.append(f"{kind} has no units; taken as degrees, as its range is {theta.min():.4g} to {theta.max():.4g}")
     return theta
-
-
-def linked_files(dset: h5py.Dataset, path: Path) -> list[Path]:
-    """The other files in which a dataset's numbers lie, by an external link or as a virtual dataset, at any depth."""
-    return sorted(f for f in source_files(dset) if f.resolve() != path.resolve())
 
 
 def option_hash(layout: Any) -> str:

@@ -24,6 +24,8 @@ FORMAT = "invsolve-acquire/1"
 _TRIES = 3
 #: Characters that a number takes in JSON, at most, and those of everything else in a line.
 _PER_NUMBER, _REST = 32, 1_000_000
+#: Lines that are kept until they are asked for.
+_AHEAD = 16
 
 
 class Channel:
@@ -41,18 +43,22 @@ class Channel:
         self, read: Callable[[int], bytes], write: Callable[[bytes], object], timeout: float | None, longest: int
     ) -> None:
         self._write, self._timeout, self._longest = write, timeout, longest
-        self._lines: queue.Queue[bytes | None] = queue.Queue()
+        # Who sends more than is asked for waits: lines that nobody reads take no memory.
+        self._lines: queue.Queue[bytes | None] = queue.Queue(_AHEAD)
         threading.Thread(target=self._collect, args=(read,), daemon=True).start()
 
     def _collect(self, read: Callable[[int], bytes]) -> None:
-        rest = b""
+        parts, length = [], 0
         with suppress(OSError):
             while more := read(65_536):
-                *whole, rest = (rest + more).split(b"\n") if b"\n" in more else [rest + more]
+                *whole, rest = more.split(b"\n")
                 for line in whole:
-                    self._lines.put(line)
-                if len(rest) > self._longest:
-                    self._lines.put(rest)
+                    self._lines.put(b"".join([*parts, line]))
+                    parts, length = [], 0
+                parts.append(rest)
+                length += len(rest)
+                if length > self._longest:
+                    self._lines.put(b"".join(parts))
                     return
         self._lines.put(None)
 
@@ -141,14 +147,28 @@ def longest_line(session: Session) -> int:
 
 
 def _values(message: dict[str, Any]) -> np.ndarray:
-    try:
-        if "values" in message:
-            return np.asarray(message["values"], np.float64)
-        if "real" in message and "imag" in message:
-            return np.asarray(message["real"], np.float64) + 1j * np.asarray(message["imag"], np.float64)
-    except (TypeError, ValueError, OverflowError):
-        raise UserError("values: no array of numbers, one row of equal length per group") from None
+    if "values" in message:
+        return _numbers(message["values"], "values")
+    if "real" in message and "imag" in message:
+        real, imag = (_numbers(message[part], part) for part in ("real", "imag"))
+        if real.shape != imag.shape:
+            raise UserError(f"real and imag: have shapes {real.shape} and {imag.shape}; give two of one shape")
+        return real + 1j * imag
     raise UserError('the line has no values; write {"groups": [...], "values": [[...]]}, or "real" and "imag"')
+
+
+def _numbers(given: Any, what: str) -> np.ndarray:
+    try:
+        array = np.asarray(given)
+        # Words, true and false would become numbers as well; null is how JSON writes NaN.
+        numbers = array.dtype.kind in "iuf" or (
+            array.dtype.kind == "O" and all(v is None or type(v) in (int, float) for v in array.flat)
+        )
+        if array.ndim and numbers:
+            return array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise UserError(f"{what}: no array of numbers, one row of equal length per group")
 
 
 @contextmanager
@@ -176,7 +196,8 @@ def local_socket(path: Path, timeout: float | None, longest: int) -> Iterator[Ch
     Raises:
         UserError: the path exists or cannot be made, or nobody connects in time.
     """
-    if path.exists():
+    _remove_abandoned(path)
+    if path.exists() or path.is_symlink():
         raise UserError(f"{path}: exists; remove it, or give another name for the socket")
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
@@ -197,7 +218,20 @@ def local_socket(path: Path, timeout: float | None, longest: int) -> Iterator[Ch
         with connection:
             connection.settimeout(None)
             yield Channel(connection.recv, connection.sendall, timeout, longest)
-            connection.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):
+                # The instrument may be gone, having heard that all is done.
+                connection.shutdown(socket.SHUT_RDWR)
     finally:
         server.close()
         path.unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove a socket at which nobody listens: a kill left it."""
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other, suppress(OSError):
+        try:
+            other.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -67,6 +68,7 @@ class SessionFile:
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
         self._settings = json.dumps(settings, sort_keys=True, default=str)
+        self._state: tuple[int, int] | None = None
         hdf5.check_target(path)
 
     def begin(self, blank: Record) -> Record:
@@ -87,26 +89,49 @@ class SessionFile:
                     f"{self.path}: is a session with other settings ({_difference(stored, self._settings)}); give those, or "
                     "another file"
                 )
-            y = hdf5.to_tensor(hdf5.read(hdf5.dataset(file, "y")))
-            order = hdf5.read(hdf5.dataset(file, "acquired_at"))
-            sequence = [int(g) for g in file["sequence"][()]] if "sequence" in file else []
-            pending = [int(g) for g in file["pending"][()]] if "pending" in file else None
-        groups = len(blank.order)
-        damaged = (
-            tuple(y.shape) != tuple(blank.y.shape)
-            or order.shape != (groups,)
-            or sorted(sequence) != np.flatnonzero(order >= 0).tolist()
-            or not all(0 <= g < groups for g in pending or ())
-        )
-        if damaged:
+            record = self._read(file, blank)
+            self._state = self._now()
+        if record is None:
             raise UserError(
                 f"{self.path}: its datasets do not fit one another or this instrument; begin another session"
             )
-        rounds = int(order.max(initial=-1)) + 1
-        return Record(y.to(blank.y.dtype), torch.as_tensor(order.astype(np.int32)), sequence, pending, rounds)
+        return record
+
+    def _read(self, file: h5py.File, blank: Record) -> Record | None:
+        """What the datasets say; None where they do not fit. Their sizes are looked at before anything is read."""
+        groups = len(blank.order)
+        like = blank.y.numpy()
+        y, order, sequence = (hdf5.dataset(file, name) for name in ("y", "acquired_at", "sequence"))
+        pending = hdf5.dataset(file, "pending") if "pending" in file else None
+        numbers = [order, sequence, *([] if pending is None else [pending])]
+        if (y.shape, y.dtype.kind, order.shape) != (like.shape, like.dtype.kind, (groups,)) or any(
+            part.dtype.kind != "i" or part.ndim != 1 or len(part) > groups for part in numbers
+        ):
+            return None
+        values, at = hdf5.read(y), hdf5.read(order)
+        told = [int(g) for g in hdf5.read(sequence)]
+        asked = None if pending is None else [int(g) for g in hdf5.read(pending)]
+        rounds = sorted(set(at[at >= 0].tolist()))
+        fits = (
+            np.isfinite(values).all()
+            and rounds == list(range(len(rounds)))
+            and sorted(told) == np.flatnonzero(at >= 0).tolist()
+            and (np.diff(at[told]) >= 0).all()
+            and all(0 <= g < groups and at[g] < 0 for g in asked or ())
+        )
+        if not fits:
+            return None
+        y_ = torch.as_tensor(np.ascontiguousarray(values)).to(blank.y.dtype)
+        return Record(y_, torch.as_tensor(at.astype(np.int32)), told, asked, len(rounds))
 
     def write(self, record: Record) -> None:
-        """Store what is known now; on disk when this returns."""
+        """Store what is known now; on disk when this returns.
+
+        Raises:
+            UserError: another process has written the file since; what that one was told would be lost.
+        """
+        if self._now() != self._state:
+            raise UserError(f"{self.path}: another process goes on with this session; stop one of the two")
         with hdf5.atomic(self.path) as file:
             file.attrs["format"] = FORMAT
             file.attrs["settings"] = self._settings
@@ -116,6 +141,15 @@ class SessionFile:
             file["sequence"] = np.array(record.sequence, np.int32)
             if record.pending is not None:
                 file["pending"] = np.array(record.pending, np.int32)
+        self._state = self._now()
+
+    def _now(self) -> tuple[int, int] | None:
+        """What changes when the file is written; None where there is none."""
+        try:
+            state = self.path.stat()
+        except OSError:
+            return None
+        return state.st_ino, state.st_mtime_ns
 
 
 def _difference(before: str, now: str) -> str:

@@ -128,6 +128,8 @@ class Session:
             UserError: a group that is not there or was told before, or values of another size or not finite; nothing is taken.
         """
         chosen = as_groups(groups, self.operator.groups, self._record.order)
+        if not chosen:
+            raise UserError("groups: none were told; give at least one of those that were asked for")
         values_ = as_values(values, chosen, self.operator.group_index, self._record.y)
         record = self._record
         record.take(chosen, values_, self.operator.group_index)
@@ -268,6 +270,7 @@ def acquire(
     particles: int = 16,
     image_shape: Sequence[int] | None = None,
     file: str | Path | None = None,
+    source: str = "",
     **options: Unpack[Keywords],
 ) -> Session:
     """Begin a session in which a policy chooses what an instrument measures next, or go on with one from its file.
@@ -292,6 +295,7 @@ def acquire(
         particles: posterior samples, for the choices and of the reconstruction; 2 or more.
         image_shape: (C, *spatial), where the operator does not know it.
         file: an HDF5 file in which the session lives; one of the same settings is gone on with.
+        source: what is measured, such as a specimen; a file of another is refused.
         **options: as of `reconstruct`; `samples` is what `particles` says.
 
     Returns:
@@ -340,6 +344,7 @@ def acquire(
     if file is not None:
         settings = {
             "operator": operator_record(forward),
+            "source": source,
             "prior": knowledge.fingerprint(),
             "noise": noise_record(noise_),
             "strategies": [_stated(strategy), _stated(strategy if scout is None else scout)],

@@ -25,11 +25,15 @@ def as_groups(given: Any, groups: int, order: Tensor, what: str = "groups") -> l
     Raises:
         UserError: one that is no whole number, is not there, was acquired before, or stands twice.
     """
-    numbers = [given] if isinstance(given, int | np.integer) else list(given)
+    try:
+        numbers = [given] if isinstance(given, int | np.integer) else list(given)
+    except TypeError:
+        raise UserError(f"{what}: {str(given)[:40]!r} is no list of groups; give some from 0 to {groups - 1}") from None
     chosen: list[int] = []
     for number in numbers:
         try:
-            group = whole_number(number)
+            # True counts as 1 in Python, and as no number anywhere else.
+            group = whole_number(number if not isinstance(number, bool | np.bool_) else None)  # type: ignore[arg-type]
         except TypeError:
             raise UserError(
                 f"{what}: {str(number)[:40]!r} is no whole number; give groups from 0 to {groups - 1}"
@@ -60,6 +64,8 @@ def as_values(given: Any, groups: Sequence[int], index: Tensor, like: Tensor) ->
         array = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
     except (TypeError, ValueError):
         raise UserError("values: no array of numbers; give (groups, entries per group)") from None
+    if not array.ndim or array.dtype == torch.bool:
+        raise UserError("values: no array of numbers; give (groups, entries per group)")
     if array.is_complex() and not like.is_complex():
         raise UserError("values: are complex, but this instrument measures real numbers; give their real part")
     array = array.detach().cpu().to(like.dtype)

@@ -125,6 +125,10 @@ def as_rows(value: Any, name: str) -> Tensor:
     if not isinstance(array, Tensor):
         raise UserError(f"{name} must be a tensor or array with the items along its first axis, got {_kind(value)}")
     shape = tuple(array.shape)
+    if array.layout != torch.strided or array.is_meta:
+        raise UserError(
+            f"{name} is a {'meta' if array.is_meta else 'sparse'} tensor; give a dense one with its numbers"
+        )
     if array.ndim < 2:
         raise UserError(
             f"{name} must have the items along its first axis and at least one more, got shape {shape}; one item is {name}[None]"

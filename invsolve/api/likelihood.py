@@ -91,6 +91,8 @@ def log_likelihood(
                 f"log_likelihood: x must be real, (items, channels, *size), got {images.dtype} {tuple(images.shape)}"
             )
         loaded.check_shape(images.shape[1:])
+        if not bool(torch.isfinite(images).all()):
+            raise UserError("log_likelihood: x holds NaN or infinity, which have no density; leave these images out")
         if isinstance(loaded, LatentPrior):
             raise UserError(
                 f"log_likelihood: {loaded.name!r} is a prior of latents, which have a density; their images have none"
@@ -98,11 +100,10 @@ def log_likelihood(
         low = loaded.sigma_min if level is None else level
         if not loaded.differentiable:
             raise UserError(f"log_likelihood needs a prior that can be differentiated; {loaded.name!r} cannot")
-        if steps < 1 or probes < 1 or batch_size < 1 or not 0 < low < loaded.sigma_max:
-            raise UserError(
-                f"log_likelihood: steps, probes and batch_size must be at least 1 and level above 0 and below "
-                f"{loaded.sigma_max:g}, got {steps}, {probes}, {batch_size} and {low:g}"
-            )
+        steps, probes = whole(steps, "log_likelihood: steps", 1), whole(probes, "log_likelihood: probes", 1)
+        batch_size = whole(batch_size, "log_likelihood: batch_size", 1)
+        if not 0 < low < loaded.sigma_max:
+            raise UserError(f"log_likelihood: level must be above 0 and below {loaded.sigma_max:g}, got {low:g}")
         scale = physical(loaded)
         size = math.prod(images.shape[1:])
         images = scale.to_network(images if images.dtype == torch.float64 else images.float())

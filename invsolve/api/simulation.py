@@ -69,6 +69,8 @@ def _images(truth: Tensor, forward: Operator) -> Tensor:
     """
     images = truth.to(torch.complex64 if truth.is_complex() else torch.float32)
     name = f"operator {forward.name or type(forward).__name__!r}"
+    if not bool(torch.isfinite(images).all()):
+        raise UserError("truth holds NaN or infinity, of which nothing can be measured; give these pixels a value")
     if forward.image_shape is None and images.ndim < 3:
         raise UserError(
             f"truth {tuple(images.shape)} has no axis of channels: expected (items, channels, *size); one grey image or signal "

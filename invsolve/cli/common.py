@@ -32,6 +32,8 @@ def key_values(texts: Sequence[str] | None) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UserError(f"{text!r}: write KEY=VALUE, such as steps=200")
+        if key.strip() in values:
+            raise UserError(f"{text!r}: {key.strip()} is given twice; give it once")
         try:
             values[key.strip()] = tomllib.loads(f"v = {value}")["v"]
         except (tomllib.TOMLDecodeError, RecursionError):

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from invsolve.errors import UserError
 
+#: Ends of the names of files by which a parameter that is an array may be given; files from elsewhere may not name any.
+ARRAY_FILES = (".npy", ".tif", ".tiff", ".png")
 #: Pixels along an axis; what is more is a slip, and would fill the memory.
 LARGEST_SIDE = 2**20
 

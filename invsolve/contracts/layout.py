@@ -76,6 +76,11 @@ class Layout:
         """Whether a file that is no HDF5, or a folder, is of this kind; by its name and first bytes alone."""
         return False
 
+    @classmethod
+    def beside(cls, path: Path) -> list[Path]:
+        """Files that are read with this one, by their names, such as a header; those that an HDF5 file names are known anyway."""
+        return []
+
     def open(self, path: Path, make: Make) -> Measurement:
         """Read everything but the data itself.
 

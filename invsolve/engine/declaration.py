@@ -22,7 +22,7 @@ class Option:
         hint: the type as Python takes it; text where it would need torch to say.
         written: the type that is written in a file or on the command line.
         decides: whether the result depends on it, so that a run goes on only with the same value.
-        at_least: the least value, None for none.
+        at_least, at_most: the least and the largest value, None for none.
         meanings: of the choices, where they do not speak for themselves.
         read: turns what is given into the value kept; None keeps it.
     """
@@ -34,6 +34,7 @@ class Option:
     written: Any
     decides: bool
     at_least: float | None
+    at_most: float | None
     meanings: Mapping[Any, str]
     read: Callable[[Any], Any] | None
 
@@ -69,6 +70,8 @@ class Option:
             raise UserError(f"{self.name} must be {' or '.join(said)}, got {value!r}")
         if self.at_least is not None and not value >= self.at_least:
             raise UserError(f"{self.name} must be at least {self.at_least}, got {value}")
+        if self.at_most is not None and not value <= self.at_most:
+            raise UserError(f"{self.name} must be at most {self.at_most}, got {value}")
         return value
 
     def _plain(self, value: Any, convert: Callable[[Any], Any], what: str) -> Any:

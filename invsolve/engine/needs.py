@@ -29,6 +29,10 @@ NOISE_NEEDS: dict[str, Callable[[Noise], bool]] = {
 }
 
 
+#: Steps of a strategy, a thousand times those of any paper.
+_MOST_STEPS = 10**6
+
+
 def takes_noise(strategy: type[Strategy], noise: Noise) -> bool:
     """Whether a strategy has what it needs of the noise, whatever the operator and the prior."""
     return all(met(noise) for need, met in NOISE_NEEDS.items() if need in strategy.needs)
@@ -43,11 +47,13 @@ def check_needs(strategy: Strategy, problem: Problem, scaled: bool = True) -> No
         scaled: the problem is in network units; else what depends on them is left for later.
 
     Raises:
-        UserError: the strategy is to take no step, or fewer.
+        UserError: the strategy is to take no step, or fewer, or so many that the levels alone would fill the memory.
     """
     steps = getattr(strategy, "steps", None)
     if isinstance(steps, int) and steps < 1:
         raise UserError(f"{called('strategy', strategy)}: steps={steps} makes no step; take 1 or more")
+    if isinstance(steps, int) and steps > _MOST_STEPS:
+        raise UserError(f"{called('strategy', strategy)}: steps={steps} would never end; take at most {_MOST_STEPS}")
     need = _unmet(type(strategy), problem, scaled)
     if need is None:
         return

@@ -61,13 +61,14 @@ def _option(
     *,
     decides: bool = True,
     at_least: float | None = None,
+    at_most: float | None = None,
     meanings: Mapping[Any, str] | None = None,
     written: Any = None,
     read: Callable[[Any], Any] | None = None,
 ) -> Any:
     """A field of `Options`; the arguments as in `Option`."""
-    about = {"text": text, "decides": decides, "at_least": at_least, "meanings": meanings or {}}
-    return field(default=default, metadata=about | {"written": written, "read": read})
+    about = {"text": text, "decides": decides, "meanings": meanings or {}, "written": written, "read": read}
+    return field(default=default, metadata=about | {"at_least": at_least, "at_most": at_most})
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Options:
         UserError: a value of the wrong type or out of its range.
     """
 
-    samples: int = _option(1, "samples per item; 2 or more for an uncertainty.", at_least=1)
+    samples: int = _option(1, "samples per item; 2 or more for an uncertainty.", at_least=1, at_most=10**6)
     seed: int = _option(
         0,
         "the same seed gives the same samples. A sample depends on (inputs, prior, parameters, seed, item, sample) alone.",

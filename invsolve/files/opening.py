@@ -92,7 +92,7 @@ def open_images(path: Path, layout: str | None = None, options: Mapping[str, Any
     if layout is None:
         if options:
             raise UserError(f"{path}: --read needs --layout here, as no layout recognises the file; {_layouts()}")
-        _refuse_matlab(path)
+        _refuse_others(path)
         x = hdf5.read_images(path)
         labels = hdf5.read_volumes(path, len(x))
         return Images(x, hdf5.images_unit(path), source=str(path), fingerprint=fingerprint(path), volumes=labels)
@@ -100,9 +100,16 @@ def open_images(path: Path, layout: str | None = None, options: Mapping[str, Any
     return reader.images(Path(path))
 
 
-def _refuse_matlab(path: Path) -> None:
-    """MATLAB's variable x has its axes in reverse: it is none of our images."""
+def _refuse_others(path: Path) -> None:
+    """Without x there are no images of ours, and MATLAB's variable x, whose axes are in reverse, is none of them."""
     with open_readonly(path) as file:
+        there = {} if "x" in file else hdf5.datasets(file)
+        if there:
+            listed = ", ".join(f"'{name}' {text}" for name, text in list(there.items())[:8])
+            raise UserError(
+                f"{path}: has no dataset 'x' of images; it has {listed}{', ...' if len(there) > 8 else ''}; name one, such as "
+                f"--layout {plain_arrays()} --read dataset={shlex.quote(next(iter(there)))}; 'invsolve inspect' tells the rest"
+            )
         if "x" in file and is_matlab(file["x"]):
             raise UserError(
                 f"{path}: x was written by MATLAB, whose axes are in reverse {file['x'].shape}; say which is which: --layout "

@@ -25,7 +25,11 @@ from invsolve.datasets import hdf5
 from invsolve.engine.options import Options
 from invsolve.errors import UserError
 from invsolve.files.opening import open_measurement
+from invsolve.jobs.finished import check_same, is_complete
 from invsolve.jobs.request import refuse_existing
+
+#: Seconds; no clock of a system waits longer than some centuries.
+_LONGEST_WAIT = 1e9
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,15 @@ def acquire_into_file(request: Acquisition, say: Callable[[str], None] = lambda 
         UserError: the parts do not fit, or the instrument does not answer; what it told is kept, and the same request goes on.
     """
     out = request.out
-    refuse_existing(out, request.overwrite, request.scan or out.with_name(f"{out.name}.none"))
+    store = out.with_name(f"{out.name}.session.h5")
+    # A kill after the result got its name, and the same command again: whether it is the same, the session must tell.
+    finished = not request.overwrite and store.exists() and is_complete(out)
+    refuse_existing(out, request.overwrite or finished, request.scan or out.with_name(f"{out.name}.none"))
+    _check_timeout(request)
     recorded = _recorded(request)
     forward, noise = _instrument(request, recorded)
     options = {**vars(request.options)}
     options.pop("samples")
-    store = out.with_name(f"{out.name}.session.h5")
     session = acquire(
         forward,
         api.load_prior(request.prior),
@@ -94,17 +101,21 @@ def acquire_into_file(request: Acquisition, say: Callable[[str], None] = lambda 
         scout=request.scout,
         particles=request.particles,
         file=store,
+        source="" if recorded is None else f"item {request.item} of {recorded.fingerprint}",
         **options,
     )
-    if session.acquired:
+    if session.acquired and not finished:
         say(f"going on with {store}: {len(session.acquired)} groups were acquired before")
+    if finished and session.ask():
+        raise UserError(f"{out} exists, and its session does not; give --overwrite to replace it")
     if recorded is not None:
         y = recorded.y[request.item : request.item + 1][0]
         for groups in session.rounds(lambda groups: y):
             say(f"round {int(session.order.max())}: {', '.join(map(str, groups))}")
     else:
         _live(session, request, say)
-    _write(session, request, recorded)
+    if _write(session, request, recorded, finished):
+        say(f"{out}: was finished by the same command before; nothing is left to do")
     return {
         "output": str(out),
         "session": str(store),
@@ -168,7 +179,15 @@ class _WithOrder:
         self.inner.write(item, {**arrays, **more}, facts)
 
 
-def _write(session: Session, request: Acquisition, recorded: Measurement | None) -> None:
+def _check_timeout(request: Acquisition) -> None:
+    if request.timeout is not None and not 0 < request.timeout <= _LONGEST_WAIT:
+        raise UserError(
+            f"timeout is {request.timeout:g} s, expected above 0 and at most {_LONGEST_WAIT:g}; leave it out to wait for ever"
+        )
+
+
+def _write(session: Session, request: Acquisition, recorded: Measurement | None, finished: bool) -> bool:
+    """Write the result, unless it is there already, by the same command."""
     measurement = session.measurement()
     truth = None
     if recorded is not None:
@@ -183,6 +202,9 @@ def _write(session: Session, request: Acquisition, recorded: Measurement | None)
         "acquired": session.acquired,
         "spent": session.spent,
     }
+    if finished:
+        check_same(request.out, range(1), record)
+        return True
     result = hdf5.ResultFile.create(
         request.out, 1, int(session.options.samples), record, request.overwrite, measurement.unit, input_items=1
     )
@@ -190,3 +212,4 @@ def _write(session: Session, request: Acquisition, recorded: Measurement | None)
     with result:
         api.execute(run, _WithOrder(result, session.order, truth))
         result.finish()
+    return False

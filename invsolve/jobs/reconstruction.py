@@ -13,7 +13,7 @@ from invsolve.api import closing, discrepancy
 from invsolve.api.provenance import provenance
 from invsolve.datasets import hdf5
 from invsolve.engine import slabs
-from invsolve.errors import UserError
+from invsolve.jobs.finished import check_same, is_complete
 from invsolve.jobs.one_file import keeper_of, run_into_file
 from invsolve.jobs.preparation import prepare
 from invsolve.jobs.request import Request, refuse_existing
@@ -55,7 +55,7 @@ def _reconstruct(
     from invsolve.jobs import shards
 
     # A kill after the result got its name, and the same command again: whether it is the same, the run must tell.
-    finished = not request.overwrite and (team is None or team.leads) and _is_complete(request.out)
+    finished = not request.overwrite and (team is None or team.leads) and is_complete(request.out)
     if team is None or team.leads:
         refuse_existing(request.out, request.overwrite or finished, request.scan)
     if team is not None:
@@ -73,7 +73,7 @@ def _reconstruct(
         run.execute(slabs.NullSink())
         return told | {"seconds": round(time.perf_counter() - began, 3)}
     if finished:
-        _check_same(request.out, run.items, record)
+        check_same(request.out, run.items, record)
         say(f"{request.out}: was finished by the same command before; nothing is left to do")
         _remove_leftovers(request.out, run.items, record)
     elif request.workers is not None or request.scheduler is not None or shards.folder(request.out).exists():
@@ -92,25 +92,6 @@ def _reconstruct(
     judged = bool(report.warning) or not math.isnan(report.ratio)
     summary = {"ratio": ratio, "spread": spread, "warning": report.warning} if judged else None
     return told | {"seconds": seconds, "discrepancy": summary, "remarks": remarks}
-
-
-def _is_complete(out: Path) -> bool:
-    part = hdf5.glance(out) if out.is_file() else None
-    return part is not None and bool(part.items) and part.done == part.items
-
-
-def _check_same(out: Path, items: range, record: dict[str, Any]) -> None:
-    """Refuse a result that another command made.
-
-    Raises:
-        UserError: it has another configuration, other items, or is by another version.
-    """
-    part = hdf5.glance(out)
-    with hdf5.open_readonly(out) as file:
-        version = hdf5.text(file.attrs.get("invsolve_version", ""))
-    same = part is not None and (part.config_sha256, part.items) == (record["config_sha256"], list(items))
-    if not same or version != record["versions"]["invsolve"]:
-        raise UserError(f"{out} exists, made by another command or version; give --overwrite to replace it")
 
 
 def _remove_leftovers(out: Path, items: range, record: dict[str, Any]) -> None:

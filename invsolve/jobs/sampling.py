@@ -52,6 +52,6 @@ def sample_file(
     }
     attributes: dict[str, str | int] = {"invsolve_version": invsolve.__version__, "seed": seed}
     attributes["config"] = json.dumps(config)
-    hdf5.write_images(out, images, loaded.unit, overwrite, attributes)
+    hdf5.write_images(out, images, loaded.unit, overwrite, attributes, signals=len(shape) == 2)
     seconds = round(time.perf_counter() - began, 3)
     return {"output": str(out), "items": count, "image_shape": list(shape), "seconds": seconds}

@@ -11,10 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invsolve.errors import UserError
+
 #: Stands for "all samples of this item" in a chain's key: draws that the particles of one item share.
 SHARED = 2**32 - 1
 
 
+#: The largest mean of counts that NumPy draws, a little below 2^63.
+_LARGEST_COUNT = 9e18
 #: Normal numbers made at once: more would leave the processor's cache.
 _CHUNK = 2**16
 
@@ -157,8 +161,17 @@ class ChainRandom:
         return torch.tensor([g.random() for g in self._generators()], dtype=torch.float64)
 
     def poisson(self, rate: Tensor) -> Tensor:
-        """Poisson counts with mean `rate` (B, ...), >= 0; drawn on the CPU in float64, returned like `rate`."""
+        """Poisson counts with mean `rate` (B, ...), >= 0; drawn on the CPU in float64, returned like `rate`.
+
+        Raises:
+            UserError: a mean that is not finite, or so large that its counts are no 64-bit numbers.
+        """
         host = rate.detach().to("cpu", torch.float64).numpy()
+        if not (host <= _LARGEST_COUNT).all():
+            raise UserError(
+                f"counts of {np.max(host):.3g} are beyond those that can be drawn ({_LARGEST_COUNT:g}); check the unit of "
+                "gain and image"
+            )
         drawn = np.stack([g.poisson(row) for g, row in zip(self._generators(), host, strict=True)])
         return torch.from_numpy(drawn).to(rate)
 

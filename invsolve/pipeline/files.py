@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from h5py import is_hdf5
+
 from invsolve import registry
 from invsolve.contracts.layout import Layout
-from invsolve.datasets.hdf5 import open_readonly, replace
+from invsolve.datasets.hdf5 import open_readonly, other_files, replace
 from invsolve.errors import UserError, suggestion
 from invsolve.files.opening import find_layout
 from invsolve.pipeline import steps
@@ -98,6 +100,15 @@ def kinds_of(path: Path, layout: str | None) -> tuple[str, ...]:
     if not kinds:
         raise UserError(f"{path}: no known layout; 'invsolve inspect {path}' says what it could be")
     return tuple(kinds)
+
+
+def files_with(path: Path, layout: str | None) -> list[Path]:
+    """The files that are read with a file that a step loads: those that it leads to, or that its layout looks for beside it."""
+    if path.is_dir():
+        return []
+    names = [layout] if layout is not None else find_layout(path)
+    beside = [file for name in names[:1] for file in registry.find("layout", name).beside(path)]  # type: ignore[attr-defined]
+    return [*(file for file in beside if file.is_file()), *(other_files(path) if is_hdf5(path) else [])]
 
 
 class Hashes:

@@ -14,7 +14,7 @@ from typing import Any
 import invsolve
 from invsolve.datasets.hdf5 import differences
 from invsolve.pipeline import steps
-from invsolve.pipeline.files import Hashes
+from invsolve.pipeline.files import Hashes, files_with
 from invsolve.registry.written import files_in
 
 _SOURCES = (".py", ".safetensors", ".json", ".txt")
@@ -68,12 +68,15 @@ def ingredients(
     parts: dict[str, Any] = {"type": step.type, "parameters": values, "inputs": dict(inputs), "code": code_version()}
     if isinstance(step, steps.Load):
         parts["content"] = hashes.of(Path(step.path))
+        # A file that was moved has the same content: the names of those beside it do not count.
+        parts |= {"beside": sorted(map(hashes.of, files_with(Path(step.path), step.layout)))}
     parts["plugins"] = installed_plugins() | {file.name: hashes.of(file) for file in plugin_files}
     # A curve beside a checkpoint of a foreign format changes how it is used.
     prior = getattr(step, "prior", None)
-    curve = Path(f"{prior}.error_curve.json")
-    if prior is not None and Path(prior).is_absolute() and curve.is_file():
-        parts["error_curve"] = hashes.of(curve)
+    if prior is not None and Path(prior).is_absolute():
+        curve, side_file = Path(f"{prior}.error_curve.json"), Path(prior).with_suffix(".json")
+        parts |= {"error_curve": hashes.of(curve)} if curve.is_file() else {}
+        parts |= {"side_file": hashes.of(side_file)} if side_file.is_file() else {}
     return json.loads(json.dumps(parts, default=str))
 
 
@@ -106,6 +109,8 @@ def _reasons(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} changed"
     for part, reason in (
         ("content", "the file changed"),
+        ("beside", "a file that is read with it changed"),
+        ("side_file", "the prior's side file changed"),
         ("code", "invsolve changed"),
         ("plugins", "a plugin changed"),
         ("error_curve", "the prior's error curve changed"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import tifffile
 from PIL import Image
 from torch import Tensor
 
-from invsolve.contracts.arguments import from_array
+from invsolve.contracts.arguments import ARRAY_FILES, from_array
 from invsolve.contracts.operator import Operator
 from invsolve.contracts.per_item import made_for_items
 from invsolve.errors import UserError, suggestion
@@ -39,13 +40,14 @@ def _png(path: Path) -> Any:
         return np.array(picture)
 
 
-#: Files of arrays, by the ends of their names.
-_READERS: dict[str, Callable[[Path], Any]] = {
-    ".npy": lambda path: np.load(path, mmap_mode="r", allow_pickle=False),
-    ".tif": tifffile.imread,
-    ".tiff": tifffile.imread,
-    ".png": _png,
-}
+#: Files of arrays, by the ends of their names: all of `ARRAY_FILES`, which files from elsewhere may not name.
+_READERS: dict[str, Callable[[Path], Any]] = dict(
+    zip(
+        ARRAY_FILES,
+        (lambda path: np.load(path, mmap_mode="r", allow_pickle=False), tifffile.imread, tifffile.imread, _png),
+        strict=True,
+    )
+)
 
 
 def _to_tensor(value: Any) -> Any:
@@ -169,7 +171,7 @@ def with_preset(plugin: type, kind: str, name: str, given: dict[str, Any]) -> di
     if not presets or "preset" not in given:
         return given
     rest = {key: value for key, value in given.items() if key != "preset"}
-    if given["preset"] not in presets:
+    if not isinstance(given["preset"], str) or given["preset"] not in presets:
         raise UserError(
             f"{kind} {name!r} has no preset {given['preset']!r}.{suggestion(str(given['preset']), presets)}"
         )
@@ -244,6 +246,12 @@ def check(plugin: type, kind: str, name: str, given: dict[str, Any], later: Coll
     for key in given:
         if key not in known:
             raise UserError(f"{kind} {name!r} has no parameter {key!r}.{suggestion(key, known)}")
+    for key, value in given.items():
+        # What would be taken for the number 1 or 0.
+        if isinstance(value, bool) and not {"bool", "Any", "object"} & set(re.findall(r"\w+", known[key].type)):
+            raise UserError(
+                f"{kind} {name!r}: {key}={value} is not {known[key].type}; give a number, or leave {key} out"
+            )
     try:
         _model(plugin)(**given)
     except pydantic.ValidationError as error:

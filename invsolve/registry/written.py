@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from invsolve import registry
+from invsolve.contracts.arguments import ARRAY_FILES
 from invsolve.errors import UserError
 from invsolve.registry.parameters import parameters
 
@@ -34,12 +34,14 @@ def read_written(kind: str, text: str) -> tuple[str, dict[str, Any]]:
         key = key or next(free, "")
         if not key or not value.strip():
             raise UserError(f"{kind} {text!r}: write {name}:{','.join(n.upper() for n in names) or '(no parameters)'}")
+        if key in given:
+            raise UserError(f"{kind} {text!r}: {key} is given twice; give it once")
         given[key] = read_value(value)
     return name, given
 
 
 def with_absolute_files(text: str, base: Path) -> str:
-    """The same text with every value that is the name of a .npy file in `base` as its absolute path."""
+    """The same text with every value that is the name of a file of an array in `base` as its absolute path."""
     name, colon, rest = text.partition(":")
     parts = []
     for part in _parts(rest):
@@ -52,18 +54,25 @@ def with_absolute_files(text: str, base: Path) -> str:
 
 
 def files_in(text: str) -> list[Path]:
-    """The .npy files that exist among the values of such a text."""
+    """The files of arrays that exist among the values of such a text."""
     values = (_pair(part)[1].strip() for part in _parts(text.partition(":")[2]))
     return [Path(value) for value in values if _names_file(value) and Path(value).is_file()]
 
 
 def _names_file(value: str) -> bool:
-    return value.strip().endswith(".npy") and "\0" not in value
+    return value.strip().lower().endswith(ARRAY_FILES) and "\0" not in value
 
 
 def _parts(text: str) -> list[str]:
-    # A comma inside brackets belongs to a list.
-    return re.split(r",(?![^\[]*\])", text)
+    """The texts between commas, but for those inside brackets, which belong to a list."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character == "[") - (character == "]")
+        if character == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def _pair(part: str) -> tuple[str, str]:

@@ -52,6 +52,8 @@ def read(path: Path, text: str) -> dict[str, Any]:
         raise UserError(f"{path}: SrcToObject={source:g} and SrcToDetector={detector:g} must be above 0, in this order")
     columns, rows = count("DetectorPixelsX"), count("DetectorPixelsY")
     wide, high = number("DetectorPixelSizeX"), number("DetectorPixelSizeY")
+    if wide <= 0 or (rows > 1 and high <= 0):
+        raise UserError(f"{path}: DetectorPixelSizeX={wide:g} and DetectorPixelSizeY={high:g} must be above 0")
     top, bottom = number("CentreOfRotationTop", 0.0), number("CentreOfRotationBottom", 0.0)
     offset = number("ObjectOffsetX", (top + bottom) / 2 * source / detector)
     roll = number("ObjectRoll", -math.degrees(math.atan2(top - bottom, rows * high)) if rows * high else 0.0)

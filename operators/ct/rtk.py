@@ -114,8 +114,12 @@ def _projections(path: Path, text: bytes) -> list[dict[str, float]]:
     stack: list[str] = []
     said: list[str] = []
 
-    def refuse(*_: Any) -> None:
-        raise UserError(f"{path}: declares XML entities, which are not followed; take them out")
+    def check_type(name: str, system: str | None, public: str | None, inside: int) -> None:
+        # RTK names a type. One that declares entities, or could elsewhere, which would then be left out without a word, is none.
+        if system or public or inside:
+            raise UserError(
+                f"{path}: has a document type that declares XML entities, which are not followed; take it out"
+            )
 
     def begin(name: str, attributes: dict[str, str]) -> None:
         if not stack and name != _ROOT:
@@ -144,12 +148,15 @@ def _projections(path: Path, text: bytes) -> list[dict[str, float]]:
         target[name] = found
 
     parser = expat.ParserCreate()
-    parser.EntityDeclHandler = refuse
+    parser.StartDoctypeDeclHandler = check_type
     parser.StartElementHandler, parser.EndElementHandler = begin, end
     parser.CharacterDataHandler = said.append
     try:
         parser.Parse(text, True)
-    except expat.ExpatError as error:
+    # An encoding that is not known is a LookupError, one that reads something else a ValueError.
+    except (expat.ExpatError, LookupError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path}: is no XML ({error}); write it again") from None
     if not rows:
         raise UserError(f"{path}: has no Projection; give the file that RTK writes")

@@ -236,7 +236,11 @@ def _complete(g: Scan) -> None:
             turn = 180 if g.beam == "parallel" else 360
             put("angles", tuple(turn * k / int(angles) for k in range(int(angles))))
         else:
-            put("angles", tuple(np.asarray(angles, dtype=np.float64).ravel().tolist()))
+            if np.ndim(angles) != 1:
+                raise UserError(f"geometry: angles must be one list of degrees, got {np.ndim(angles)} axes of them")
+            put("angles", tuple(np.asarray(angles, dtype=np.float64).tolist()))
+    if not isinstance(g.unit, str):
+        raise UserError(f"geometry: unit must be the name of a length, such as 'mm', got {g.unit!r}")
     put("slice_thickness", g.slice_thickness or g.pixel_size)
     put("image_offset", tuple(float(v) for v in g.image_offset) or (0.0,) * g.dimensions)
     _check_source(g)

@@ -17,6 +17,8 @@ Unit = Literal["cycles/fov", "cycles/pixel", "rad/pixel"]
 _GOLDEN = (1 + math.sqrt(5)) / 2
 #: Fractions of a turn that spread directions in space: the golden means in two dimensions (Chan 2009).
 _GOLDEN_MEANS = (0.4656, 0.6823)
+#: Points of a trajectory, 4 GiB of them.
+_MOST_POINTS = 2**28
 
 
 def radii(samples: int) -> Tensor:
@@ -84,6 +86,18 @@ def spiral(arms: int, samples: int, turns: float) -> Tensor:
     radius, start = 0.5 * angle / last, 2 * math.pi * torch.arange(arms, dtype=torch.float64) / arms
     turned = angle + start[:, None]
     return radius[:, None] * torch.stack([-turned.sin(), turned.cos()], -1)
+
+
+def check_counts(spokes: float, samples: float, where: str) -> None:
+    """Refuse trajectories that would fill the memory.
+
+    Raises:
+        UserError: more points than any scan has.
+    """
+    if spokes * samples > _MOST_POINTS:
+        raise UserError(
+            f"{where}: {spokes:g} spokes of {samples:g} samples are more than {_MOST_POINTS} points; give fewer of either"
+        )
 
 
 def checked(given: Tensor, unit: Unit, size: Sequence[int], where: str) -> Tensor:

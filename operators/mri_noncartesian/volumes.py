@@ -78,6 +78,7 @@ class NonCartesianVolumeMRI(NonCartesian):
                 if value is not None and value < 1:
                     raise UserError(f"{_WHERE}: {name} must be above 0, got {value}")
             count = spokes or math.ceil(math.pi / 8 * max(size) ** 2)
+            trajectories.check_counts(count, samples or 2 * max(size), _WHERE)
             kinds = {"radial": trajectories.even_directions, "golden": trajectories.golden_directions}
             along = trajectories.spokes_along(kinds[trajectory](count), samples or 2 * max(size))
             points = along * torch.tensor(size, dtype=torch.float64)

@@ -37,8 +37,10 @@ def good(tmp_path: Path) -> Path:
         (b"", "is empty (0 bytes)", "again"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "git-LFS pointer", "git lfs pull"),
         (b"these are not numbers\n", "no HDF5 signature", "convert"),
-        (b"PK\x03\x04" + bytes(60), "a zip archive", "convert"),
-        (b"\x93NUMPY" + bytes(60), ".npy", "convert"),
+        (b"PK\x03\x04" + bytes(60), "a zip archive", "numpy.save"),
+        (b"\x93NUMPY" + bytes(60), ".npy", "end in .npy"),
+        (b"GIF89a" + bytes(60), "a GIF image", "PNG"),
+        (b"MATLAB 5.0 MAT-file" + bytes(60), "a MATLAB file of version 5", "-v7.3"),
     ],
 )
 def test_content_that_is_no_hdf5(tmp_path: Path, content: bytes, fault: str, remedy: str) -> None:

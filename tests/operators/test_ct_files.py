@@ -11,6 +11,7 @@ import pytest
 
 import invsolve
 from invsolve import Geometry, registry
+from invsolve.contracts.arguments import ARRAY_FILES
 from invsolve.datasets.hdf5 import write_scan
 from invsolve.operators.ct.geometry import SUFFIXES
 from tests.operators.test_ct_geometry import CONE, FAN, seen_at
@@ -225,6 +226,7 @@ def test_a_file_keeps_the_geometry(tmp_path: Path, suffix: str, given: dict[str,
     assert offered(invsolve.operator("ct", geometry=str(path))).geometry == g
 
 
+_SIZES = "[XTekCT]\nSrcToObject=3\nSrcToDetector=9\nDetectorPixelsX=4\nDetectorPixelsY=2\n"
 WRONG: list[tuple[str, str, str]] = [
     ("scan.yaml", "beam: fan", "are read from .json, .toml, .xtekct, .xml"),
     ("scan.toml", "beam = ", "is no TOML"),
@@ -250,12 +252,24 @@ WRONG: list[tuple[str, str, str]] = [
     (
         "scan.xml",
         '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><RTKThreeDCircularGeometry>&b;</RTKThreeDCircularGeometry>',
-        "declares XML entities",
+        "document type that declares XML entities",
     ),
+    # The entity is in the type that is not read: without it, 1&b;2 would be 12.
+    (
+        "scan.xml",
+        '<!DOCTYPE a SYSTEM "a.dtd"><RTKThreeDCircularGeometry><Projection><GantryAngle>1&b;2</GantryAngle></Projection>'
+        "</RTKThreeDCircularGeometry>",
+        "document type that declares XML entities",
+    ),
+    ("scan.xml", '<?xml version="1.0" encoding="none-such"?><RTKThreeDCircularGeometry/>', "is no XML"),
+    ("scan.xtekct", _SIZES + "DetectorPixelSizeX=0\nDetectorPixelSizeY=1", "DetectorPixelSizeX=0 .* must be above 0"),
+    ("scan.xtekct", _SIZES + "DetectorPixelSizeX=1\nDetectorPixelSizeY=-1", "DetectorPixelSizeY=-1 must be above 0"),
+    ("scan.json", '{"image_size": 8, "angles": [[1, 2], [3, 4]]}', "one list of degrees, got 2 axes"),
+    ("scan.json", '{"image_size": 8, "unit": ["mm"]}', "unit must be the name of a length"),
     (
         "scan.xml",
         '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;">]><RTKThreeDCircularGeometry>&c;</RTKThreeDCircularGeometry>',
-        "declares XML entities",
+        "document type that declares XML entities",
     ),
 ]
 
@@ -281,7 +295,7 @@ def test_files_that_are_not_there_or_say_too_little(tmp_path: Path, monkeypatch:
         Geometry.from_file(rtk(tmp_path))
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", [*SUFFIXES, *ARRAY_FILES])
 def test_a_scan_file_names_no_other_file(tmp_path: Path, suffix: str) -> None:
     operator = invsolve.operator("ct", geometry=Geometry(**FAN))
     operator.parameters_given = {"geometry": f"other{suffix.upper()}"}
