@@ -22,10 +22,35 @@ class Arithmetic:
         return -1.0 * self  # type: ignore[operator]
 
     def __mul__(self, factor: float) -> Any:
-        return factor * self  # type: ignore[operator]
+        # Asked first: what leaves the product to us in turn would go round for ever.
+        return real_factor(factor) * self  # type: ignore[operator]
 
     def __truediv__(self, factor: float) -> Any:
         return (1 / real_factor(factor)) * self  # type: ignore[operator]
+
+
+class NoArithmetic:
+    """Sums and products of operators that are not linear: refused in a line."""
+
+    def __add__(self, other: Any) -> Any:
+        raise UserError(
+            f"sums and products are of linear operators; {called(self)!r} is not: A @ B composes it, and invsolve.stack stacks it"
+        )
+
+    def __sub__(self, other: Any) -> Any:
+        return NoArithmetic.__add__(self, other)
+
+    def __mul__(self, factor: Any) -> Any:
+        return NoArithmetic.__add__(self, factor)
+
+    def __rmul__(self, factor: Any) -> Any:
+        return NoArithmetic.__add__(self, factor)
+
+    def __truediv__(self, factor: Any) -> Any:
+        return NoArithmetic.__add__(self, factor)
+
+    def __neg__(self) -> Any:
+        return NoArithmetic.__add__(self, None)
 
 
 def called(operator: Any) -> str:

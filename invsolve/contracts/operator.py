@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from invsolve.contracts import combining
 from invsolve.contracts.arguments import matching as matching
 from invsolve.contracts.combining import Arithmetic, added, called, is_operator, items_of, of_one_image, real_factor
 from invsolve.contracts.guarded import check_image, guarded
@@ -24,7 +25,7 @@ from invsolve.numerics.spectrum import SingularSystem
 _ITEMS_KEPT = 4
 
 
-class Operator(Module):
+class Operator(combining.NoArithmetic, Module):
     """A forward operator y = A(x): x (B, C, *spatial), y (B, *measurement), of any dtype and device.
 
     Write `forward`. Tensors that you assign to attributes become buffers: they move with `.to()`.

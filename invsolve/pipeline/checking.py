@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from invsolve import registry
-from invsolve.api import choice
+from invsolve.api import choice, hub
 from invsolve.api.loading import noise as make_noise
 from invsolve.contracts.strategy import NEEDS
 from invsolve.errors import UserError, suggestion
@@ -21,6 +21,7 @@ from invsolve.pipeline import steps
 from invsolve.pipeline.files import files_of, inside, kinds_of, locate
 from invsolve.pipeline.graph import Job
 from invsolve.registry.parameters import check as check_parameters
+from invsolve.registry.written import read_written
 
 _ENDINGS = {".tif": (".tif", ".tiff"), ".h5": (".h5", ".hdf5")}
 
@@ -138,8 +139,11 @@ def _export(step: steps.Export) -> None:
 
 def _prior(name: str) -> None:
     priors = registry.available("prior")
-    if name in priors:
-        check_parameters(priors[name], "prior", name, {})
+    if hub.is_hub_name(name):
+        hub.cached(hub.place(name))
+    elif name.partition(":")[0] in priors and not Path(name).exists():
+        written, given = read_written("prior", name)
+        check_parameters(priors[written], "prior", written, given)
     elif not Path(name).exists():
         raise UserError(f"unknown prior {Path(name).name!r}, and no file {name}.{suggestion(Path(name).name, priors)}")
     elif not any(cls.opens(Path(name)) for cls in priors.values()):  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from typing import Any
 from h5py import is_hdf5
 
 from invsolve import registry
+from invsolve.api import hub
 from invsolve.contracts.layout import Layout
 from invsolve.datasets.hdf5 import open_readonly, other_files, replace
 from invsolve.errors import UserError, suggestion
@@ -38,7 +39,7 @@ def locate(step: steps.Step, base: Path) -> steps.Step:
     """The step with its files as absolute paths: `path`, `prior`, and file names in `set`, `read` and `noise`."""
     changes: dict[str, Any] = {}
     for key, value in step:
-        prior = key == "prior" and value is not None and value not in registry.available("prior")
+        prior = key == "prior" and value is not None and not is_prior_name(value, base)
         if key == "path" or prior:
             changes[key] = str(_absolute(value, base))
         elif key == "noise" and value is not None:
@@ -46,6 +47,13 @@ def locate(step: steps.Step, base: Path) -> steps.Step:
         elif key in ("set", "read"):
             changes[key] = {name: _file_in(inner, base) for name, inner in value.items()}
     return step.model_copy(update=changes)
+
+
+def is_prior_name(prior: str, base: Path) -> bool:
+    """Whether a prior is named, perhaps with parameters or as of the hub, and not given as a file."""
+    known = registry.available("prior")
+    written = prior.partition(":")[0] in known and not (base / prior).exists()
+    return prior in known or written or hub.is_hub_name(prior)
 
 
 def _absolute(path: str, base: Path) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import invsolve
+from invsolve.api import hub
 from invsolve.datasets.hdf5 import differences
 from invsolve.pipeline import steps
 from invsolve.pipeline.files import Hashes, files_with
@@ -65,6 +66,9 @@ def ingredients(
     values = {key: _content(value, hashes) for key, value in step if key not in left_out}
     for file in files_in(values.get("noise") or ""):
         values["noise"] = values["noise"].replace(str(file), f"file {hashes.of(file)}")
+    if hub.is_hub_name(str(values.get("prior"))):
+        # A branch moves; what it is now is a commit.
+        values["prior"] = str(hub.pinned(hub.place(values["prior"])))
     parts: dict[str, Any] = {"type": step.type, "parameters": values, "inputs": dict(inputs), "code": code_version()}
     if isinstance(step, steps.Load):
         parts["content"] = hashes.of(Path(step.path))

@@ -141,3 +141,27 @@ def test_noise_maps_of_every_kind_of_file_are_followed(tmp_path: Path) -> None:
 def test_lists_in_the_text_of_a_noise_may_be_nested() -> None:
     noise = invsolve.noise("gaussian:[[[[0.1]]],[[[0.2]]]]")
     assert torch.equal(torch.as_tensor(noise.sigma).flatten(), torch.tensor([0.1, 0.2], dtype=torch.float64))  # type: ignore[attr-defined]
+
+
+def test_a_pipeline_takes_priors_by_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As --prior does: with parameters in the name, and of the hub, where a branch counts by its commit."""
+    from invsolve.api import hub
+
+    scan(tmp_path / "scan.h5")
+    text = '[steps.scan]\ntype = "load"\npath = "scan.h5"\n[steps.r]\ntype = "reconstruct"\ninput = "scan"\n'
+
+    def load(prior: str) -> Pipeline:
+        (tmp_path / "p.toml").write_text(f'{text}strategy = "dds"\nset = {{steps = 3}}\nprior = "{prior}"\n')
+        return Pipeline.load(tmp_path / "p.toml")
+
+    load("gaussian-field:size=16,std=0.3").run()
+    with pytest.raises(UserError, match="has no parameter 'sizes'"):
+        load("gaussian-field:sizes=16")
+    with pytest.raises(UserError, match="invsolve prior fetch"):
+        load("hf:nobody/nothing")
+    keys = []
+    for commit in ("aaaa", "bbbb"):
+        monkeypatch.setattr(hub, "pinned", lambda where, commit=commit: hub.Place(where.repository, commit))
+        step = Reconstruct(type="reconstruct", input="scan", prior="hf:nobody/nothing")
+        keys.append(ingredients(step, {}, (), None))  # type: ignore[arg-type]
+    assert keys[0] != keys[1]

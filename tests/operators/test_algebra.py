@@ -214,6 +214,19 @@ def test_what_is_not_linear_composes_too() -> None:
         (lambda a, b: a + 1, "A + B takes operators, got int; the measurement"),
         (lambda a, b: a + invsolve.operator("clip", low=0.0, high=1.0), "A + B takes linear operators; 'clip' is not"),
         (lambda a, b: torch.zeros(3).tolist() * a, "an operator can be multiplied by a real number, got list"),
+        (lambda a, b: a * b, "an operator can be multiplied by a real number, got CT"),
+        (
+            lambda a, b: invsolve.operator("clip", low=0.0, high=1.0) + a,
+            "sums and products are of linear operators; 'clip'",
+        ),
+        (
+            lambda a, b: 2 * invsolve.operator("clip", low=0.0, high=1.0),
+            "sums and products are of linear operators; 'clip'",
+        ),
+        (
+            lambda a, b: -invsolve.operator("clip", low=0.0, high=1.0),
+            "sums and products are of linear operators; 'clip'",
+        ),
         (lambda a, b: a / 0, "an operator can be multiplied by a finite number other than 0, got 0"),
         (
             lambda a, b: (a + b)(torch.zeros(1, 1, 6, 6)),
