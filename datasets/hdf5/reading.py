@@ -23,6 +23,7 @@ _WHOLE = 64 * 2**20
 _PIECE = 2**20
 # No scan holds as many numbers: a size beyond it is damage, and counting to it would take for ever.
 _NUMBERS = 2**48
+_LONGEST_TEXT = 2**26
 _OTHER_KINDS = {
     b"PK\x03\x04": "a zip archive; of an .npz, save one array by itself: numpy.save('x.npy', numpy.load('a.npz')['x'])",
     b"\x93NUMPY": "a NumPy .npy file; where arrays are read they end in .npy",
@@ -348,7 +349,10 @@ def stored_text(group: h5py.Group, name: str) -> bytes:
     if not isinstance(member, h5py.Dataset) or member.dtype.kind not in "OSU" or not member.size:
         what = f"holds {member.dtype}" if isinstance(member, h5py.Dataset) else "is a group"
         raise UserError(f"{where}: {what}, expected a dataset of text; write it again")
-    first = np.asarray(member[()]).ravel()[0]
+    if member.dtype.itemsize > _LONGEST_TEXT:
+        raise UserError(f"{where}: says that it holds text of {member.dtype.itemsize} bytes; write it again")
+    # Of all that it says it holds, no more than the first is read.
+    first = member[(0,) * member.ndim]
     return first if isinstance(first, bytes) else str(first).encode(errors="replace")
 
 

@@ -48,7 +48,8 @@ class Channel:
         threading.Thread(target=self._collect, args=(read,), daemon=True).start()
 
     def _collect(self, read: Callable[[int], bytes]) -> None:
-        parts, length = [], 0
+        parts: list[bytes] = []
+        length = 0
         with suppress(OSError):
             while more := read(65_536):
                 *whole, rest = more.split(b"\n")

@@ -243,3 +243,14 @@ def test_text_that_is_none(value: object, tmp_path: Path) -> None:
         assert stored_text(file, "good") == b"<xml/>"
         with pytest.raises(UserError, match=r"/header: (holds .*|is a group), expected a dataset of text"):
             stored_text(file, "header")
+
+
+def test_text_that_claims_to_be_huge_is_not_read(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("many", (2**36,), "S8", chunks=(2**10,))
+        file["many"][0] = b"<xml/>"
+        file.create_dataset("long", (2,), f"S{2**30}", chunks=(1,))
+    with open_readonly(tmp_path / "a.h5") as file:
+        assert stored_text(file, "many") == b"<xml/>"
+        with pytest.raises(UserError, match=r"/long: says that it holds text of 1073741824 bytes"):
+            stored_text(file, "long")
