@@ -14,6 +14,7 @@ from torch import distributions as dist
 
 import invsolve
 from invsolve.api import sampling
+from invsolve.datasets.hdf5 import read_images
 from invsolve.numerics import schedules
 from invsolve.numerics.ode.solvers import SOLVERS, DPMpp2M
 from invsolve.numerics.random import ChainRandom
@@ -242,3 +243,9 @@ def test_normal_numbers_are_the_same_bits_in_every_batch_and_have_normal_tails()
         for f in (torch.Tensor.double, torch.square):
             u, v = f(a).double().flatten(), f(b).double().flatten()
             assert abs(float(torch.corrcoef(torch.stack([u, v]))[0, 1])) < 4 / len(u) ** 0.5
+
+
+def test_samples_of_signals_are_written_as_such(tmp_path: Path, cli: Cli) -> None:
+    code, _, err = cli("sample", "levy", "-o", tmp_path / "s.h5", "--count", "2", "--steps", "2")
+    assert code == 0, err
+    assert read_images(tmp_path / "s.h5").shape == (2, 1, 64)
