@@ -207,7 +207,7 @@ def _short(strategy: Strategy) -> Strategy:
     if not isinstance(steps, int) or steps <= _STEPS:
         return strategy
     shorter = strategy.at_cost(_STEPS)
-    return replace(strategy, steps=_STEPS) if shorter == strategy else shorter
+    return replace(strategy, steps=_STEPS) if shorter == strategy else shorter  # type: ignore[call-arg]
 
 
 def _repeatable(t: Trial) -> Finding:

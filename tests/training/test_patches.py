@@ -152,7 +152,7 @@ def test_patches_of_a_batch_are_cut_where_they_say(pictures: Path) -> None:
     patches = Patches(16, (24, 32), 0.0)
     source = PatchBatches(whole, patches, 4)
     assert source.sides == [16, 8, 4]
-    drawn = {}
+    drawn: dict[int, int] = {}
     for step in range(40):
         batch, full = source.at(step), whole.at(step)
         side = batch.noisy.shape[-1]
@@ -175,7 +175,7 @@ def test_a_training_learns_what_the_place_tells(pictures: Path, tmp_path: Path) 
     train_file(Request(pictures, out, given(steps=250, sigma_mean=0.7), device="cpu"))
     prior: Any = invsolve.load_prior(out, gaussian_above=0)
     assert prior.event_shape == (1, 24, 32)
-    assert read_header(out)["patch"] == {"side": 16, "size": [24, 32], "outside": 0.0}  # type: ignore[index]
+    assert read_header(out)["patch"] == {"side": 16, "size": [24, 32], "outside": 0.0}
     clean = torch.from_numpy((wave() + 0.1 * np.random.default_rng(1).normal(size=(64, 1, 24, 32))).astype("f4"))
     sigma = 6.0
     noisy = clean + sigma * torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
