@@ -11,6 +11,7 @@ from scipy import sparse
 from torch import Tensor
 
 from invsolve.contracts.operator import matching
+from invsolve.numerics.sparse import sparse_product
 from invsolve.operators.ct.geometry import Geometry
 from invsolve.operators.ct.projectors.base import Projector, by_images
 
@@ -73,8 +74,7 @@ class FourierProjector(Projector):
         parts = []
         for part, weights in ((values.real, "real"), (values.imag, "imaginary")):
             weight, dense = matching(self.get_buffer(f"{name}_{weights}"), part), part.T.contiguous()
-            bag = F.embedding_bag(index, dense, start, mode="sum", per_sample_weights=weight, include_last_offset=True)
-            parts.append(bag.T)
+            parts.append(sparse_product(start, index, weight, dense).T)
         return torch.complex(*parts)
 
     def project(self, x: Tensor) -> Tensor:
