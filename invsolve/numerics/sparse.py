@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Columns up to which MKL is ahead of `embedding_bag`, which spends as long on one column as on 16.
+#: Columns up to which MKL is ahead of `embedding_bag`, which spends as long on one column as on 16; and entries from which on.
 _FEW = 8
+_MANY = 50_000
 
 
 def sparse_product(start: Tensor, index: Tensor, weight: Tensor, dense: Tensor) -> Tensor:
@@ -25,8 +26,8 @@ def sparse_product(start: Tensor, index: Tensor, weight: Tensor, dense: Tensor) 
         dense: (n, columns).
     """
     columns = dense.shape[1]
-    by_mkl = columns <= _FEW and dense.device.type == "cpu" and dense.dtype in (torch.float32, torch.float64)
-    if by_mkl and len(index) and _mkl():
+    suits = columns <= _FEW and len(index) >= _MANY and dense.dtype in (torch.float32, torch.float64)
+    if suits and dense.device.type == "cpu" and _mkl():
         shape = (len(start) - 1, len(dense))
         matrix = torch.sparse_csr_tensor(start, index, weight, shape, check_invariants=False)
         # Of one column a product with a vector takes half as long as with a matrix.

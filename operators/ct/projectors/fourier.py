@@ -11,7 +11,6 @@ from scipy import sparse
 from torch import Tensor
 
 from invsolve.contracts.operator import matching
-from invsolve.numerics.sparse import sparse_product
 from invsolve.operators.ct.geometry import Geometry
 from invsolve.operators.ct.projectors.base import Projector, by_images
 
@@ -74,7 +73,8 @@ class FourierProjector(Projector):
         parts = []
         for part, weights in ((values.real, "real"), (values.imag, "imaginary")):
             weight, dense = matching(self.get_buffer(f"{name}_{weights}"), part), part.T.contiguous()
-            parts.append(sparse_product(start, index, weight, dense).T)
+            bag = F.embedding_bag(index, dense, start, mode="sum", per_sample_weights=weight, include_last_offset=True)
+            parts.append(bag.T)
         return torch.complex(*parts)
 
     def project(self, x: Tensor) -> Tensor:
