@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/operators.py [--only ct busy blur mri radial cone] [--rounds 7] > benchmarks/operators.md
 
     pip install --no-deps astra-toolbox nvidia-cuda-runtime-cu12 nvidia-cufft-cu12   # GPL; never imported by invsolve
-    pip install --no-deps deepinv diffct numba llvmlite
+    pip install --no-deps deepinv torchvision diffct numba llvmlite
 
 Milliseconds of processor time, methods taken in turns; other work on the machine then counts only through the caches and the
 bandwidth that it takes; the load is printed. A method that takes seconds gets fewer turns. Tomography: 180 angles of a parallel
@@ -41,6 +41,8 @@ SLICE, COILS = 320, 16
 ENOUGH = 5.0
 #: Views that diffct projects on the CPU, where it takes minutes for all.
 FEW_VIEWS = 10
+#: Declarations that last as long as they are referred to.
+KEPT: list[Any] = []
 #: A figure, what it is and what it should be.
 AIMS: list[list[str]] = []
 
@@ -101,6 +103,15 @@ def astra_methods(geometry: Geometry) -> Iterator[Method]:
 
 
 def deepinverse(geometry: Geometry) -> Method:
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        # Built for another torch, it fails where its operators are not known by name; DeepInverse calls none of those.
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d"):
+            for full in (name, f"_{name}_backward"):
+                library.define(f"{full}(Tensor x) -> Tensor")
+        KEPT.append(library)
     from deepinv.physics import Tomography
 
     # Their angles are ours, on an image whose corners are covered by their own padding.

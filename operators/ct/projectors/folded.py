@@ -49,9 +49,12 @@ class FoldedProjector(Projector):
         self.at_once = max(1, min(_WIDE // count, (CACHE_BYTES - 1) // (4 * count * geometry.pixels)))
         high = max(1, _STRIP_BYTES // (4 * count * self.at_once * geometry.columns)) * geometry.columns
         self.strips = [slice(p, min(p + high, geometry.pixels)) for p in range(0, geometry.pixels, high)]
+        #: Where the entries of each strip begin, which no host has to ask a device for.
+        self.bounds: dict[str, list[int]] = {}
         columns = folded.matrix.tocsc()
         for name, parts in (("rows", [columns[:, strip].tocsr() for strip in self.strips]), ("columns", [columns.T])):
             counts = np.concatenate([[0], *(np.diff(part.indptr) for part in parts)])
+            self.bounds[name] = counts.cumsum()[:: self.distinct if name == "rows" else geometry.pixels].tolist()
             # int32: sparse products with int64 indices run several times slower.
             index, weight = (np.concatenate([getattr(p, what) for p in parts]) for what in ("indices", "data"))
             self.register_buffer(f"{name}_start", torch.from_numpy(counts.cumsum().astype(np.int32)))
@@ -138,17 +141,16 @@ class FoldedProjector(Projector):
         """Sparse (rows, n) times dense (n, columns), a strip of n after the other, the rows in so many shares."""
         start, index, weight = (self.get_buffer(f"{name}_{what}") for what in ("start", "index", "weight"))
         strips = self.strips if name == "rows" else [slice(0, self.distinct)]
-        rows = (len(start) - 1) // len(strips)
+        rows, bounds = (len(start) - 1) // len(strips), self.bounds[name]
 
         def product(first: int, last: int) -> Tensor:
             total: Tensor | None = None
             for k, strip in enumerate(strips):
                 values = dense(strip)
-                ends, chosen = start[k * rows + first : k * rows + last + 1], slice(None)
-                if len(strips) > 1 or shares > 1:
+                ends, chosen = start[k * rows + first : k * rows + last + 1], slice(*bounds[k : k + 2])
+                if shares > 1:
                     chosen = slice(int(ends[0]), int(ends[-1]))
-                    ends = ends - ends[0]
-                part = sparse_product(ends, index[chosen], matching(weight[chosen], values), values)
+                part = sparse_product(ends - ends[0], index[chosen], matching(weight[chosen], values), values)
                 total = part if total is None else total.add_(part)
             assert total is not None
             return total
@@ -161,9 +163,9 @@ class FoldedProjector(Projector):
         start, index, weight = (self.get_buffer(f"rows_{what}") for what in ("start", "index", "weight"))
 
         def whole() -> Tensor:
-            ends = start[:: self.distinct].long()
-            first = torch.tensor([strip.start for strip in self.strips], device=index.device, dtype=torch.int32)
-            return index + first.repeat_interleave(ends.diff(), output_size=len(index))
+            counts = torch.tensor(self.bounds["rows"]).diff()
+            first = torch.tensor([strip.start for strip in self.strips], dtype=torch.int32)
+            return index + first.repeat_interleave(counts).to(index.device)
 
         index = self.remembered("indices", whole) if len(self.strips) > 1 else index
         parts = sparse_product(start, index, matching(weight, columns), columns)
