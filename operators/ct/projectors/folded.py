@@ -49,12 +49,9 @@ class FoldedProjector(Projector):
         self.at_once = max(1, min(_WIDE // count, (CACHE_BYTES - 1) // (4 * count * geometry.pixels)))
         high = max(1, _STRIP_BYTES // (4 * count * self.at_once * geometry.columns)) * geometry.columns
         self.strips = [slice(p, min(p + high, geometry.pixels)) for p in range(0, geometry.pixels, high)]
-        #: Where the entries of each strip begin, which no host has to ask a device for.
-        self.bounds: dict[str, list[int]] = {}
         columns = folded.matrix.tocsc()
         for name, parts in (("rows", [columns[:, strip].tocsr() for strip in self.strips]), ("columns", [columns.T])):
             counts = np.concatenate([[0], *(np.diff(part.indptr) for part in parts)])
-            self.bounds[name] = counts.cumsum()[:: self.distinct if name == "rows" else geometry.pixels].tolist()
             # int32: sparse products with int64 indices run several times slower.
             index, weight = (np.concatenate([getattr(p, what) for p in parts]) for what in ("indices", "data"))
             self.register_buffer(f"{name}_start", torch.from_numpy(counts.cumsum().astype(np.int32)))
@@ -141,7 +138,9 @@ class FoldedProjector(Projector):
         """Sparse (rows, n) times dense (n, columns), a strip of n after the other, the rows in so many shares."""
         start, index, weight = (self.get_buffer(f"{name}_{what}") for what in ("start", "index", "weight"))
         strips = self.strips if name == "rows" else [slice(0, self.distinct)]
-        rows, bounds = (len(start) - 1) // len(strips), self.bounds[name]
+        rows = (len(start) - 1) // len(strips)
+        # Where the entries of each strip begin: asked of the tensor once, not in each call.
+        bounds = self.remembered(name, lambda: start[::rows].tolist())
 
         def product(first: int, last: int) -> Tensor:
             total: Tensor | None = None
@@ -163,9 +162,9 @@ class FoldedProjector(Projector):
         start, index, weight = (self.get_buffer(f"rows_{what}") for what in ("start", "index", "weight"))
 
         def whole() -> Tensor:
-            counts = torch.tensor(self.bounds["rows"]).diff()
-            first = torch.tensor([strip.start for strip in self.strips], dtype=torch.int32)
-            return index + first.repeat_interleave(counts).to(index.device)
+            counts = start[:: self.distinct].long().diff()
+            first = torch.tensor([strip.start for strip in self.strips], dtype=torch.int32, device=index.device)
+            return index + first.repeat_interleave(counts, output_size=len(index))
 
         index = self.remembered("indices", whole) if len(self.strips) > 1 else index
         parts = sparse_product(start, index, matching(weight, columns), columns)
