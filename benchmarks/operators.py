@@ -1,6 +1,6 @@
 """What the operators cost beside the libraries that are installed and the transforms they rest on; one run, medians.
 
-    OMP_NUM_THREADS=1 python benchmarks/operators.py [--only ct busy blur mri radial cone] [--rounds 7] > benchmarks/operators.md
+    OMP_NUM_THREADS=1 python benchmarks/operators.py [--only ct busy blur mri radial cone] [--rounds 5] > benchmarks/operators.md
 
     pip install --no-deps astra-toolbox nvidia-cuda-runtime-cu12 nvidia-cufft-cu12   # GPL; never imported by invsolve
     pip install --no-deps deepinv torchvision diffct numba llvmlite
@@ -38,7 +38,7 @@ ANGLES = 180
 #: Of the slice of MRI.
 SLICE, COILS = 320, 16
 #: Seconds after which a method gets no further turn.
-ENOUGH = 5.0
+ENOUGH = 4.0
 #: Views that diffct projects on the CPU, where it takes minutes for all.
 FEW_VIEWS = 10
 #: Declarations that last as long as they are referred to.
@@ -407,7 +407,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--volumes", type=int, nargs="+", default=[128])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=parts, nargs="+", default=parts)
     arguments = parser.parse_args()
     began = time.perf_counter()
