@@ -120,11 +120,14 @@ def deepinverse(geometry: Geometry) -> Method:
     )
     kept = sum(b.numel() * b.element_size() for b in physics.buffers())
 
+    # Sixteen images of 512 x 512 at once take more than ten gigabytes.
+    most = max(1, 16 * 256**2 // geometry.pixels)
+
     def forward(x: Tensor) -> Tensor:
-        return physics.A(x)
+        return torch.cat([physics.A(part) for part in x.split(most)])
 
     def adjoint(y: Tensor) -> Tensor:
-        return physics.A_adjoint(y)
+        return torch.cat([physics.A_adjoint(part) for part in y.split(most)])
 
     return Method("DeepInverse", forward, adjoint, kept / 2**20)
 
@@ -248,7 +251,8 @@ def busy(size: int, batches: list[int], rounds: int) -> None:
     torch.set_num_threads(2)
     methods = parallel_methods(size, peers=False)
     rows = {m.name: [m.name] for m in methods}
-    heads, found = ["two threads"], {}
+    heads = ["two threads"]
+    found: dict[tuple[int, int], dict[str, tuple[float, float]]] = {}
     for others in (0, os.cpu_count() or 1):
         # They end with this process, however it ends.
         count = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
@@ -381,7 +385,9 @@ def mri(rounds: int) -> None:
 def radial(rounds: int) -> None:
     """Beside finufft, in a process of its own, whose other figures are its own page's."""
     script = Path(__file__).with_name("mri_noncartesian.py")
-    done = subprocess.run([sys.executable, script, "--rounds", str(rounds)], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(script), "--rounds", str(rounds)], check=True, capture_output=True, text=True
+    )
     print(f"## Radial MRI, 256 spokes: ms\n\n{done.stdout}")
     cells = [
         [part.strip() for part in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line.startswith("|")
