@@ -74,6 +74,17 @@ def finufft_plans(
         yield f"finufft, oversampling {oversampling:g}", forward.execute, adjoint.execute
 
 
+def _mrinufft() -> Any:
+    """The library, or None where it is not installed, or not usable because something that it looks for is broken."""
+    if not here("finufft", "mrinufft"):
+        return None
+    try:
+        return importlib.import_module("mrinufft")
+    except RuntimeError as error:
+        print(f"without mri-nufft: {error}\n")
+        return None
+
+
 def transforms(operator: Any, tolerance: float, rounds: int) -> None:
     """Forward and adjoint of all coils, without coil maps: what gridding libraries compute."""
     size, coils = operator.size[0], operator.coils
@@ -93,8 +104,8 @@ def transforms(operator: Any, tolerance: float, rounds: int) -> None:
                 partial(adjoint, y.numpy()),
                 partial(_chosen, forward, images, chosen),
             )
-    if here("finufft", "mrinufft"):
-        mrinufft: Any = importlib.import_module("mrinufft")
+    mrinufft = _mrinufft()
+    if mrinufft is not None:
         points = (2 * math.pi * k).numpy().astype(np.float32)
         theirs = mrinufft.get_operator("finufft")(points, shape=(size, size), n_coils=coils, n_trans=coils)
         share = float(theirs.norm_factor)

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import sparse, special
 from torch import Tensor
+
+from invsolve.numerics.sparse import sparse_product
 
 #: How much finer the grid is than the image needs.
 OVERSAMPLING = 1.5
@@ -166,4 +167,4 @@ class Gridding:
 
 def _bags(table: Table, columns: Tensor) -> Tensor:
     index, weights, starts = table
-    return F.embedding_bag(index, columns, starts, mode="sum", per_sample_weights=weights, include_last_offset=True)
+    return sparse_product(starts, index, weights, columns)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from invsolve.numerics.sparse import sparse_product
 from invsolve.operators.ct.geometry import Geometry
 from invsolve.operators.ct.projectors.base import budget
 
@@ -47,6 +48,5 @@ def backproject(rays: Tensor, geometry: Geometry, first: int) -> Tensor:
         taps = torch.stack([low, low + 1], -1).view(-1)
         weights = torch.stack([1 - share, share], -1).view(-1)
         ends = torch.arange(0, len(taps) + 1, 2 * angles, dtype=torch.int32, device=rays.device)
-        bag = F.embedding_bag(taps, table, ends, mode="sum", per_sample_weights=weights, include_last_offset=True)
-        out[r : r + count] = bag.view(-1, g.columns, items)
+        out[r : r + count] = sparse_product(ends, taps, weights, table).view(-1, g.columns, items)
     return out.permute(2, 0, 1)

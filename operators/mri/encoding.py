@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -12,6 +13,7 @@ from invsolve.contracts.arguments import as_array, as_mask
 from invsolve.contracts.maskable import MaskableOperator, numbered
 from invsolve.contracts.operator import LinearOperator, matching
 from invsolve.errors import UserError
+from invsolve.numerics.autograd import linear_map
 from invsolve.numerics.krylov import CG
 from invsolve.numerics.linalg import size_of
 from invsolve.numerics.spectrum import SingularSystem, safe_reciprocal
@@ -219,22 +221,31 @@ class CartesianEncoding(MaskableOperator):
         return tuple(range(-self.transformed, 0))
 
     def _factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """What images and k-space are multiplied with, in the precision of a complex tensor: Q, and P times the mask."""
+        """What images and k-space are multiplied with, in the precision of a complex tensor: Q, and P times the mask.
+
+        The second also makes the plain sum of F orthonormal, which otherwise is a pass of its own over all of k-space.
+        """
 
         def made() -> tuple[Tensor, Tensor]:
             size = tuple(self.mask.shape[-self.transformed :])
-            return before(size).to(like), (after(size).to(like.device) * self.mask).to(like)
+            share = after(size).to(like.device) / math.sqrt(math.prod(size))
+            return before(size).to(like), (share * self.mask).to(like)
 
         return self.remembered(("factors", like.dtype, like.device), made)
 
     def _uneven(self, like: Tensor) -> tuple[tuple[int, ...], Tensor]:
-        """The axes along which the mask is not the same everywhere; the mask in `fftn`'s order, of length 1 along the others."""
+        """The axes along which the mask is not the same everywhere; the mask in `fftn`'s order, of length 1 along the others.
+
+        The mask is divided by the number of points that are transformed, for `fftn` and its transpose without a factor.
+        """
 
         def made() -> tuple[tuple[int, ...], Tensor]:
             same = [axis for axis in self._axes if bool((self.mask == self._first([axis])).all())]
             axes = tuple(axis for axis in self._axes if axis not in same)
             mask = self._first(same)
-            return axes, (torch.fft.ifftshift(mask, axes) if axes else mask).to(like)
+            if not axes:
+                return axes, mask.to(like)
+            return axes, torch.fft.ifftshift(mask, axes).to(like) / math.prod(mask.shape[axis] for axis in axes)
 
         return self.remembered(("uneven", like.dtype, like.device), made)
 
@@ -260,11 +271,24 @@ class CartesianEncoding(MaskableOperator):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_complex(x)
+        if self._through_coils and not self.coil_maps.requires_grad:
+            return linear_map(x, self._encoded, self.adjoint)
         first, last = self._factors(x)
         x = x * first
         if self._through_coils:
             x = x * matching(self.coil_maps, x)
-        return torch.fft.fftn(x, dim=self._axes, norm="ortho").mul_(last)
+        return torch.fft.fftn(x, dim=self._axes).mul_(last)
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        """`forward`, coil by coil, each from its image to the measurement in a core's cache; without autograd."""
+        first, last = self._factors(x)
+        x, start = x * first, 0
+        y = x.new_empty(len(x), self.coils, *x.shape[2:])
+        for maps in self._shares(x):
+            part = torch.fft.fftn(x * maps, dim=self._axes)
+            torch.mul(part, last, out=y[:, start : start + len(maps)])
+            start += len(maps)
+        return y
 
     def adjoint(self, y: Tensor) -> Tensor:
         if not y.is_complex():
@@ -272,11 +296,11 @@ class CartesianEncoding(MaskableOperator):
         first, last = self._factors(y)
         last = last.conj().resolve_conj()
         if not self._through_coils:
-            return torch.fft.ifftn(y * last, dim=self._axes, norm="ortho") * first.conj()
+            return torch.fft.ifftn(y * last, dim=self._axes, norm="forward") * first.conj()
         total, start = torch.zeros_like(y[:, :1]), 0
         for maps in self._shares(y[:, :1]):
             part = y[:, start : start + len(maps)] * last
-            total = _onto(total, torch.fft.ifftn(part, dim=self._axes, norm="ortho"), maps)
+            total = _onto(total, torch.fft.ifftn(part, dim=self._axes, norm="forward"), maps)
             start += len(maps)
         return total * first.conj()
 
@@ -286,7 +310,9 @@ class CartesianEncoding(MaskableOperator):
         axes, mask = self._uneven(x)
 
         def seen(image: Tensor) -> Tensor:
-            return torch.fft.ifftn(torch.fft.fftn(image, dim=axes).mul_(mask), dim=axes) if axes else image * mask
+            if not axes:
+                return image * mask
+            return torch.fft.ifftn(torch.fft.fftn(image, dim=axes).mul_(mask), dim=axes, norm="forward")
 
         return self._through_each(x, seen) if self._through_coils else seen(x)
 

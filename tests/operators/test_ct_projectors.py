@@ -13,7 +13,7 @@ import invsolve
 from invsolve import Geometry
 from invsolve.contracts.operator import LinearOperator
 from invsolve.numerics.linalg import inner, norm
-from invsolve.operators.ct.projectors import joseph, joseph3d
+from invsolve.operators.ct.projectors import folded, joseph, joseph3d
 from tests.support.types import linear_operator, offered
 
 DEGREES = [3.0, 47.0, 122.5, 200.0, 301.0]
@@ -198,6 +198,33 @@ def test_views_a_quarter_turn_apart_share_rows_wherever_the_axis_is() -> None:
     x = images(g)
     # As above: single precision, angles and positions to 1e-8.
     np.testing.assert_allclose(operator(x), np.stack([ray_by_ray(g, i[0].numpy()) for i in x]), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "more", [{"image_size": 9, "angles": 8}, {"image_size": [9, 6], "angles": [0.0, 21.0, 90.0, 159.0]}, {}]
+)
+@pytest.mark.parametrize("height", [1, 4])
+def test_strips_of_pixels_add_up(more: dict[str, Any], height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With eight copies of an image, two and one; several images and one; on one thread, and rows in shares of two."""
+    g = Geometry(**FLAT | more)
+    monkeypatch.setattr(folded, "_STRIP_BYTES", height * g.columns * 4 * folded._WIDE)
+    monkeypatch.setattr(folded, "_MANY", 1)
+    monkeypatch.setattr(folded, "_FEW", 0)
+    operator = linear_operator("ct", geometry=g, projector="folded").double()
+    projector = offered(operator).projector
+    assert len(projector.strips) == -(-g.rows // height)
+    x = images(g, 3)
+    wanted = np.stack([ray_by_ray(g, image[0].numpy()) for image in x])
+    for some in (x, x[:1]):
+        y = operator(some)
+        # As above: single precision, angles and positions to 1e-8.
+        np.testing.assert_allclose(y, wanted[: len(some)], atol=2e-6)
+        back = operator.adjoint(y)
+        torch.testing.assert_close(inner(back, some), inner(y, y), rtol=1e-13, atol=0)
+    # As on a device without such caches.
+    flat = x.flatten(1)
+    whole = projector._all_strips(projector._copies(flat.T.contiguous())).view(projector.slots, -1)[projector.slot].T
+    np.testing.assert_allclose(whole.reshape(wanted.shape), wanted, atol=2e-6)
 
 
 def test_two_geometries_without_weights_have_two_records() -> None:

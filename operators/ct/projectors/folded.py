@@ -12,20 +12,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invsolve.contracts.operator import matching
+from invsolve.numerics.sparse import sparse_product
 from invsolve.numerics.threads import apart
 from invsolve.operators.ct.folding import Folded, fold, plan
 from invsolve.operators.ct.geometry import Geometry
-from invsolve.operators.ct.projectors.base import Projector, budget, by_images, joined
+from invsolve.operators.ct.projectors.base import CACHE_BYTES, Projector, by_images, joined
 
 #: Stored bytes from which on another projector is taken unless this one is asked for.
 LARGEST = 2 * 2**30
 # Multiplications that cost less than waking a thread; and those of a share of one image's rows.
 _FEW = 200_000
 _MANY = 20_000_000
+# Columns of a product, all copies of some images. More gain nothing.
+_WIDE = 64
+# Bytes of pixels over which all rays are summed before the next: what a core's own cache holds.
+_STRIP_BYTES = 2 * 2**20
 
 
 class FoldedProjector(Projector):
-    """Joseph's weights of every 2-D geometry as a sparse matrix, one row for all rays that are one another's mirror images."""
+    """Joseph's weights of every 2-D geometry as a sparse matrix, one row for all rays that are one another's mirror images.
+
+    Towards the rays the matrix is stored in strips of some rows of pixels each, one below the other, in which pixels are counted
+    anew: the copies of several images are made strip by strip, and stay in the cache while all rays pass.
+    """
 
     name = "folded"
 
@@ -33,14 +42,27 @@ class FoldedProjector(Projector):
         super().__init__(geometry)
         folded = self._weights(geometry)
         self.symmetries = folded.symmetries
-        self.slots = folded.matrix.shape[0] * len(self.symmetries)
-        self.slot = torch.from_numpy(folded.row * len(self.symmetries) + folded.copy)
-        transposed = folded.matrix.T.tocsr()
-        # int32: sparse products with int64 indices run several times slower.
-        for name, matrix in (("rows", folded.matrix), ("columns", transposed)):
-            self.register_buffer(f"{name}_start", torch.from_numpy(matrix.indptr.astype(np.int32)))
-            self.register_buffer(f"{name}_index", torch.from_numpy(matrix.indices.astype(np.int32)))
-            self.register_buffer(f"{name}_weight", torch.from_numpy(matrix.data.astype(np.float32)))
+        self.distinct, count = folded.matrix.shape[0], len(self.symmetries)
+        self.slots = self.distinct * count
+        self.slot = torch.from_numpy(folded.row * count + folded.copy)
+        # Images at once, fewer where their copies would be so large that the allocator returns them to the system each time.
+        self.at_once = max(1, min(_WIDE // count, (CACHE_BYTES - 1) // (4 * count * geometry.pixels)))
+        high = max(1, _STRIP_BYTES // (4 * count * self.at_once * geometry.columns)) * geometry.columns
+        self.strips = [slice(p, min(p + high, geometry.pixels)) for p in range(0, geometry.pixels, high)]
+        columns = folded.matrix.tocsc()
+        for name, parts in (("rows", [columns[:, strip].tocsr() for strip in self.strips]), ("columns", [columns.T])):
+            counts = np.concatenate([[0], *(np.diff(part.indptr) for part in parts)])
+            # int32: sparse products with int64 indices run several times slower.
+            index, weight = (np.concatenate([getattr(p, what) for p in parts]) for what in ("indices", "data"))
+            self.register_buffer(f"{name}_start", torch.from_numpy(counts.cumsum().astype(np.int32)))
+            self.register_buffer(f"{name}_index", torch.from_numpy(index.astype(np.int32)))
+            self.register_buffer(f"{name}_weight", torch.from_numpy(weight.astype(np.float32)))
+        # From which pixel each copy of a pixel comes, (pixels, copies), and at which of those places it is found again.
+        pixel = torch.arange(geometry.pixels).view(geometry.rows, geometry.columns, 1)
+        source = torch.stack([_transform(pixel, s) for s in self.symmetries], 2).view(-1, count)
+        places = torch.arange(source.numel()).view(-1, count)
+        self.source = source.int()
+        self.found = torch.empty_like(source).scatter_(0, source, places).int()
 
     def _weights(self, geometry: Geometry) -> Folded:
         return fold(geometry)
@@ -63,7 +85,7 @@ class FoldedProjector(Projector):
         return images.view(len(y), *self.geometry.image_size)
 
     def _shared(self, work: Callable[[Tensor, int], Tensor], values: Tensor) -> Tensor:
-        """Whole images by turns that fit in the caches; on a CPU several at once, or the rows of the product of one."""
+        """Some whole images at a time; on a CPU several such turns at once, or the rows of the product of one image."""
         products, threads = self.get_buffer("rows_weight").numel() * len(self.symmetries), torch.get_num_threads()
         if values.device.type != "cpu" or products * len(values) < _FEW:
             return work(values, 1)
@@ -71,23 +93,26 @@ class FoldedProjector(Projector):
         rows = min(threads, products // _MANY)
         if len(values) == 1 and rows > 1:
             return work(values, rows)
-        return by_images(lambda part: work(part, 1), values, self._group(values))
-
-    def _group(self, x: Tensor) -> int:
-        return max(1, budget(x) // (self.geometry.pixels * len(self.symmetries) * x.element_size()))
+        return by_images(lambda part: work(part, 1), values, self.at_once)
 
     def _to_rays(self, x: Tensor, shares: int) -> Tensor:
         """Images (B, pixels) to rays (B, rays)."""
-        g = self.geometry
+        # The batch runs fastest, as the product wants it: moved once, before the copies are made.
+        plane = x.T.contiguous()
+        if x.device.type != "cpu":
+            values = self._all_strips(self._copies(plane))
+        elif len(x) > 1 and len(self.symmetries) > 1:
+            values = self._product("rows", lambda strip: F.embedding(self.source[strip], plane).flatten(1), 1)
+        else:
+            (columns,) = _each([lambda: self._copies(plane)], shares)
+            values = self._product("rows", lambda strip: columns[strip], shares)
+        values = values.view(self.slots, len(x))
+        return _each([lambda: values.index_select(0, self.slot).T.contiguous()], shares)[0]
 
-        def copies() -> Tensor:
-            # The batch runs fastest, as the product wants it: moved once, before the copies are made.
-            plane = x.T.reshape(g.rows, g.columns, len(x))
-            return torch.stack([_transform(plane, s) for s in self.symmetries], 2).view(g.pixels, -1)
-
-        (columns,) = _each([copies], shares)
-        values = self._product("rows", columns, shares).view(self.slots, len(x))
-        return _each([lambda: values[self.slot].T.contiguous()], shares)[0]
+    def _copies(self, plane: Tensor) -> Tensor:
+        """All copies (pixels, copies x B) of images (pixels, B)."""
+        plane = plane.view(self.geometry.rows, self.geometry.columns, -1)
+        return torch.stack([_transform(plane, s) for s in self.symmetries], 2).view(self.geometry.pixels, -1)
 
     def _to_images(self, y: Tensor, shares: int) -> Tensor:
         """Rays (B, rays) to images (B, pixels)."""
@@ -97,37 +122,53 @@ class FoldedProjector(Projector):
             return y.new_zeros(self.slots, len(y)).index_add_(0, self.slot, y.T).view(-1, count * len(y))
 
         (values,) = _each([gathered], shares)
-        copies = self._product("columns", values, shares).view(g.rows, g.columns, count, len(y))
+        copies = self._product("columns", lambda _: values, shares)
 
         def summed() -> Tensor:
-            plane = copies.new_zeros(g.rows, g.columns, len(y))
+            if len(y) > 1:
+                return F.embedding_bag(self.found, copies.view(-1, len(y)), mode="sum").T.contiguous()
+            plane = copies.new_zeros(g.rows, g.columns, 1)
             for k, symmetry in enumerate(self.symmetries):
-                plane += _transform_back(copies[:, :, k], symmetry)
-            return plane.permute(2, 0, 1).reshape(len(y), -1)
+                plane += _transform_back(copies.view(g.rows, g.columns, count, 1)[:, :, k], symmetry)
+            return plane.view(1, -1)
 
         return _each([summed], shares)[0]
 
-    def _product(self, name: str, dense: Tensor, shares: int = 1) -> Tensor:
-        """Sparse (rows, n) times dense (n, columns), the rows in so many shares."""
-        start = self.get_buffer(f"{name}_start")
+    def _product(self, name: str, dense: Callable[[slice], Tensor], shares: int) -> Tensor:
+        """Sparse (rows, n) times dense (n, columns), a strip of n after the other, the rows in so many shares."""
+        start, index, weight = (self.get_buffer(f"{name}_{what}") for what in ("start", "index", "weight"))
+        strips = self.strips if name == "rows" else [slice(0, self.distinct)]
+        rows = (len(start) - 1) // len(strips)
+        # Where the entries of each strip begin: asked of the tensor once, not in each call.
+        bounds = self.remembered(name, lambda: start[::rows].tolist())
 
         def product(first: int, last: int) -> Tensor:
-            ends = start[first : last + 1]
-            chosen = slice(int(ends[0]), int(ends[-1])) if shares > 1 else slice(None)
-            index, weight = (self.get_buffer(f"{name}_{what}")[chosen] for what in ("index", "weight"))
-            return F.embedding_bag(
-                index,
-                dense,
-                ends - ends[0] if shares > 1 else ends,
-                mode="sum",
-                per_sample_weights=matching(weight, dense),
-                include_last_offset=True,
-            )
+            total: Tensor | None = None
+            for k, strip in enumerate(strips):
+                values = dense(strip)
+                ends, chosen = start[k * rows + first : k * rows + last + 1], slice(*bounds[k : k + 2])
+                if shares > 1:
+                    chosen = slice(int(ends[0]), int(ends[-1]))
+                part = sparse_product(ends - ends[0], index[chosen], matching(weight[chosen], values), values)
+                total = part if total is None else total.add_(part)
+            assert total is not None
+            return total
 
-        rows = len(start) - 1
         cuts = [rows * k // shares for k in range(shares + 1)]
-        parts = _each([partial(product, *pair) for pair in pairwise(cuts)], shares)
-        return joined(parts)
+        return joined(_each([partial(product, *pair) for pair in pairwise(cuts)], shares))
+
+    def _all_strips(self, columns: Tensor) -> Tensor:
+        """The product towards the rays at once, for a device that has no caches to fit."""
+        start, index, weight = (self.get_buffer(f"rows_{what}") for what in ("start", "index", "weight"))
+
+        def whole() -> Tensor:
+            counts = start[:: self.distinct].long().diff()
+            first = torch.tensor([strip.start for strip in self.strips], dtype=torch.int32, device=index.device)
+            return index + first.repeat_interleave(counts, output_size=len(index))
+
+        index = self.remembered("indices", whole) if len(self.strips) > 1 else index
+        parts = sparse_product(start, index, matching(weight, columns), columns)
+        return parts.view(len(self.strips), self.distinct, -1).sum(0)
 
 
 def _each(work: Sequence[Callable[[], Tensor]], shares: int) -> list[Tensor]:
