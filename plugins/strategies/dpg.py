@@ -28,7 +28,7 @@ _MOMENTUM = 0.1
 
 @dataclass(frozen=True)
 class DPG(Strategy):
-    """Guidance by policy gradient (Tang 2024); any simulator without derivatives, the network's own are needed.
+    """Guidance by policy gradient (Tang 2024); any simulator, whose derivatives are not needed.
 
     DDPM, then x -= scale beta g / |g|: g the gradient of mean (R_k - b_k) |x_k - D|^2 / 2 r^2 over x_k = D + r n_k with rewards
     R_k = exp(-(|y - A(x_k)|^2 - |y - A(D)|^2) / Z), b_k the mean of the others'.
@@ -60,13 +60,13 @@ class DPG(Strategy):
     cost: ClassVar[str] = "forward + backward"
 
     steps: int = 1000
-    draws_a_step: int = 1000
+    draws_a_step: int = 256
     scale: float = 1.4
 
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "gaussian-like")
     data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
     draws: ClassVar[bool] = False
-    mean_error: ClassVar[float] = 1.3
+    mean_error: ClassVar[float] = 0.75
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"steps": 60, "draws_a_step": 64, "scale": 3.0},)
 
     def __post_init__(self) -> None:
