@@ -1,4 +1,4 @@
-"""Gibbs samplers between noise levels: mgdm against a transcription of its paper in variance-preserving coordinates."""
+"""Gibbs samplers between noise levels: mgdm and denoising-mcmc, whole runs against transcriptions of their papers."""
 
 from __future__ import annotations
 
@@ -98,3 +98,44 @@ def test_mgdm(problem: Problem) -> None:
     assert drawn > 3
     ours = run_batch(problem, invsolve.strategy("mgdm", steps=steps), ChainRandom(3, CHAINS)).images
     torch.testing.assert_close(ours, clean, atol=1e-6, rtol=0)
+
+
+def test_denoising_mcmc(problem: Problem) -> None:
+    """Kim and Ye 2023, Denoising Langevin Gibbs and Karras' Algorithm 1 from each chain's own level, in NumPy."""
+    chain, stops, eta, prior = 6, 5, 0.2, problem.prior
+    mask, y, start = problem.operator.measured(), problem.y.numpy(), problem.linear.baseline(problem.y, SIGMA_Y).numpy()
+    assert mask is not None
+    seen = mask.numpy()
+    known = np.geomspace(prior.sigma_min, prior.sigma_max, 64)
+    errors = np.log([prior.error(level) for level in known])
+
+    def error(level: float) -> float:
+        return float(np.exp(np.interp(np.log(level), np.log(known), errors)))
+
+    def denoised(x: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+        """D; and the pixels measured moved to the mean of y and D by their precisions."""
+        clean = prior.denoise(torch.from_numpy(x)[None], torch.tensor(level, dtype=torch.float64))[0].numpy()
+        weight = error(level) / (error(level) + SIGMA_Y**2)
+        return clean, clean + seen.reshape(x.shape) * weight * (y[0] - clean)
+
+    rng, images = ChainRandom(3, CHAINS), []
+    first = rng.at(0).normal(problem.zeros()).numpy()
+    noise = [rng.at(k).normal(problem.zeros()).numpy() for k in range(1, chain + 1)]
+    for row in range(len(CHAINS)):
+        x, level = start[row] + 0.5 * first[row], 0.5
+        for k in range(chain):
+            clean, moved = denoised(x, level)
+            estimate = np.sqrt(np.square(x - clean).mean() + error(level))
+            x = x + eta / 2 * (moved - x) / level**2 + np.sqrt(eta) * noise[k][row]
+            level = estimate
+        roots = level ** (1 / 7) + np.linspace(0, 1, stops) * (prior.sigma_min ** (1 / 7) - level ** (1 / 7))
+        for here, after in pairwise([*(roots**7), 0.0]):
+            slope = (x - denoised(x, here)[1]) / here
+            end = x + (after - here) * slope
+            if after > 0:
+                end = x + (after - here) * (slope + (end - denoised(end, after)[1]) / after) / 2
+            x = end
+        images.append(x)
+    strategy = invsolve.strategy("denoising-mcmc", chain=chain, denoising=stops, eta=eta)
+    ours = run_batch(problem, strategy, ChainRandom(3, CHAINS)).images
+    np.testing.assert_allclose(ours.numpy(), np.stack(images), atol=1e-8)
