@@ -14,7 +14,7 @@ from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.contracts.views import InPhysicalUnits
-from invsolve.errors import Unsuited
+from invsolve.errors import Unsuited, UserError
 from invsolve.numerics import schedules
 from invsolve.numerics.linalg import rows
 from invsolve.numerics.modes import white
@@ -57,6 +57,10 @@ class DDLM(Strategy):
     explains: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("prior", "gaussian-like")
     mean_error: ClassVar[float] = 1.27
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lowest < 1:
+            raise UserError(f"strategy 'ddlm': lowest is a part of the level found, between 0 and 1; got {self.lowest}")
 
     def schedule(self, problem: Problem) -> Tensor:
         # In units of each image's own level.

@@ -12,6 +12,7 @@ from torch import Tensor
 from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy, iterations
+from invsolve.errors import UserError
 from invsolve.numerics import schedules
 from invsolve.numerics.krylov import CG
 from invsolve.numerics.linalg import inner, rows, size_of
@@ -65,6 +66,13 @@ class DenoisingMCMC(Strategy):
     mean_error: ClassVar[float] = 0.65
     std_ratio: ClassVar[tuple[float, float]] = (1.0, 1.5)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.9, 1.9)
+
+    def __post_init__(self) -> None:
+        if self.chain < 0 or self.denoising < 1 or not self.eta > 0:
+            raise UserError(
+                f"strategy 'denoising-mcmc': chain must be 0 or more, denoising 1 or more and eta above 0; got {self.chain}, "
+                f"{self.denoising}, {self.eta}"
+            )
 
     def at_cost(self, evaluations: int) -> Self:
         denoising = max(evaluations // 4, 2)

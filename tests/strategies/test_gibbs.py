@@ -139,3 +139,8 @@ def test_denoising_mcmc(problem: Problem) -> None:
     strategy = invsolve.strategy("denoising-mcmc", chain=chain, denoising=stops, eta=eta)
     ours = run_batch(problem, strategy, ChainRandom(3, CHAINS)).images
     np.testing.assert_allclose(ours.numpy(), np.stack(images), atol=1e-8)
+
+
+def test_denoising_mcmc_has_somewhere_to_go() -> None:
+    with pytest.raises(invsolve.UserError, match="'denoising-mcmc': chain must be 0 or more, denoising 1 or more"):
+        invsolve.strategy("denoising-mcmc", denoising=0)
