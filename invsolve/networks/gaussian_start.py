@@ -155,7 +155,7 @@ class GaussianStart:
         others = len(self.mean) * math.prod(self.size) - kept
         share = self.rest * (kept + others) / max(others, 1)
         variance = torch.full((len(self.mean), *self.size), share, dtype=torch.float64)
-        variance[(..., *(slice(count) for count in self.power.shape[1:]))] = self.power
+        variance[tuple(slice(count) for count in self.power.shape)] = self.power
         rows = [BASES[self.basis](length, length).to(like) for length in self.size]
         back = [each.T for each in rows]
         return Modes(variance.to(like), lambda x: _analysed(x, rows), lambda c: _analysed(c, back))
