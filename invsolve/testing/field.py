@@ -39,7 +39,7 @@ class Field(Prior):
     def error(self, sigma: float) -> float:
         return float((self.spectrum * sigma**2 / (self.spectrum + sigma**2)).mean())
 
-    def modes(self, like: Tensor) -> Modes:
+    def modes(self, like: Tensor) -> Modes | None:
         return Modes(self.spectrum.to(like), hartley, hartley)
 
     def sample(self, rng: ChainRandom, like: Tensor) -> Tensor:

@@ -163,7 +163,7 @@ def figures_error(draws: int) -> float:
     ids=["gaussian-field", "levy"],
 )
 def test_a_stated_spectrum_is_the_covariance(prior: invsolve.Prior, covariance: np.ndarray | None) -> None:
-    covariance = prior.covariance().numpy() if covariance is None else covariance  # type: ignore[operator]
+    covariance = prior.covariance().numpy() if covariance is None else covariance
     shape = [side for side in prior.event_shape if side is not None]
     units = torch.eye(len(covariance), dtype=torch.float64).view(-1, *shape)
     modes = prior.modes(units)
