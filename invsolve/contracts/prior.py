@@ -15,6 +15,7 @@ from torch import Tensor
 
 from invsolve.contracts.module import Module
 from invsolve.errors import UserError
+from invsolve.numerics.modes import Modes
 
 
 class Prior(Module):
@@ -88,6 +89,14 @@ class Prior(Module):
         levels, errors = (np.log(self.error_curve[name]) for name in ("sigma", "mse"))
         # Below the measured levels the noise itself is what is left.
         return float(min(np.exp(np.interp(np.log(sigma), levels, errors)), sigma**2))
+
+    def modes(self, like: Tensor) -> Modes | None:
+        """The covariance of its images, if it is known and diagonal in some basis; None where nobody measured it.
+
+        Args:
+            like: (B, C, *spatial), images of the shape, precision and device wanted.
+        """
+        return None
 
     def bounds(self) -> tuple[float, float] | None:
         """Values between which its images lie, network units; None where nobody knows.

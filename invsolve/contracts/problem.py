@@ -102,12 +102,20 @@ class Problem(DataStep):
         """Real zeros (B, *state_shape) on the data's device: a state to fill with noise."""
         return torch.zeros(self.batch, *self.state_shape, dtype=self.y.real.dtype, device=self.y.device)
 
-    def denoise(self, x: Tensor, sigma: float) -> Tensor:
-        """D(x, sigma), counted; differentiable in x where gradients are enabled."""
-        passes = self.prior.passes_at(x.shape[1:], sigma)
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """D(x, sigma), counted; differentiable in x where gradients are enabled.
+
+        Args:
+            x: (B, C, *spatial).
+            sigma: a number; or one a row, (B,), counted as network calls whatever the level.
+        """
+        if isinstance(sigma, Tensor):
+            passes, level = self.prior.passes, sigma.to(x)
+        else:
+            passes = self.prior.passes_at(x.shape[1:], sigma)
+            # full() passes sigma as a kernel argument; a tensor made from a Python number would wait for the device.
+            level = torch.full((), sigma, dtype=x.dtype, device=x.device)
         self.calls.network += len(x) * passes
-        # full() passes sigma as a kernel argument; a tensor made from a Python number would wait for the device.
-        level = torch.full((), sigma, dtype=x.dtype, device=x.device)
         who = called("prior", self.prior)
         if self.network_precision == "bf16":
             with torch.autocast((self.prior.device or x.device).type, torch.bfloat16):

@@ -17,6 +17,7 @@ from invsolve.contracts.prior import Prior
 from invsolve.contracts.wrapped import Wrapped, WrappedLinear
 from invsolve.errors import Unsuited, UserError
 from invsolve.numerics.krylov import CG, Solution
+from invsolve.numerics.modes import Modes
 from invsolve.numerics.spectrum import SingularSystem
 
 
@@ -191,6 +192,9 @@ class PriorInChunks(Prior):
     def error(self, sigma: float) -> float:
         return self.inner.error(sigma)
 
+    def modes(self, like: Tensor) -> Modes | None:
+        return self.inner.modes(like)
+
     def bounds(self) -> tuple[float, float] | None:
         return self.inner.bounds()
 
@@ -221,6 +225,10 @@ class SliceWise(PriorInChunks):
         # A voxel goes through once a plane; the plane across `axis` has the other two sides.
         planes = [(channels, *(side for k, side in enumerate(sides, start=2) if k != axis)) for axis in self.axes]
         return sum(self.inner.passes_at(plane, sigma) for plane in planes)
+
+    def modes(self, like: Tensor) -> Modes | None:
+        # An average over planes has another covariance than either.
+        return self.inner.modes(like) if len(self.axes) == 1 else None
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         first, *others = (self._along(axis, x, sigma) for axis in self.axes)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from invsolve.contracts.prior import per_row
 from invsolve.errors import UserError
+from invsolve.numerics.modes import Modes
 
 #: Longest side of an image whose Gaussian is stored, and most modes along it; a header may not ask for more.
 _LONGEST, _MOST = 8192, 512
@@ -147,6 +148,17 @@ class GaussianStart:
         """Mean squared error of a pixel of D, were the images this Gaussian and what is in no mode kept."""
         pixels = len(self.mean) * math.prod(self.size)
         return float((self.power * sigma**2 / (self.power + sigma**2)).sum()) / pixels + self.rest
+
+    def modes(self, like: Tensor) -> Modes:
+        """Its covariance, with what is in no mode kept spread evenly over all others; for images (B, C, *size)."""
+        kept = self.power.numel()
+        others = len(self.mean) * math.prod(self.size) - kept
+        share = self.rest * (kept + others) / max(others, 1)
+        variance = torch.full((len(self.mean), *self.size), share, dtype=torch.float64)
+        variance[tuple(slice(count) for count in self.power.shape)] = self.power
+        rows = [BASES[self.basis](length, length).to(like) for length in self.size]
+        back = [each.T for each in rows]
+        return Modes(variance.to(like), lambda x: _analysed(x, rows), lambda c: _analysed(c, back))
 
     def record(self) -> dict[str, Any]:
         """What a header says of it, from which `from_record` makes it again; four digits a number."""

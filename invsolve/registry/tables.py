@@ -88,5 +88,5 @@ def _takers(cls: type[Noise]) -> str:
     """The strategies that have what they need of a noise, as in its first example."""
     noise = build(cls, "noise", cls.name, dict(cls.examples[0]))
     known = registry.available("strategy")
-    takers = [f"`{name}`" for name, other in known.items() if issubclass(other, Strategy) and takes_noise(other, noise)]
-    return "all" if len(takers) == len(known) else ", ".join(takers)
+    takers = [name for name, other in known.items() if issubclass(other, Strategy) and takes_noise(other, noise)]
+    return "all" if len(takers) == len(known) else f"`{' '.join(takers)}`"

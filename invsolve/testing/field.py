@@ -7,7 +7,9 @@ from torch import Tensor
 from invsolve.contracts.operator import matching
 from invsolve.contracts.prior import Prior, per_row
 from invsolve.numerics.fields import circulant, filtered, power_spectrum
+from invsolve.numerics.modes import Modes
 from invsolve.numerics.random import ChainRandom
+from invsolve.numerics.spectrum import hartley
 
 
 class Field(Prior):
@@ -36,6 +38,9 @@ class Field(Prior):
 
     def error(self, sigma: float) -> float:
         return float((self.spectrum * sigma**2 / (self.spectrum + sigma**2)).mean())
+
+    def modes(self, like: Tensor) -> Modes | None:
+        return Modes(self.spectrum.to(like), hartley, hartley)
 
     def sample(self, rng: ChainRandom, like: Tensor) -> Tensor:
         """Draw images (B, 1, N, N) of the dtype and device of `like`, one a chain."""

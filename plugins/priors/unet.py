@@ -18,6 +18,7 @@ from invsolve.contracts.prior import Prior, per_row
 from invsolve.errors import UserError
 from invsolve.networks.gaussian_start import GaussianStart
 from invsolve.networks.patches import POSITIONS, Patches
+from invsolve.numerics.modes import Modes
 from invsolve.plugins.priors._header import check_header, check_network
 from invsolve.plugins.priors._quantised import plain, quantised
 from invsolve.plugins.priors._weights import read_checkpoint
@@ -157,6 +158,10 @@ class UNetPrior(Prior):
         if self.gaussian is not None and self._gaussian_at((len(self.gaussian.mean), *self.gaussian.size)) <= sigma:
             return self.gaussian.error(sigma)
         return super().error(sigma)
+
+    def modes(self, like: Tensor) -> Modes | None:
+        known = self.gaussian
+        return None if known is None or not known.stands_for(like.shape[1:]) else known.modes(like)
 
     def fingerprint(self) -> str:
         above = None if self.gaussian is None else self.gaussian.above

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -18,6 +17,7 @@ from invsolve.numerics import schedules
 from invsolve.numerics.krylov import GCR
 from invsolve.numerics.random import ChainRandom
 from invsolve.plugins.strategies._local import local
+from invsolve.plugins.strategies._multistep import advance
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class MMPS(Strategy):
     operator's proximal solve with the prior's measured error in place of sigma^2 J, and minimise the residual over a
     growing basis, which needs no symmetry of a learned network's J. The part of the residual that so few products leave
     unsolved is then given to that proximal solve; it vanishes as the products suffice. Between steps, which all have one
-    length in log sigma, DPM-Solver++ 2M (Lu 2022) with a coefficient that keeps the samples' width, see `extrapolation`.
+    length in log sigma, DPM-Solver++ 2M (Lu 2022) with a coefficient that keeps the samples' width.
 
     An operator that is not linear is replaced by its tangent at the previous step's D_y, noise that is not Gaussian by
     Gaussian noise of the variance expected there. The tangent takes operators that torch can differentiate twice.
@@ -107,14 +107,7 @@ class MMPS(Strategy):
         x, before = state["x"], state["before"]
         start = (state["u"], before) if rng.step > 1 else None
         estimate, residual, u = self.condition(problem, x, sigma, start)
-        forecast = estimate
-        if sigma_next > 0 and start is not None:
-            forecast = estimate + extrapolation(math.log(sigma / sigma_next), self.churn) * (estimate - before)
-        ratio = sigma_next / sigma
-        shrink = ratio**self.churn
-        x = ratio * shrink * x + (1 - ratio * shrink) * forecast
-        if self.churn > 0 and sigma_next > 0:
-            x = x + sigma_next * math.sqrt(1 - shrink**2) * rng.normal(x)
+        x = advance(x, estimate, None if start is None else before, sigma, sigma_next, self.churn, rng)
         return {"x": x, "u": u, "before": estimate, "residual": problem.misfit(residual)}
 
     def condition(
@@ -158,19 +151,3 @@ class MMPS(Strategy):
             # Asking whether it is all rows would wait for the device.
             return self.solves, (seen <= problem.sigma.flatten() ** 2).to(problem.y.device)
         return self.solves if seen > problem.sigma**2 else 1, None
-
-
-def extrapolation(h: float, churn: float) -> float:
-    """How far D_y is carried on along its last change: a two-step method that keeps the width of the samples.
-
-    DPM-Solver++ 2M takes 1/2 for steps of one length. That is right for a smooth path; in the stochastic equation the last
-    change is mostly the noise of the last step, and noise carried on by half widens the samples, by 2 % at 28 steps and by
-    5 % on Karras' levels. Here the variance of x is followed through the steps for a Gaussian posterior: for steps of one
-    length, the coefficient with which samples get exactly its width depends on h alone, because in log sigma another width
-    is a mere shift. This is its expansion, good to 0.002 for h up to 1. The order stays 2.
-
-    Args:
-        h: length of the step, log(sigma / sigma').
-        churn: 0 for the probability flow, 1 for the reverse stochastic equation.
-    """
-    return 1 / 2 - (3 + churn) * h / 24 + (1 + churn) * h**2 / 16

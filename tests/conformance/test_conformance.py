@@ -24,6 +24,8 @@ KNOWN: dict[str, dict[str, dict[str, str]]] = {
     },
     "ct-": {
         "enkg": {"mean": "states that it takes as many members as pixels; here are half as many"},
+        "dpg": {"mean": "states that it errs most in tomography"},
+        "mgdm": {"widths along the eigenvectors": "states that some directions of tomography stay too wide"},
         "flowchef": {"mean": "one length for all: what tomography hardly passes on stays near the prior's mean"},
         "flowdps": dict.fromkeys(
             ("mean", "width", "widths along the eigenvectors"),

@@ -1,4 +1,4 @@
-"""Operators that are a black box: enkg against a transcription, and a simulator of NumPy alone from the command line."""
+"""Operators that are a black box: enkg and dpg against transcriptions, and a simulator of NumPy alone from the command line."""
 
 from __future__ import annotations
 
@@ -77,6 +77,62 @@ def test_enkg() -> None:
     np.testing.assert_allclose(images.numpy(), z, atol=1e-8)
 
 
+def test_dpg() -> None:
+    """Tang 2024, Algorithm 1, as their code has it for Gaussian noise, in variance-preserving coordinates and NumPy."""
+    steps, draws, scale, sigma_y, pixels = 12, 40, 1.4, 0.01, SIZE * SIZE
+    prior = invsolve.load_prior("gaussian-field", size=SIZE, std=0.3)
+    truth = invsolve.sample(prior, 1, seed=0).double()
+    chains = [(0, 0), (0, 1)]
+    y = torch.from_numpy(predicted(truth.numpy())).expand(len(chains), -1)
+    problem = make_problem(prior, Simulator(), invsolve.Gaussian(sigma_y), y, (1, SIZE, SIZE), Scale())
+    strategy = invsolve.strategy("dpg", steps=steps, draws_a_step=draws, scale=scale)
+    levels, rng = strategy.schedule(problem).tolist(), ChainRandom(3, chains)
+    bars = [1 / (1 + sigma**2) for sigma in levels]
+    x = np.sqrt(1 / bars[0] - 1) * rng.at(0).normal(problem.zeros()).numpy() * np.sqrt(bars[0])
+    memory: list[tuple[float, np.ndarray]] = []
+    pushed = 0
+    for k, (bar, after) in enumerate(pairwise(bars), start=1):
+        sigma, at = np.sqrt((1 - bar) / bar), rng.at(k)
+
+        def clean(x: torch.Tensor, sigma: float = sigma, bar: float = bar) -> torch.Tensor:
+            return prior.denoise(x / bar**0.5, torch.tensor(sigma, dtype=x.dtype))
+
+        there = torch.from_numpy(x).requires_grad_()
+        mean = clean(there)
+        noise = at.normal(mean.detach()[:, None].expand(-1, draws, 1, SIZE, SIZE)).numpy()
+        step, states = np.empty_like(x), []
+        for row in range(len(chains)):
+            base = float(np.square(predicted(mean[row : row + 1].detach().numpy()) - y[row].numpy()).sum())
+            z = base if k == 1 else 0.9 * memory[row][0] + 0.1 * base
+            r = np.sqrt(z / pixels) / 2
+            around = mean[row].detach().numpy() + r * noise[row]
+            error = np.square(predicted(around) - y[row].numpy()).sum(1) - base
+            reward = np.exp(-error / z)
+            others = (reward.sum() - reward) / (draws - 1)
+            log_q = (torch.from_numpy(around) - mean[row]).square().flatten(1).sum(1) / (2 * r * r)
+            loss = (torch.from_numpy(reward - others) * log_q).mean()
+            (gradient,) = torch.autograd.grad(loss, there, retain_graph=True)
+            raw = gradient[row].numpy()
+            share = 0.1 * (steps - k) / steps
+            direction = raw if k == 1 else share * memory[row][1] + (1 - share) * raw
+            states.append((z, raw))
+            # Ours: none where the data are met to within the noise.
+            pushed += base > sigma_y**2 * y.shape[1]
+            step[row] = direction / np.linalg.norm(direction) * (base > sigma_y**2 * y.shape[1])
+        memory, x0 = states, mean.detach().numpy()
+        beta, fresh = 1 - bar / after, at.normal(problem.zeros()).numpy()
+        x = np.sqrt(after) * beta / (1 - bar) * x0 + np.sqrt(1 - beta) * (1 - after) / (1 - bar) * x
+        x = x + np.sqrt((1 - after) / (1 - bar) * beta) * fresh - scale * np.sqrt(pixels) * beta * step
+    images = run_batch(problem, strategy, ChainRandom(3, chains)).images
+    assert pushed > 12
+    np.testing.assert_allclose(images.numpy(), x, atol=1e-8)
+
+
+def test_dpg_compares_rewards() -> None:
+    with pytest.raises(invsolve.UserError, match="'dpg': rewards are compared: draws_a_step must be 2 or more, got 1"):
+        invsolve.strategy("dpg", draws_a_step=1)
+
+
 def test_enkg_takes_an_ensemble() -> None:
     prior = invsolve.load_prior("gaussian-field", size=SIZE)
     with pytest.raises(invsolve.UserError, match="'enkg' needs an ensemble: ask for hundreds of samples per item"):
@@ -85,7 +141,13 @@ def test_enkg_takes_an_ensemble() -> None:
         )
 
 
-def test_a_simulator_of_numpy_alone_works_from_the_command_line(tmp_path: Path, cli: Cli) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "samples", "settings"),
+    [("enkg", 64, ["steps=30"]), ("dpg", 4, ["steps=60", "draws_a_step=256", "scale=6"])],
+)
+def test_a_simulator_of_numpy_alone_works_from_the_command_line(
+    tmp_path: Path, cli: Cli, strategy: str, samples: int, settings: list[str]
+) -> None:
     plugin, truth, scan, out = (tmp_path / name for name in ("sim.py", "truth.h5", "scan.h5", "recon.h5"))
     plugin.write_text(
         textwrap.dedent(
@@ -117,7 +179,10 @@ def test_a_simulator_of_numpy_alone_works_from_the_command_line(tmp_path: Path, 
     )
     assert code == 0, err
     command = ["reconstruct", scan, "-o", out, "--prior", "gaussian-field", "--plugin", plugin, "--scale=-1:1"]
-    code, _, err = cli(*command, "--strategy", "enkg", "--set", "steps=30", "--samples", 64)
+    given = ["--strategy", strategy, "--samples", samples]
+    for setting in settings:
+        given += ["--set", setting]
+    code, _, err = cli(*command, *given)
     assert code == 0, err
     mean = hdf5.read_result(str(out)).mean[0:1]
     blocks = [x.view(4, 16, 4, 16).mean((1, 3)) for x in (mean.double(), image.double())]

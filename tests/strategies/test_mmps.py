@@ -21,7 +21,8 @@ from invsolve.numerics.linalg import norm
 from invsolve.numerics.random import ChainRandom
 from invsolve.plugins.priors.analytic.gaussian import GaussianField
 from invsolve.plugins.strategies._local import local
-from invsolve.plugins.strategies.mmps import MMPS, extrapolation
+from invsolve.plugins.strategies._multistep import extrapolation
+from invsolve.plugins.strategies.mmps import MMPS
 from tests.support import bounds
 
 SIZE = 8

@@ -13,6 +13,7 @@ from torch import Tensor
 import invsolve
 from invsolve import api, registry
 from invsolve.contracts.maskable import MaskableOperator
+from invsolve.contracts.prior import per_row
 from invsolve.contracts.problem import make_problem
 from invsolve.contracts.scale import Scale
 from invsolve.engine import Options
@@ -34,7 +35,8 @@ class Pixels(invsolve.Prior):
     sigma_min, sigma_max = 0.002, 80.0
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return (x + 5 * sigma**2) / (1 + sigma**2)
+        level = per_row(sigma, x)
+        return (x + 5 * level**2) / (1 + level**2)
 
     def error(self, sigma: float) -> float:
         return sigma**2 / (1 + sigma**2)

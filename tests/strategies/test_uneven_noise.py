@@ -24,7 +24,10 @@ from invsolve.testing.strategies import strategy_cases
 
 SIZE = 8
 #: Claims that do not hold here, and why.
-KNOWN = {"flowdps": dict.fromkeys(("mean", "width"), "states that the noisier entries are fitted least")}
+KNOWN = {
+    "ddlm": {"mean": "states that noise that differs by pixel is taken for white"},
+    "flowdps": dict.fromkeys(("mean", "width"), "states that the noisier entries are fitted least"),
+}
 #: Members of those that state that they take as many of them as there are pixels.
 ENSEMBLES = {"enkg": 256}
 HELD = ("mean", "width", "widths along the eigenvectors")

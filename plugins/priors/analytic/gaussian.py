@@ -12,7 +12,9 @@ from invsolve.contracts.operator import matching
 from invsolve.contracts.prior import Prior, per_row
 from invsolve.errors import UserError
 from invsolve.numerics.fields import circulant, filtered, power_spectrum
+from invsolve.numerics.modes import Modes
 from invsolve.numerics.random import ChainRandom
+from invsolve.numerics.spectrum import hartley
 
 
 class GaussianField(Prior):
@@ -69,6 +71,9 @@ class GaussianField(Prior):
 
     def error(self, sigma: float) -> float:
         return float((self.spectrum * sigma**2 / (self.spectrum + sigma**2)).mean())
+
+    def modes(self, like: Tensor) -> Modes:
+        return Modes(self.spectrum.to(like), hartley, hartley)
 
     def bounds(self) -> tuple[float, float]:
         reach = 4 * math.sqrt(float(self.spectrum.mean()))

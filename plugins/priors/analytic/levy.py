@@ -13,6 +13,7 @@ from invsolve.contracts.operator import matching
 from invsolve.contracts.paper import Paper
 from invsolve.contracts.prior import Prior, per_row
 from invsolve.errors import UserError
+from invsolve.numerics.modes import Modes
 from invsolve.numerics.random import ChainRandom
 from invsolve.plugins.priors.analytic._chain import Lattice
 from invsolve.plugins.priors.analytic._drawing import measured_error
@@ -105,6 +106,11 @@ class LevyProcess(Prior):
         if self.error_curve is None:
             self.error_curve = measured_error(self, self.spectrum)
         return super().error(sigma)
+
+    def modes(self, like: Tensor) -> Modes:
+        # Whatever the law of the increments: independent ones of one variance have this covariance.
+        basis = self.basis.to(like)
+        return Modes(self.spectrum.to(like), lambda x: x @ basis, lambda c: c @ basis.T)
 
     def sample(self, rng: ChainRandom, like: Tensor) -> Tensor:
         """Draw signals (B, 1, L) of the dtype and device of `like`."""
