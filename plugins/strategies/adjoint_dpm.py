@@ -17,6 +17,7 @@ from invsolve.numerics.linalg import norm, rows
 from invsolve.numerics.random import ChainRandom
 from invsolve.plugins.strategies import _lbfgs as lbfgs
 from invsolve.plugins.strategies._flow import adjoint, descend
+from invsolve.plugins.strategies._inversion import origin
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class AdjointDPM(Strategy):
         flow_steps: noise levels of the flow.
         hold: weight of the noise's own density; 1 is that of the posterior, 0 fits the data alone.
         history: pairs of steps that L-BFGS remembers.
+        inverted: part of the start's variance that is the linear reconstruction, brought back to noise by BDIA; 0: noise alone.
     """
 
     name = "adjoint-dpm"
@@ -49,12 +51,21 @@ class AdjointDPM(Strategy):
         2023,
         "arXiv:2307.10711",
     )
+    builds_on: ClassVar[tuple[Paper, ...]] = (
+        Paper(
+            "Exact Diffusion Inversion via Bi-directional Integration Approximation",
+            ("Guoqiang Zhang", "J. P. Lewis", "W. Bastiaan Kleijn"),
+            2023,
+            "arXiv:2307.10829",
+        ),
+    )
     cost: ClassVar[str] = "flow_steps x (2 forward + backward)"
 
     steps: int = 30
     flow_steps: int = 10
     hold: float = 1.0
     history: int = 10
+    inverted: float = 0.0
 
     draws: ClassVar[bool] = False
     data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
@@ -75,7 +86,9 @@ class AdjointDPM(Strategy):
         return iterations(self.steps)
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:
-        return lbfgs.start(rng.normal(problem.zeros()), lambda w: self.objective(problem, w), self.history)
+        levels = self.levels(problem)
+        w = origin(problem, levels, self.inverted, rng) / levels[0]
+        return lbfgs.start(w, lambda w: self.objective(problem, w), self.history)
 
     def step(self, problem: Problem, state: State, sigma: float, sigma_next: float, rng: ChainRandom) -> State:
         return lbfgs.iterate(state, lambda w: self.objective(problem, w))
