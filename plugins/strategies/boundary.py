@@ -27,7 +27,7 @@ DRAWN_BY = 20
 
 @dataclass(frozen=True)
 class Boundary(Strategy):
-    """The one start, of many, from which few steps of the flow reconstruct references best (Ma 2024); for super-resolution.
+    """The one start, of many, from which few steps reconstruct references best (Ma 2024); for super-resolution.
 
     w* = argmin over `candidates` draws of the mean error of references reconstructed from w; then every image from w*.
 

@@ -23,7 +23,7 @@ STAGES, SHORTER = 4, 0.8
 
 @dataclass(frozen=True)
 class CODE(Strategy):
-    """The linear reconstruction taken up the flow, corrected by the prior there, and brought down again (van Delft 2024).
+    """The linear reconstruction taken up the flow, corrected there, and brought down again (van Delft 2024).
 
     DDIM from the image to the noise level `depth`, `corrections` steps z + e (1 + s^2) score + sqrt(2 e (1 + s^2)) n, DDIM back.
 

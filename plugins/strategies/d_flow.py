@@ -23,7 +23,7 @@ from invsolve.plugins.strategies._flow import midpoint, times
 
 @dataclass(frozen=True)
 class DFlow(Strategy):
-    """The noise from which a flow ends at an image that fits the data, by L-BFGS through the flow (Ben-Hamu 2024).
+    """The noise from which a flow ends at an image that fits the data, by L-BFGS (Ben-Hamu 2024).
 
     Minimise |y - A Phi(w)|^2 + lambda (|w|^2 / 2 - (d - 1) ln |w|) over w, Phi the flow in midpoint steps.
 
