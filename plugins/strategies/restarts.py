@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from invsolve.contracts.noise import Gaussian
 from invsolve.contracts.operator import LinearOperator
 from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
@@ -37,7 +38,7 @@ class Restarts(Strategy):
     one of them long before the data can tell which is right. Descents without the network are cheap; with little friction they
     roll through shallow fits (Polyak 1964), and the likelihood tells afterwards which arrived. Descents that fit as
     well as the noise lets an image fit have equal weights, others exp(-(excess of |y - A(x)|^2 / 2 sigma_y^2)). From the chosen
-    image on it is split Gibbs sampling (Wu 2024, `pnp-dm`), with couplings that end at a third of the noise.
+    image on it is split Gibbs sampling (Wu 2024, `pnp-dm`), with couplings down to a third of the noise, where that is one number.
 
     Known bias: modes that fit equally well get the shares of their basins, not those of their posterior mass; a descent that
     arrived nowhere is sampled all the same where none did better; and that of `pnp-dm`.
@@ -90,10 +91,17 @@ class Restarts(Strategy):
 
     def schedule(self, problem: Problem) -> Tensor:
         prior = problem.prior
-        noise = float(problem.noise_level().min()) / float(torch.as_tensor(gain(problem)).max())
         coupling = math.sqrt(prior.error(prior.sigma_max)) / 3 if self.coupling is None else self.coupling
         high = min(max(coupling, prior.sigma_min), prior.sigma_max)
-        return schedules.geometric(self.steps, min(max(noise / 3, prior.sigma_min), high), high)
+        return schedules.geometric(self.steps, min(max(self.least(problem, high), prior.sigma_min), high), high)
+
+    def least(self, problem: Problem, high: float) -> float:
+        """A third of the noise in units of the image, where it is the same for all images; else a twentieth of the start."""
+        noise = problem.noise
+        norm = gain(problem)
+        if not isinstance(noise, Gaussian) or isinstance(noise.sigma, Tensor) or isinstance(norm, Tensor):
+            return high / 20
+        return noise.sigma / norm / 3
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:
         if self.restarts < 1:
@@ -143,7 +151,7 @@ class Restarts(Strategy):
 
 
 def gain(problem: Problem) -> float | Tensor:
-    """Norm of the operator, or of its tangent at an image such as the prior's."""
+    """Norm of the operator, or of its tangent at an image such as the prior's; a tensor (B, 1, ...) where rows differ."""
     prior = problem.prior
     if isinstance(problem.operator, LinearOperator):
         return problem.linear_norm()
