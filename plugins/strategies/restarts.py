@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from invsolve.contracts.noise import Gaussian
 from invsolve.contracts.operator import LinearOperator
 from invsolve.contracts.paper import Paper
 from invsolve.contracts.problem import Problem
@@ -38,7 +37,7 @@ class Restarts(Strategy):
     one of them long before the data can tell which is right. Descents without the network are cheap; with little friction they
     roll through shallow fits (Polyak 1964), and the likelihood tells afterwards which arrived. Descents that fit as
     well as the noise lets an image fit have equal weights, others exp(-(excess of |y - A(x)|^2 / 2 sigma_y^2)). From the chosen
-    image on it is split Gibbs sampling (Wu 2024, `pnp-dm`), with couplings down to a third of the noise, where that is one number.
+    image on it is split Gibbs sampling (Wu 2024, `pnp-dm`), with a coupling that stays and then falls.
 
     Known bias: modes that fit equally well get the shares of their basins, not those of their posterior mass; a descent that
     arrived nowhere is sampled all the same where none did better; and that of `pnp-dm`.
@@ -87,21 +86,16 @@ class Restarts(Strategy):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"restarts": 2, "descent": 50},)
 
     def at_cost(self, evaluations: int) -> Self:
-        return replace(self, steps=max(evaluations // self.inner - self.restarts, 2))
+        restarts = min(self.restarts, max(evaluations // (4 * self.inner), 1))
+        return replace(self, restarts=restarts, steps=max(evaluations // self.inner - restarts, 2))
 
     def schedule(self, problem: Problem) -> Tensor:
         prior = problem.prior
         coupling = math.sqrt(prior.error(prior.sigma_max)) / 3 if self.coupling is None else self.coupling
         high = min(max(coupling, prior.sigma_min), prior.sigma_max)
-        return schedules.geometric(self.steps, min(max(self.least(problem, high), prior.sigma_min), high), high)
-
-    def least(self, problem: Problem, high: float) -> float:
-        """A third of the noise in units of the image, where it is the same for all images; else a twentieth of the start."""
-        noise = problem.noise
-        norm = gain(problem)
-        if not isinstance(noise, Gaussian) or isinstance(noise.sigma, Tensor) or isinstance(norm, Tensor):
-            return high / 20
-        return noise.sigma / norm / 3
+        # Half of the pairs to forget what the descent fitted of the noise; then down to what hides next to any noise.
+        falling = schedules.geometric(max(self.steps // 2, 2), min(max(high / 20, prior.sigma_min), high), high)
+        return torch.cat([falling[:1].expand(self.steps + 1), falling])[-self.steps - 1 :]
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:
         if self.restarts < 1:
