@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from invsolve import registry
+from invsolve.contracts.operator import LinearOperator
 from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import Strategy
 from invsolve.engine.needs import check_needs
@@ -40,6 +41,17 @@ def preferred() -> list[str]:
     return names
 
 
+def other_modes(strategy: type[Strategy]) -> str:
+    """What to add about a strategy that takes posteriors for one mode, with what weighs several; empty for others."""
+    if not strategy.unimodal:
+        return ""
+    names = strategies(lambda cls: cls.weighs_modes and set(cls.needs) <= set(strategy.needs))
+    named = " or ".join(map(repr, names))
+    return f"; {strategy.name!r} takes a posterior for one mode and is overconfident" + (
+        f": {named} weighs several" if names else ""
+    )
+
+
 def default_strategy(problem: Problem) -> str:
     """The first strategy, in the order of `Strategy.preference`, whose needs are met; warns when it is not the very first.
 
@@ -57,6 +69,10 @@ def default_strategy(problem: Problem) -> str:
             continue
         if first is not None:
             warnings.warn(f"{first}: {name!r} is used instead", stacklevel=4)
+        caution = "" if isinstance(problem.operator, LinearOperator) else other_modes(cls)
+        if caution:
+            operator = problem.operator.name or type(problem.operator).__name__
+            warnings.warn(f"operator {operator!r} is not linear, so that several images may fit{caution}", stacklevel=4)
         return name
     assert first is not None
     raise Unsuited(

@@ -9,6 +9,7 @@ import torch
 
 from invsolve.api import choice
 from invsolve.contracts.strategy import Strategy
+from invsolve.numerics import grouping
 
 
 def remarks(diagnostics: Mapping[str, Any], strategy: Strategy) -> list[str]:
@@ -18,7 +19,7 @@ def remarks(diagnostics: Mapping[str, Any], strategy: Strategy) -> list[str]:
         diagnostics: `inner_unconverged` and, of an iterative strategy, `at_ceiling`, (N, S), as the engine gives them.
         strategy: with its parameters.
     """
-    lines = []
+    lines = [line for line in [modes(diagnostics, strategy)] if line]
     ended = _counts(diagnostics, "at_ceiling")
     if ended is not None and bool(ended.any()):
         lines.append(
@@ -32,6 +33,24 @@ def remarks(diagnostics: Mapping[str, Any], strategy: Strategy) -> list[str]:
             f"iteration and not at their tolerance: {_remedy(strategy)}"
         )
     return lines
+
+
+def modes(diagnostics: Mapping[str, Any], strategy: Strategy) -> str:
+    """One line where the samples of an item fall into groups (`numerics.grouping`); empty where they do not.
+
+    Args:
+        diagnostics: `grouping`, (N, S), as the engine gives it.
+        strategy: that drew the samples, with its parameters.
+    """
+    value = _counts(diagnostics, "grouping")
+    if value is None or not strategy.draws:
+        return ""
+    flagged = value[:, 0] > grouping.limit(value.shape[1])
+    if not bool(flagged.any()):
+        return ""
+    which = f"of {int(flagged.sum())} of {len(flagged)} items " if len(flagged) > 1 else ""
+    line = f"the samples {which}fall into groups (their distances are bimodal): mean and std describe none of them"
+    return f"{line}{choice.other_modes(type(strategy))}"
 
 
 def _counts(diagnostics: Mapping[str, Any], name: str) -> torch.Tensor | None:

@@ -84,6 +84,9 @@ def reconstruct(
             | {"discrepancy_report": str(report), "remarks": closing.remarks(diagnostics, run.strategy)},
             provenance=provenance(run),
         )
+    groups = closing.modes(diagnostics, run.strategy) if run.strategy.unimodal else ""
+    if groups:
+        warnings.warn(groups, stacklevel=2)
     if report.warning:
         warnings.warn(report.warning, discrepancy.DiscrepancyWarning, stacklevel=2)
     return result

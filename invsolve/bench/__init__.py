@@ -7,11 +7,17 @@ from statistics import median
 from typing import Any
 
 from invsolve import api, registry
-from invsolve.bench import gaussian, levy, mixture
+from invsolve.bench import gaussian, levy, mixture, phase, quadratic
 from invsolve.bench.family import Family
 from invsolve.errors import NonFinite, UserError, suggestion
 
-FAMILIES: dict[str, Family] = {"gaussian": gaussian.FAMILY, "mixture": mixture.FAMILY, "levy": levy.FAMILY}
+FAMILIES: dict[str, Family] = {
+    "gaussian": gaussian.FAMILY,
+    "mixture": mixture.FAMILY,
+    "levy": levy.FAMILY,
+    "quadratic": quadratic.FAMILY,
+    "phase": phase.FAMILY,
+}
 
 
 def family(name: str) -> Family:

@@ -24,7 +24,7 @@ def posterior(
     family: Annotated[
         list[str] | None,
         typer.Option(
-            help="gaussian (16 x 16 field; the default), mixture (25 modes), levy (random walks) or all; repeatable."
+            help="gaussian (16 x 16 field; the default), mixture (25 modes), levy (random walks), quadratic, phase or all."
         ),
     ] = None,
     strategy: Annotated[

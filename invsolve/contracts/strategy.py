@@ -59,6 +59,8 @@ class Strategy:
         preference: place in the order in which one is chosen where none is named, 0 first; None where it is never chosen.
         advice: what `invsolve inspect` suggests it for ("a quick look", "with a prior", "without a prior"), and with which
             options; empty where it does not.
+        unimodal: True when it takes the posterior for one mode, and is overconfident where there are several.
+        weighs_modes: True when the modes of a posterior get their weights, as particles give them.
         cost: network calls per step, in words, for tables.
         aliases: other names under which it is found.
         paper: the publication that it implements; None where it is nobody's but ours.
@@ -78,6 +80,8 @@ class Strategy:
     decomposes: ClassVar[bool] = False
     preference: ClassVar[int | None] = None
     advice: ClassVar[tuple[str, str]] = ("", "")
+    unimodal: ClassVar[bool] = False
+    weighs_modes: ClassVar[bool] = False
     cost: ClassVar[str] = "forward"
     data_strength: ClassVar[Mapping[str, int]] = {}
     explains: ClassVar[bool] = True

@@ -12,6 +12,7 @@ from torch import Tensor
 from invsolve.contracts.sink import Sink
 from invsolve.engine.snapshot import Chain, Sample
 from invsolve.engine.streaming import WriteBehind
+from invsolve.numerics.grouping import grouping
 
 #: What the first sample of an item carries for all of them, where it is asked for.
 LINEAR = "linear"
@@ -91,6 +92,7 @@ def _summary(parts: list[Sample]) -> tuple[dict[str, Tensor], dict[str, float]]:
     arrays = {name: torch.stack([part[name] for _, part, _ in parts]) for name in first if name != LINEAR}
     samples = arrays.pop("image")
     std = samples.std(0) if len(samples) > 1 else torch.zeros_like(samples[0])
+    arrays["grouping"] = torch.full((len(samples),), grouping(samples))
     costs = [facts for _, _, facts in parts]
     facts = {name: sum(cost[name] for cost in costs) / len(costs) for name in costs[0]}
     facts["seconds"] *= len(costs)

@@ -15,10 +15,12 @@ from invsolve.numerics.random import ChainRandom
 
 
 def for_rows(problem: Problem, index: Tensor) -> Problem:
-    """The linear Gaussian problem of these rows (each may come several times); its calls count in the same place."""
+    """The problem of these rows (each may come several times); its calls count in the same place."""
     noise = problem.noise
     if isinstance(noise, Gaussian) and isinstance(noise.sigma, Tensor) and noise.sigma.ndim and len(noise.sigma) > 1:
         noise = Gaussian(noise.sigma[index.to(noise.sigma.device)])
+    elif not isinstance(noise, Gaussian):
+        noise = noise.rows(index.tolist(), problem.y.ndim)
     operator = problem.operator.rows(index) if isinstance(problem.operator, Weighted) else problem.operator
     some = replace(problem, operator=operator, y=problem.y[index], noise=noise, shift=None)
     some.calls = problem.calls

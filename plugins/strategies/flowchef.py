@@ -13,6 +13,7 @@ from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.numerics import schedules
 from invsolve.numerics.random import ChainRandom
+from invsolve.plugins.strategies._inversion import origin
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class FlowChef(Strategy):
     Args:
         steps: network calls, forward only, equally spaced in the flow's time t = sigma / (1 + sigma).
         strength: part of the residual that a step removes where the operator passes an image on in full.
+        inverted: part of the start's variance that is the linear reconstruction, brought back to noise by BDIA; 0: noise alone.
     """
 
     name = "flowchef"
@@ -43,9 +45,18 @@ class FlowChef(Strategy):
         2024,
         "arXiv:2412.00100",
     )
+    builds_on: ClassVar[tuple[Paper, ...]] = (
+        Paper(
+            "Exact Diffusion Inversion via Bi-directional Integration Approximation",
+            ("Guoqiang Zhang", "J. P. Lewis", "W. Bastiaan Kleijn"),
+            2023,
+            "arXiv:2307.10829",
+        ),
+    )
 
     steps: int = 100
     strength: float = 0.08
+    inverted: float = 0.0
 
     draws: ClassVar[bool] = False
     data_strength: ClassVar[Mapping[str, int]] = {"strength": 1, "steps": 1}
@@ -56,7 +67,7 @@ class FlowChef(Strategy):
         return schedules.straight(self.steps, problem.prior.sigma_min, problem.prior.sigma_max)
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:
-        return {"x": self.schedule(problem)[0].item() * rng.normal(problem.zeros())}
+        return {"x": origin(problem, self.schedule(problem).tolist(), self.inverted, rng)}
 
     def step(self, problem: Problem, state: State, sigma: float, sigma_next: float, rng: ChainRandom) -> State:
         x = state["x"]

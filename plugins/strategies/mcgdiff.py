@@ -54,6 +54,7 @@ class MCGDiff(Strategy):
         "arXiv:2308.07983",
     )
     cost: ClassVar[str] = "particles x forward"
+    weighs_modes: ClassVar[bool] = True
     decomposes: ClassVar[bool] = True
 
     particles: int = 32

@@ -82,6 +82,7 @@ class MMPS(Strategy):
     )
     cost: ClassVar[str] = "forward + 3 backward"
     preference: ClassVar[int | None] = 0
+    unimodal: ClassVar[bool] = True
 
     steps: int = 28
     solves: int = 3

@@ -17,6 +17,7 @@ from invsolve.numerics.krylov import CG
 from invsolve.numerics.linalg import inner, rows
 from invsolve.numerics.ode import solvers
 from invsolve.numerics.random import ChainRandom
+from invsolve.plugins.strategies._inversion import origin
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Split(Strategy):
         solver: of the prior's flow, see `invsolve.solvers.SOLVERS`; the paper's is "plms".
         splitting: "lie", guidance, then flow, three evaluations a step; "strang", half of the guidance, flow, the other
             half, five.
+        inverted: part of the start's variance that is the linear reconstruction, brought back to noise by BDIA; 0: noise alone.
     """
 
     name = "split"
@@ -53,12 +55,19 @@ class Split(Strategy):
             2023,
             "openreview:9_gsMA8MRKQ",
         ),
+        Paper(
+            "Exact Diffusion Inversion via Bi-directional Integration Approximation",
+            ("Guoqiang Zhang", "J. P. Lewis", "W. Bastiaan Kleijn"),
+            2023,
+            "arXiv:2307.10829",
+        ),
     )
     cost: ClassVar[str] = "forward + backward"
 
     steps: int = 60
     solver: str = "dpmpp-2m"
     splitting: Literal["lie", "strang"] = "lie"
+    inverted: float = 0.0
 
     data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
     needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian")
@@ -81,7 +90,7 @@ class Split(Strategy):
         return schedules.edm(self.steps, problem.prior.sigma_min, problem.prior.sigma_max)
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:
-        return {"x": self.schedule(problem)[0].item() * rng.normal(problem.zeros())}
+        return {"x": origin(problem, self.schedule(problem).tolist(), self.inverted, rng)}
 
     def step(self, problem: Problem, state: State, sigma: float, sigma_next: float, rng: ChainRandom) -> State:
         # Nothing is left to guide at level 0: there the first half takes all.

@@ -18,7 +18,8 @@ from invsolve.numerics import schedules
 from invsolve.numerics.linalg import inner, rows, size_of
 from invsolve.numerics.random import ChainRandom
 from invsolve.plugins.strategies import _particles as particles
-from invsolve.plugins.strategies._likelihood import gaussian_draw
+from invsolve.plugins.strategies._expected import expected_twist, not_past_the_data
+from invsolve.plugins.strategies._likelihood import draw, is_exact
 
 #: Most real numbers in y for the twist "moment", which takes a vector-Jacobian product for each.
 MOST_NUMBERS = 64
@@ -42,6 +43,9 @@ class TDS(Strategy):
     independent draws whatever their number, none is a copy of another, and memory is that of a batch without particles. The
     price: a sample costs `particles` times the calls.
 
+    An operator that is not linear, or noise that is not Gaussian, takes for A D and A C A' the mean and variance of A(x0), x0
+    white around D, by draws through the operator.
+
     Known bias: of order one over the particles, and that of steps of finite length.
 
     Args:
@@ -51,6 +55,7 @@ class TDS(Strategy):
             is "moment" for up to 4 numbers.
         threshold: resample a run when its effective number of particles is below this part of all.
         start: noise level to start from, network units; default and limit: the prior's largest.
+        iterations: Langevin proposals of the last draw, where it is not Gaussian.
     """
 
     name = "tds"
@@ -61,15 +66,17 @@ class TDS(Strategy):
         "arXiv:2306.17775",
     )
     cost: ClassVar[str] = "particles x (forward + backward)"
+    weighs_modes: ClassVar[bool] = True
 
     particles: int = 8
     steps: int = 100
     twist: Literal["auto", "isotropic", "moment"] = "auto"
     threshold: float = 0.5
     start: float | None = None
+    iterations: int = 50
 
     data_strength: ClassVar[Mapping[str, int]] = {"steps": 1}
-    needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linear", "gaussian")
+    needs: ClassVar[tuple[str, ...]] = ("prior", "prior-gradient", "linearisation", "gaussian-like")
     mean_error: ClassVar[float] = 0.15
     std_ratio: ClassVar[tuple[float, float]] = (0.95, 1.05)
     eigen_ratio: ClassVar[tuple[float, float]] = (0.9, 1.15)
@@ -88,6 +95,10 @@ class TDS(Strategy):
         if self.particles < 1:
             raise UserError(f"strategy 'tds': particles must be at least 1, got {self.particles}")
         numbers = numbers_of(problem)
+        if self.twist == "moment" and not is_exact(problem):
+            raise UserError(
+                "strategy 'tds': twist 'moment' needs a linear operator and Gaussian noise; leave twist out"
+            )
         if self.twist == "moment" and numbers > MOST_NUMBERS:
             raise UserError(
                 f"strategy 'tds': twist 'moment' takes at most {MOST_NUMBERS} numbers in y, here are {numbers}; use "
@@ -98,8 +109,9 @@ class TDS(Strategy):
         return {"x": x, "log_weight": x.new_zeros(x.shape[:2]), "owed": x.new_zeros(x.shape[:2])}
 
     def step(self, problem: Problem, state: State, sigma: float, sigma_next: float, rng: ChainRandom) -> State:
-        moment = self.twist == "moment" or (self.twist == "auto" and numbers_of(problem) <= FEW_NUMBERS)
-        twisted = moment_twist if moment else isotropic_twist
+        exact = is_exact(problem)
+        moment = exact and (self.twist == "moment" or (self.twist == "auto" and numbers_of(problem) <= FEW_NUMBERS))
+        twisted = moment_twist if moment else isotropic_twist if exact else expected_twist
         x, unknown = state["x"], problem.prior.error(sigma)
         estimate, pull, log_twist, residual = particles.over_particles(
             problem, x, lambda some, images: twisted(some, images, sigma)
@@ -107,7 +119,9 @@ class TDS(Strategy):
         log_weight = state["log_weight"] + log_twist - state["owed"]
         if sigma_next == 0:
             chosen = particles.one(log_weight, rng.uniform())
-            image = gaussian_draw(problem, particles.take(estimate, chosen)[:, 0], unknown, rng)
+            centre = particles.take(estimate, chosen)[:, 0]
+            pace = centre.new_zeros(problem.batch)
+            image, _ = draw(problem, centre, unknown, centre, pace, self.iterations, rng)
             return {"x": image[:, None], "residual": problem.misfit(problem.residual(image))}
         ancestors, log_weight = particles.resample_where_needed(log_weight, self.threshold, rng)
         x, estimate, pull, log_twist, residual = (
@@ -119,7 +133,8 @@ class TDS(Strategy):
             mean, variance = particles.reverse_kernel(x, estimate, sigma, sigma_next, 0.0)
         else:
             mean, variance = particles.reverse_kernel(x, estimate, sigma, sigma_next, unknown)
-            push = short_of_the_data(problem, push, residual)
+            shorten = short_of_the_data if exact else not_past_the_data
+            push = shorten(problem, estimate, push, residual)
         noise = math.sqrt(variance) * rng.normal(x)
         # log p~(x' | x) - log p(x' | x) at x' = mean + push + noise.
         favour = (push.square() + 2 * push * noise).flatten(2).sum(2) / (2 * variance)
@@ -132,7 +147,7 @@ class TDS(Strategy):
         return state["x"][:, 0]
 
 
-def short_of_the_data(problem: Problem, push: Tensor, residual: Tensor) -> Tensor:
+def short_of_the_data(problem: Problem, estimate: Tensor, push: Tensor, residual: Tensor) -> Tensor:
     """The push (B, K, ...), shortened where it alone would carry a particle past the data.
 
     A long step with a C that is too small in some direction would overshoot, the next one more so. Any proposal is

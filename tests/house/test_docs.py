@@ -106,5 +106,7 @@ def test_the_readmes_tables_are_generated(kind: str) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     table = readme.split(f"<!-- {kind} -->\n")[1].split("\n<!-- end -->")[0]
     assert table == tables.markdown(kind), "copy the table from: invsolve plugins list --markdown"
-    longest = max(len(cell) for line in table.splitlines() for cell in line.split("|"))
+    # The list of strategies that take a noise grows with them; no docstring makes it shorter.
+    texts = [cell for line in table.splitlines() for cell in line.split("|") if not cell.startswith(" `")]
+    longest = max(map(len, texts))
     assert longest <= 110, "shorten the first line of the class's docstring"
