@@ -120,8 +120,8 @@ class DICOM(Layout):
             notes.append("pixel sizes are those at the detector")
         if not _has_size(first) and (aspect := _spacing(first, stack.turn.transpose)):
             notes.append(
-                f"pixels are not square, {aspect[0]:g} high to {aspect[1]:g} wide, of a size that is not said; --read square=true "
-                "makes them so"
+                f"pixels are not square, {aspect[0]:g} high to {aspect[1]:g} wide, of a size that is not said; --read "
+                "square=true makes them so"
             )
         return notes
 
