@@ -1,4 +1,4 @@
-"""The ridge of a least-squares solve, by its noise: the largest whose residual noise explains."""
+"""The ridge of a least-squares solve: for a signal of known size, or the largest whose residual the noise explains."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ from invsolve.numerics.linalg import inner, rows
 
 #: From one ridge that is tried to the next; between two of them the logarithms are interpolated.
 _STRIDE = 4.0
+
+
+def by_signal(operator: Any, y: Tensor, sigma: float | Tensor, floor: float, solver: CG) -> Tensor:
+    """argmin_x |A x - y|^2 + rho |x|^2 with rho = (sigma / 0.5)^2, a signal of half of [-1, 1]; arguments as for `by_noise`."""
+    rho = (torch.as_tensor(sigma, dtype=torch.float64) / 0.5) ** 2
+    rho = rho.clamp_min(floor).to(y.device, y.real.dtype)
+    start = operator.adjoint(y)
+    rho = rho.reshape(-1, *[1] * (start.ndim - 1)) if rho.ndim else rho
+    return operator.prox(torch.zeros_like(start), y, rho, solver)
 
 
 def by_noise(operator: Any, y: Tensor, sigma: float | Tensor, floor: float, solver: CG) -> Tensor:
