@@ -104,7 +104,7 @@ class Looked:
                 )
                 self.white, self.whites, self.flats_kept = _without(self.white, self.whites, odd)
         flats, darks = self.whites.shape[1], self.darks.shape[1]
-        self._full(finite)
+        self._full(bool(finite))
         how = " (outliers left out)" if self.treatment.flats == "robust" and max(flats, darks) > 2 else ""
         self.notes.append(f"flat field: mean of {flats} flats and {darks} darks{how}")
         if finite:
