@@ -19,7 +19,7 @@ _TAGS = (
     *("SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "InstanceNumber"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
     *("BitsAllocated", "BitsStored", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
-    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"),
     *("RescaleSlope", "RescaleIntercept", "RescaleType", "Units", "DoseGridScaling", "DoseUnits"),
     *("GridFrameOffsetVector", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("AcquisitionNumber", "TemporalPositionIdentifier", "EchoTime", "EchoNumbers", "DiffusionBValue"),
@@ -227,7 +227,8 @@ def _frames(header: Any, file: Path) -> list[Place]:
                 position = None
         spacing = _numbers(value_of("PixelSpacing"), 2)
         slope, shift = value_of("RescaleSlope"), value_of("RescaleIntercept")
-        rescale = None if slope is None and shift is None else (_or(slope, 1.0), _or(shift, 0.0))
+        # One without the other is no rescaling, to pydicom neither.
+        rescale = None if slope is None or shift is None else (float(slope), float(shift))
         if rescale is None and header.get("DoseGridScaling") is not None:
             rescale = (float(header.DoseGridScaling), 0.0)
         places.append(
@@ -293,7 +294,3 @@ def _numbers(value: Any, count: int) -> np.ndarray | None:
     except (TypeError, ValueError):
         return None
     return numbers if len(numbers) == count and np.isfinite(numbers).all() else None
-
-
-def _or(value: Any, default: float) -> float:
-    return default if value is None else float(value)

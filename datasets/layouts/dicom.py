@@ -16,7 +16,7 @@ from invsolve.datasets.dicom.stack import Stack, regular
 from invsolve.datasets.extras import check_regular, need
 from invsolve.datasets.hdf5.reading import fingerprint
 from invsolve.datasets.hdf5.rows import OneByOne
-from invsolve.datasets.hdf5.square_pixels import squared
+from invsolve.datasets.hdf5.square_pixels import is_square, squared
 from invsolve.datasets.tomography.projections import option_hash
 from invsolve.errors import UserError
 
@@ -88,7 +88,7 @@ class DICOM(Layout):
             rows,
             unit=unit,
             spacing=spacing,
-            spacing_unit="mm" if spacing else "",
+            spacing_unit="mm" if spacing and _has_size(first) else "",
             source=str(path),
             fingerprint="+".join(
                 [*(fingerprint(f) for f in files[:64]), f"{len(files)}", f"options:{option_hash(self)}"]
@@ -101,7 +101,9 @@ class DICOM(Layout):
     def _notes(self, first: Place, stack: Stack) -> list[str]:
         head = first.head
         notes = [f"{len(stack.places)} slices, {head.get('Modality', '?')}", *stack.notes]
-        if head.get("Modality") == "CT" and not first.kind and first.rescale is None:
+        if first.rescale is None and (head.get("RescaleSlope") is None) != (head.get("RescaleIntercept") is None):
+            notes.append("a rescaling of slope or intercept alone is none; values are as stored")
+        elif head.get("Modality") == "CT" and not first.kind and first.rescale is None:
             notes.append("no rescaling to HU in the file; values are as stored")
         if head.get("PhotometricInterpretation") == "MONOCHROME1":
             notes.append(
@@ -116,6 +118,11 @@ class DICOM(Layout):
             notes.append(f"padding ({head.PixelPaddingValue} as stored) is set to {value:g}")
         if head.get("PixelSpacing") is None and first.spacing is None and head.get("ImagerPixelSpacing") is not None:
             notes.append("pixel sizes are those at the detector")
+        if not _has_size(first) and (aspect := _spacing(first, stack.turn.transpose)):
+            notes.append(
+                f"pixels are not square, {aspect[0]:g} high to {aspect[1]:g} wide, of a size that is not said; --read "
+                "square=true makes them so"
+            )
         return notes
 
     def _series(self, places: list[Place], path: Path) -> list[Place]:
@@ -150,6 +157,15 @@ def _rows(stack: Stack, pixels: Pixels) -> OneByOne:
 def _spacing(place: Place, transpose: bool) -> tuple[float, float] | None:
     spacing: Any = place.spacing or place.head.get("ImagerPixelSpacing")
     if not spacing:
+        aspect = [float(v) for v in place.head.get("PixelAspectRatio") or ()]
+        # A ratio that is no pair of lengths, or 1, says nothing.
+        spacing = aspect if len(aspect) == 2 and min(aspect) > 0 and not is_square((aspect[0], aspect[1])) else None
+    if not spacing:
         return None
     rows, columns = float(spacing[0]), float(spacing[1])
     return (columns, rows) if transpose else (rows, columns)
+
+
+def _has_size(place: Place) -> bool:
+    """Whether the spacing of pixels is a length, and no mere ratio."""
+    return place.spacing is not None or place.head.get("ImagerPixelSpacing") is not None

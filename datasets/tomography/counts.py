@@ -357,8 +357,10 @@ def scatter(white: np.ndarray, dark: np.ndarray) -> Scatter | None:
     flats, darks = white.shape[1], dark.shape[1]
     if flats < 3:
         return None
-    # The lamp's drift from frame to frame is no pixel noise.
-    steady = white * (white.mean() / white.mean((0, 2), keepdims=True))
+    # The lamp's drift from frame to frame is no pixel noise, and a few zingers are no drift.
+    middle = np.median(white, 1, keepdims=True)
+    drift = np.median(np.where(middle > 0, white / np.where(middle > 0, middle, 1.0), 1.0), (0, 2), keepdims=True)
+    steady = white / np.where(drift > 0, drift, 1.0)
     open_ = white.mean(1) - dark.mean(1)
     dark_variance = _typical(dark.var(1, ddof=1), darks - 1) if darks >= 3 else 0.0
     alive = open_ > 0

@@ -12,6 +12,8 @@ from invsolve.errors import UserError
 _HALF = 0.5
 _NO_BEAM = 0.05
 _BRIGHT = 1.5
+# Part of the values that are the very same, of so many counts at least, where the detector saturates.
+_AT_ONCE, _SMALL = 0.005, 200
 # Standard deviations at which a single value is no scatter.
 _FAR = 8.0
 
@@ -61,12 +63,14 @@ def odd_flats(white: np.ndarray, where: str) -> np.ndarray:
         where: how a message begins.
 
     Raises:
-        UserError: half of them or more differ, so that they do not tell which are right.
+        UserError: half of them or more differ, or the brighter ones nearly: they do not tell which are right.
     """
     level = np.median(white, (0, 2)) if white.shape[1] > 1 else np.ones(1)
     typical = np.median(level) if len(level) > 2 else level.max()
     odd = np.flatnonzero(~((level > _HALF * typical) & (level < typical / _HALF)))
-    if len(odd) and 2 * len(odd) >= len(level) - (len(level) > 2):
+    # Two that agree and a third without beam are clear; that most had no beam and few had would look the same turned round.
+    bright = bool((level[odd] > typical).any())
+    if len(odd) and 2 * len(odd) >= len(level) - (bright and len(level) > 2):
         listed = ", ".join(f"{v:.4g}" for v in level[:6])
         raise UserError(
             f"{where}: the {len(level)} flats disagree (median counts {listed}{', ...' if len(level) > 6 else ''}), so that "
@@ -89,6 +93,32 @@ def odd_darks(dark: np.ndarray, white: np.ndarray, where: str) -> np.ndarray:
             f"{where}: {len(odd)} of {len(level)} darks are as bright as flats; keep the good ones, or say bad_frames=false"
         )
     return odd
+
+
+def beam_gain(transmission: np.ndarray) -> float:
+    """How much brighter than the flats the air is at the edges of the detector, as a part; below zero where it is darker.
+
+    That of the brighter edge, less four standard errors: an object may reach over one of them, or both, and makes it darker.
+
+    Args:
+        transmission: (rows, frames, columns).
+    """
+    edge = max(1, transmission.shape[2] // 50)
+    ends = (transmission[..., :edge], transmission[..., -edge:])
+    return max(float(part.mean() - 4 * part.std() / part.size**0.5) for part in ends) - 1
+
+
+def saturated(frames: np.ndarray, *repeated: np.ndarray) -> tuple[float, float]:
+    """Which part of the values is the largest of all, and that value; (0, 0) where scatter explains as many.
+
+    Args:
+        frames: (rows, frames, columns), as stored.
+        repeated: exposures of the same, which show whether values scatter at all: without noise many are alike.
+    """
+    top = frames.max()
+    share = float((frames == top).mean())
+    scatters = any(bool((np.ptp(values, 1) > 0).mean() > 0.5) for values in repeated)
+    return (share, float(top)) if share > _AT_ONCE and top > _SMALL and scatters else (0.0, 0.0)
 
 
 def beam_levels(transmission: np.ndarray) -> np.ndarray:

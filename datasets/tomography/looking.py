@@ -20,12 +20,14 @@ from invsolve.datasets.tomography.counts import (
 )
 from invsolve.datasets.tomography.frame_checks import (
     Monitor,
+    beam_gain,
     beam_levels,
     changes,
     monitor_factors,
     odd_darks,
     odd_flats,
     odd_projections,
+    saturated,
 )
 from invsolve.datasets.tomography.pixel_checks import MOVES
 from invsolve.errors import UserError
@@ -102,11 +104,26 @@ class Looked:
                 )
                 self.white, self.whites, self.flats_kept = _without(self.white, self.whites, odd)
         flats, darks = self.whites.shape[1], self.darks.shape[1]
+        self._full(bool(finite))
         how = " (outliers left out)" if self.treatment.flats == "robust" and max(flats, darks) > 2 else ""
         self.notes.append(f"flat field: mean of {flats} flats and {darks} darks{how}")
         if finite:
             self.scatter = scatter(self.whites, self.darks)
             self.treatment = replace(self.treatment, gain=None if self.scatter is None else self.scatter.gain)
+
+    def _full(self, finite: bool) -> None:
+        """Say where the detector had no more room for counts."""
+        assert self.whites is not None
+        assert self.darks is not None
+        if not finite or not np.isfinite(self.counts).all():
+            return
+        for values, what in ((self.whites, "flats"), (self.counts, "projections")):
+            share, top = saturated(values, self.whites, self.darks)
+            if share:
+                self.notes.append(
+                    f"{share:.1%} of the values of the {what} are the largest there is, {top:.6g}: the detector saturates, and "
+                    "neither attenuation nor noise is right there; expose for less time"
+                )
 
     def _frames(self, monitor: Monitor | None, forced: bool, bad_frames: bool) -> None:
         """Find the projections that count, and what the beam was."""
@@ -215,6 +232,12 @@ class Looked:
         if y.treatment.zingers and (moves := y.treatment.moves(y.picked, y.width)) > MOVES:
             notes.append(
                 f"zingers are not looked for: features move by up to {moves} pixels from one angle to the next"
+            )
+        gain = beam_gain(np.concatenate([part.signal / part.open[:, None] for part in self.parts]))
+        if self.whites is not None and not y.treatment.air and gain > _DRIFT:
+            notes.append(
+                f"air at the edges of the detector is {gain:.1%} brighter than in the flats, which nothing in the beam makes it: "
+                "attenuation is too low by as much; air=N normalises each projection to the N columns at both edges"
             )
         if y.treatment.air:
             notes.append(f"each projection normalised to the {y.treatment.air} columns at both edges of the detector")

@@ -203,15 +203,17 @@ def _extent(
         y = y.to(dtype.to_complex() if y.is_complex() else dtype)
         own = placed(measurement.operator_for(item), device) if measurement.items_differ else forward
         noise = None if measurement.noise is None else measurement.noise.rows([item], y.ndim)
+        level: float | Tensor = 0.0
         if isinstance(noise, Gaussian):
-            _, weight = white(noise.sigma, y, own.measured())
+            level, weight = white(noise.sigma, y, own.measured())
             if weight is not None:
                 own, y = weighted(own, weight, shared=False), weight * y
         elif noise is not None:
             y = noise.predicted_from(y)
         assert isinstance(own, LinearOperator)
         with torch.no_grad():
-            image = own.baseline(y, 0.0)
+            # The level is that of y, and the unit of the image is what is sought.
+            image = own.baseline(y, level if own.ridge_by_noise else 0.0)
         values = (image.abs() if image.is_complex() else image).flatten().double().cpu().numpy()
         low.append(np.quantile(values, 0.005))
         high.append(np.quantile(values, 0.995))

@@ -146,7 +146,7 @@ class Restricted(MaskableView, MaskableOperator):
     prox, tikhonov, pinv = LinearOperator.prox, LinearOperator.tikhonov, LinearOperator.pinv
     svd, svd_on_real_images = LinearOperator.svd, LinearOperator.svd_on_real_images
     baseline, normal = LinearOperator.baseline, LinearOperator.normal
-    baseline_floor = 1e-6
+    baseline_floor, ridge_by_noise = 1e-6, False
 
     def __init__(self, inner: MaskableOperator, selected: Tensor) -> None:
         super().__init__(inner)

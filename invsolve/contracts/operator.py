@@ -14,6 +14,7 @@ from invsolve.contracts.arguments import matching as matching
 from invsolve.contracts.combining import Arithmetic, added, called, is_operator, items_of, of_one_image, real_factor
 from invsolve.contracts.guarded import check_image, guarded
 from invsolve.contracts.module import Module
+from invsolve.contracts.ridge import by_noise, by_signal
 from invsolve.contracts.wrapped import WrappedLinear
 from invsolve.errors import UserError
 from invsolve.numerics.autograd import Tangent
@@ -219,20 +220,23 @@ class LinearOperator(Arithmetic, Operator):
         """
         return 1e-6 if type(self).baseline is LinearOperator.baseline else None
 
+    @property
+    def ridge_by_noise(self) -> bool:
+        """Whether the noise alone sets the ridge of `baseline`, in any unit of the image; False where that is a formula."""
+        return False
+
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0, solver: CG | None = None) -> Tensor:
         """Return the linear reconstruction that users of this instrument know (FBP, zero-filled, Wiener).
 
         Args:
             y: (B, *measurement).
-            sigma: of the noise, for those that regularise by it. Here: Tikhonov with a signal of 0.5, half of [-1, 1].
+            sigma: of the noise, for those that regularise by it. Here: Tikhonov with a signal of 0.5, half of [-1, 1], or,
+                with `ridge_by_noise`, with the largest ridge that the noise explains (`contracts.ridge.by_noise`).
             solver: how to iterate, where it is a solve (`baseline_floor`) without a closed form; the operator's choice if None.
         """
-        rho = (torch.as_tensor(sigma, dtype=torch.float64) / 0.5) ** 2
         floor = (self.baseline_floor or 0.0) * self.norm(y) ** 2
-        rho = rho.clamp_min(floor).to(y.device, y.real.dtype)
-        start = self.adjoint(y)
-        rho = rho.reshape(-1, *[1] * (start.ndim - 1)) if rho.ndim else rho
-        return self.prox(torch.zeros_like(start), y, rho, CG() if solver is None else solver)
+        solve = by_noise if self.ridge_by_noise else by_signal
+        return solve(self, y, sigma, floor, CG() if solver is None else solver)
 
     def norm(self, like: Tensor | None = None) -> float:
         """Return the largest singular value, by power iteration; remembered until the operator changes.

@@ -118,6 +118,10 @@ class LinearPerItem(PerItem, LinearOperator):
         floor: float | None = self.for_item(0).baseline_floor
         return floor
 
+    @property
+    def ridge_by_noise(self) -> bool:
+        return bool(self.for_item(0).ridge_by_noise)
+
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0, solver: CG | None = None) -> Tensor:
         given = () if solver is None else (solver,)
         return self._each(lambda operator, row, level: operator.baseline(row, level, *given), y, sigma)

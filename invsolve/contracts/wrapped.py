@@ -102,6 +102,10 @@ class WrappedLinear(Wrapped):
         floor: float | None = self.inner.baseline_floor
         return floor
 
+    @property
+    def ridge_by_noise(self) -> bool:
+        return bool(self.inner.ridge_by_noise)
+
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0, solver: CG | None = None) -> Tensor:
         # A formula of somebody's own takes no solver.
         return self.inner.baseline(y, sigma) if solver is None else self.inner.baseline(y, sigma, solver)

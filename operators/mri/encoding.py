@@ -404,12 +404,15 @@ class CartesianEncoding(MaskableOperator):
     def baseline_floor(self) -> float | None:
         return None if self._projects() else 1e-3
 
+    @property
+    def ridge_by_noise(self) -> bool:
+        return not self._projects()
+
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0, solver: CG | None = None) -> Tensor:
-        """Zero-filled for one coil, SENSE (Pruessmann 1999; lightly regularised) for several."""
+        """Zero-filled for one coil, SENSE (Pruessmann 1999; regularised by the noise, lightly without) for several."""
         if self._projects():
             return self.adjoint(y)
-        rho = (self.baseline_floor or 0.0) * self.norm() ** 2
-        return self.prox(torch.zeros_like(self.adjoint(y)), y, rho, CG(1e-4, 50) if solver is None else solver)
+        return super().baseline(y, sigma, CG(1e-4, 50) if solver is None else solver)
 
     def measured(self) -> Tensor | None:
         return self.mask != 0

@@ -276,10 +276,12 @@ class NonCartesian(MaskableOperator):
     def baseline_floor(self) -> float | None:
         return 1e-3 if "coil_maps" in self._buffers else None
 
+    @property
+    def ridge_by_noise(self) -> bool:
+        return "coil_maps" in self._buffers
+
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0, solver: CG | None = None) -> Tensor:
-        """Density-compensated gridding for one coil, SENSE (Pruessmann 2001; lightly regularised) for several."""
+        """Density-compensated gridding for one coil, SENSE (Pruessmann 2001; regularised by the noise) for several."""
         if "coil_maps" not in self._buffers:
             return self.adjoint(y * self.density(y))
-        start = self.adjoint(y)
-        rho = (self.baseline_floor or 0.0) * self.norm() ** 2
-        return self.prox(torch.zeros_like(start), y, rho, CG(1e-4, 50) if solver is None else solver)
+        return super().baseline(y, sigma, CG(1e-4, 50) if solver is None else solver)

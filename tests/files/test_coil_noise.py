@@ -162,6 +162,28 @@ def test_coils_of_any_noise_give_what_weighted_least_squares_gives(tmp_path: Pat
     assert np.abs(corner).std() < 3 * float(np.asarray(scan.noise.sigma))
 
 
+@pytest.mark.parametrize("levels", [[0.02] * 4, [0.02, 0.02, 0.02, 0.2]], ids=["alike", "one ten times noisier"])
+def test_a_thinned_scan_is_no_noisier_for_one_bad_coil(tmp_path: Path, levels: list[float]) -> None:
+    """Of broad coils and a third of the columns whitened least squares alone has an error of 0.7 and 1.0, by tr (A' A)^-1.
+
+    A ridge of 0.001 leaves 0.31 and 0.30, 12 steps of conjugate gradients 0.30 and 0.17, the best of all ridges 0.10 and 0.11.
+    """
+    rng = np.random.default_rng(0)
+    y, x = (np.mgrid[:N, :N] - N / 2) / N
+    body = (FAR < 0.35) + 0.5 * (np.hypot(x - 0.1, y) < 0.1)
+    maps = np.stack(
+        [np.exp(-((x - a) ** 2 + (y - b) ** 2) / 0.5) for a, b in ((-0.4, 0), (0.4, 0), (0, -0.4), (0, 0.4))]
+    )
+    maps = maps / np.linalg.norm(maps, axis=0)
+    kept = (np.arange(N) % 3 == 0) | (abs(np.arange(N) - N // 2) < 6)
+    kspace = transformed(maps * body) + np.array(levels)[:, None, None] * complex_normal(rng, 4, N, N)
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["kspace"], file["mask"] = (kspace * kept)[None].astype("c8"), kept
+    scan = FastMRI(real=False, coil_maps=invsolve_maps(maps)).open(tmp_path / "scan.h5", invsolve.make)
+    modulus = np.hypot(*invsolve.reconstruct(scan, strategy="linear").mean[0].numpy())
+    assert np.linalg.norm(modulus - body) < 0.15 * np.linalg.norm(body)
+
+
 def invsolve_maps(maps: np.ndarray) -> Any:
     import torch
 

@@ -318,6 +318,29 @@ def test_pixels_that_are_not_square_are_made_so(tmp_path: Path) -> None:
     assert any("made square" in n for n in series.notes)
 
 
+def test_a_ratio_of_sides_without_a_size_is_said_and_made_square(tmp_path: Path) -> None:
+    path = folder(tmp_path, RAW[0], Modality="US", PixelAspectRatio=[2, 1])
+    series = DICOM().images(path)
+    assert (series.spacing, series.spacing_unit) == ((2, 1), "")
+    assert any("not square, 2 high to 1 wide" in n for n in series.notes)
+    assert DICOM(square=True).images(path).x[0:1].shape == (1, 1, 2 * RAW.shape[1], RAW.shape[2])
+    (tmp_path / "alike").mkdir()
+    alike = folder(tmp_path / "alike", RAW[0], Modality="US", PixelAspectRatio=[1, 1])
+    assert DICOM().images(alike).spacing is None
+
+
+@pytest.mark.parametrize("half", ["RescaleSlope", "RescaleIntercept"])
+def test_half_a_rescaling_is_none_as_for_pydicom(half: str, tmp_path: Path) -> None:
+    from pydicom.pixels import apply_rescale
+
+    path = folder(tmp_path, RAW[0], **{half: 2})
+    (file,) = path.iterdir()
+    series = DICOM().images(path)
+    assert series.unit == ""
+    assert any("slope or intercept alone" in n for n in series.notes)
+    np.testing.assert_array_equal(series.x[0:1].numpy()[0, 0], apply_rescale(RAW[0], pydicom.dcmread(file)))
+
+
 def test_a_slice_that_is_damaged_is_refused_and_what_is_no_dicom_is_said(tmp_path: Path) -> None:
     path = stack(tmp_path / "series", [10, 20, 30, 40], [0.0, 1.0, 2.0, 3.0])
     for file in list(path.iterdir()):

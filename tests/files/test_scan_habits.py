@@ -76,7 +76,16 @@ def test_nothing_is_wrong(tmp_path: Path) -> None:
     measured = DXchange(centre=CENTRE).open(scan(tmp_path / "a.h5"), invsolve.make)
     assert level(measured) == pytest.approx(MU, rel=0.02)
     assert measured.noise.sigma == pytest.approx(errors(measured, chords(DEGREES)).std(), rel=0.05)
-    for word in ("left out:", "stand out", "do not follow", "monitor", "beyond the detector", "half acquisition"):
+    for word in (
+        "left out:",
+        "stand out",
+        "do not follow",
+        "monitor",
+        "beyond the detector",
+        "half acquisition",
+        "brighter",
+        "saturates",
+    ):
         assert not said(measured, word), measured.notes
     # What is done for outliers costs nothing where there are none.
     plain = DXchange(centre=CENTRE, flats="mean", zingers=False, dead_pixels=False, bad_frames=False)
@@ -104,6 +113,58 @@ def test_flats_of_which_half_are_dark_are_refused(tmp_path: Path) -> None:
     path = scan(tmp_path / "a.h5", change)
     with pytest.raises(UserError, match=r"the 10 flats disagree"):
         DXchange(centre=CENTRE).open(path, invsolve.make)
+
+
+def test_one_dark_flat_of_three(tmp_path: Path) -> None:
+    def change(parts: dict[str, np.ndarray]) -> None:
+        parts["data_white"] = parts["data_white"][:3]
+        parts["data_white"][1] = 100
+
+    measured = DXchange(centre=CENTRE).open(scan(tmp_path / "a.h5", change), invsolve.make)
+    assert level(measured) == pytest.approx(MU, rel=0.02)
+    assert said(measured, "1 of 3 flats do not have the usual beam and are left out: number 1")
+    path = scan(tmp_path / "b.h5", lambda parts: parts["data_white"].__setitem__(slice(4, None), 100))
+    with pytest.raises(UserError, match=r"the 10 flats disagree"):
+        DXchange(centre=CENTRE).open(path, invsolve.make)
+
+
+def test_flats_of_another_beam_than_the_projections_are_told(tmp_path: Path) -> None:
+    def change(parts: dict[str, np.ndarray]) -> None:
+        parts["data_white"] = 100 + (parts["data_white"] - 100) * np.linspace(1, 0.8, 10)[:, None, None]
+
+    path = scan(tmp_path / "a.h5", change)
+    measured = DXchange(centre=CENTRE).open(path, invsolve.make)
+    assert said(measured, "brighter than in the flats")
+    assert level(measured) < 0.95 * MU
+    mended = DXchange(centre=CENTRE, air=5).open(path, invsolve.make)
+    assert level(mended) == pytest.approx(MU, rel=0.02)
+    assert not said(mended, "brighter than in the flats")
+
+
+def test_zingers_in_flats_and_darks_are_no_noise(tmp_path: Path) -> None:
+    def change(parts: dict[str, np.ndarray]) -> None:
+        for name in ("data_white", "data_dark"):
+            parts[name][np.random.default_rng(3).random(parts[name].shape) < 3e-3] = 40000
+
+    measured = DXchange(centre=CENTRE).open(scan(tmp_path / "a.h5", change), invsolve.make)
+    assert measured.noise.sigma == pytest.approx(errors(measured, chords(DEGREES)).std(), rel=0.1)
+
+
+@pytest.mark.parametrize(("name", "top"), [("data_white", 8000), ("data", 6000)])
+def test_a_detector_that_saturates_is_told(tmp_path: Path, name: str, top: int) -> None:
+    def change(parts: dict[str, np.ndarray]) -> None:
+        parts[name] = np.minimum(parts[name], top)
+
+    measured = DXchange(centre=CENTRE).open(scan(tmp_path / "a.h5", change), invsolve.make)
+    assert said(measured, f"are the largest there is, {top}: the detector saturates")
+    # Counts without noise, of which many are alike, do not.
+    exact = {
+        "data": np.repeat(100 + BEAM * np.exp(-chords(DEGREES))[:, None], 2, 1),
+        "data_white": np.full((10, 2, WIDTH), 100 + BEAM),
+        "data_dark": np.full((10, 2, WIDTH), 100),
+    }
+    clean = DXchange(centre=CENTRE).open(scan(tmp_path / "b.h5", lambda parts: parts.update(exact)), invsolve.make)
+    assert not said(clean, "saturates")
 
 
 def test_a_dark_with_the_beam_on(tmp_path: Path) -> None:

@@ -202,6 +202,8 @@ def test_one_point_at_a_time_fills_the_whole(tmp_path: Path, cli: Cli) -> None:
     assert state["scan", "views=4"] == "run"
     assert cli("run", "--trust", path, "--only", "views=4")[0] == code == 0
     assert {row["state"] for row in json.loads(cli("run", "--trust", path, "--dry-run", "--json")[1])} == {"cached"}
+    both = cli("run", "--trust", path, "--dry-run", "--json", "--only", "views=6", "--only", "views=4")[1]
+    assert {"views=4", "views=6"} <= {row["branch"] for row in json.loads(both)}
     for wrong, text in (
         (("--index", 2), "0 to 1"),
         (("--only", "vews=4"), "'views'"),
