@@ -205,12 +205,12 @@ class BART(KSpaceLayout):
             OneByOne(stop - start, (1, *array.shape[:2]), read, complex_=True),
             unit=self.unit,
             source=str(path),
-            fingerprint=self._fingerprint(path),
+            fingerprint=self.fingerprint(path),
             notes=notes,
             missing=[] if self.unit else ["unit of the values: --read unit=NAME"],
         )
 
-    def _fingerprint(self, path: Path) -> str:
+    def fingerprint(self, path: Path) -> str:
         pair = [path.with_suffix(ending) for ending in (".cfl", ".hdr")]
         return "+".join([*(fingerprint(p) for p in pair), f"options:{option_hash(self)}"])
 
