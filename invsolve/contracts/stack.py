@@ -50,6 +50,10 @@ class Stacked(Operator):
     def surrogate(self) -> str:  # type: ignore[override]
         return next((str(part.surrogate) for part in self.parts if part.surrogate), "")
 
+    @property
+    def flat(self) -> str:  # type: ignore[override]
+        return next((str(part.flat) for part in self.parts if part.flat), "")
+
     def shapes(self) -> list[tuple[int, ...]]:
         """The shape of each part's measurement.
 
