@@ -211,7 +211,7 @@ class Blur(LinearOperator):
             spectrum = torch.fft.fft2(y, norm="ortho") * phase
             return spectrum.real - spectrum.imag
 
-        return SingularSystem(values, hartley, hartley, measurement_to_basis)
+        return SingularSystem(values, hartley, hartley, measurement_to_basis, "hartley")
 
 
 def _placed(part: Tensor, first: int, length: int, axis: int) -> Tensor:
