@@ -39,8 +39,7 @@ class Operator(Module):
         examples: keyword arguments of small instances, from which the conformance tests make theirs.
         surrogate: why autograd's gradient is not the derivative of `forward`, such as "straight through the rounding"; empty
             where it is.
-        flat: what makes `forward` constant over ranges of x, such as "saturation": its derivative there tells nothing of how far
-            x is from where it changes. Empty where nothing does.
+        flat: what makes `forward` constant over ranges of x, such as "saturation", where its derivative tells nothing.
         waits: why its calls must wait for what they compute, such as "NumPy code runs on the host"; empty where they need not.
         shapes_tried: image shapes (C, *spatial) with which the conformance tests try those of free size.
         parameters_given: the keyword arguments it was made from, as written to scan files.
