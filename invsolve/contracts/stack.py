@@ -106,15 +106,22 @@ class Stack(Stacked, LinearOperator):
             return None
         if like.is_complex() != self.complex_image:
             return None
-        shapes = [part.measurement_shape(image_shape) for part in self.parts]  # type: ignore[operator]
+        shapes = self.remembered(
+            ("shapes", image_shape),
+            lambda: [part.measurement_shape(image_shape) for part in self.parts],  # type: ignore[operator]
+        )
 
         def split(y: Tensor) -> list[Tensor]:
             pieces = y.split([size_of(shape) for shape in shapes], 1)
             return [piece.reshape(-1, *shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
-        pieces = split(like)
-        arguments = [(image_shape, piece) if kind == "svd" else (piece,) for piece in pieces]
-        return side_by_side([getattr(p, kind)(*a) for p, a in zip(self.parts, arguments, strict=True)], split)
+        def joint() -> SingularSystem | None:
+            given = [(image_shape, piece) if kind == "svd" else (piece,) for piece in split(like)]
+            return side_by_side([getattr(p, kind)(*a) for p, a in zip(self.parts, given, strict=True)], split)
+
+        # Asked for at each data step: where there is none, that is remembered.
+        key = ("one basis", kind, image_shape, like.dtype, like.device)
+        return joint() if self.remembered(key, lambda: joint() is not None) else None
 
     def prox(self, z: Tensor, y: Tensor, rho: float | Tensor, solver: CG = CG()) -> Tensor:
         system = self.svd(tuple(z.shape[1:]), y)
