@@ -172,7 +172,7 @@ def test_a_stack_of_what_one_basis_makes_diagonal_is_solved_at_once(kind: str) -
     blur = invsolve.operator("blur", kernel=torch.rand(3, 4, generator=draw))
     masks = [invsolve.operator("inpainting", fraction=0.4, image_size=[8, 9], seed=s) for s in range(2)]
     scans = [invsolve.operator("mri", image_size=[8, 9], acceleration=2, seed=s) for s in range(2)]
-    parts = {
+    parts: dict[str, list[Any]] = {
         "blurs": [blur, 0.5 * invsolve.operator("blur", sigma=0.9)],
         "masks": [masks[0], -2.0 * masks[1]],
         "k-space": [scans[0], 0.7 * scans[1]],

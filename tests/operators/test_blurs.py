@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,11 +150,10 @@ def test_blur_beyond_the_edges_is_that_of_scipy_and_its_adjoint_exact(boundary: 
     draw = np.random.default_rng(4)
     kernel, image = draw.random(size), draw.random((15, 17))
     mode = "constant" if boundary == "zero" else "mirror"
-    matrix = np.stack(
+    matrix: Any = np.stack(
         [scipy.ndimage.convolve(e.reshape(15, 17), kernel.astype(np.float32), mode=mode) for e in np.eye(255)], -1
     )
-    matrix = matrix.reshape(255, 255)
     blur = invsolve.operator("blur", kernel=torch.from_numpy(kernel), boundary=boundary)
     x = torch.from_numpy(image)[None, None]
-    np.testing.assert_allclose(blur(x).numpy().ravel(), matrix @ image.ravel(), rtol=1e-12)
-    np.testing.assert_allclose(blur.adjoint(x).numpy().ravel(), matrix.T @ image.ravel(), rtol=1e-12)
+    np.testing.assert_allclose(blur(x).numpy().ravel(), matrix.reshape(255, 255) @ image.ravel(), rtol=1e-12)
+    np.testing.assert_allclose(blur.adjoint(x).numpy().ravel(), matrix.reshape(255, 255).T @ image.ravel(), rtol=1e-12)
