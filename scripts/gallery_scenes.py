@@ -71,10 +71,16 @@ class Scene:
             f"invsolve simulate x.h5 -o scan.h5 --operator {self.name}{''.join(told)} --noise gaussian:{self.sigma:g}"
         )
 
+    def sampler(self) -> str:
+        """The strategy that samples it: `moment`, but for operators that it refuses."""
+        return "dps-fitted" if self.operator.flat else "moment"
+
     def reconstruct(self) -> str:
         """How the measurement is reconstructed on the command line."""
         prior, (low, high) = PRIORS[self.kind]
-        return f"invsolve reconstruct scan.h5 -o recon.h5 --prior {prior} --strategy moment --scale={low}:{high}"
+        return (
+            f"invsolve reconstruct scan.h5 -o recon.h5 --prior {prior} --strategy {self.sampler()} --scale={low}:{high}"
+        )
 
 
 @dataclass(frozen=True)
