@@ -11,7 +11,8 @@ from invsolve.errors import UserError
 class Clip(Operator):
     """A detector that saturates: values outside of a range are clipped; high dynamic range. Not linear.
 
-    y = min(max(gain * x, low), high); y has the shape of x, any. The gradient is zero where the detector is saturated.
+    y = min(max(gain * x, low), high); y has the shape of x, any. The gradient is zero where the detector is saturated, so
+    that strategies that go by the operator's tangent ("moment") refuse it.
 
     Args:
         low: the least that the detector gives.
@@ -24,6 +25,7 @@ class Clip(Operator):
 
     name = "clip"
     channelwise = True
+    flat = "saturation"
     examples = ({}, {"low": 0.3, "high": 2.0, "gain": 1.5})
 
     def __init__(self, low: float = 0.0, high: float = 1.0, gain: float = 1.0) -> None:

@@ -138,7 +138,9 @@ class Inpainting(MaskableOperator):
     def svd(self, image_shape: Sequence[int], like: Tensor) -> SingularSystem:
         """The pixels themselves; a singular value is 1 where measured, else 0."""
         mask = matching(self.mask, like)
-        return SingularSystem(mask.view(1, -1, *mask.shape[-2:]), lambda x: x, lambda c: c, lambda y: mask * y)
+        return SingularSystem(
+            mask.view(1, -1, *mask.shape[-2:]), lambda x: x, lambda c: c, lambda y: mask * y, "pixels"
+        )
 
     def measured(self) -> Tensor | None:
         return self.mask != 0 if self.image_shape is not None else None

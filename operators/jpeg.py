@@ -50,7 +50,7 @@ class Jpeg(Operator):
 
     name = "jpeg"
     channelwise = True
-    surrogate = STRAIGHT_THROUGH
+    surrogate, flat = STRAIGHT_THROUGH, "rounding"
     shapes_tried = ((1, 12, 9),)
     examples = ({"quality": 40},)
 

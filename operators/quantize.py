@@ -26,7 +26,7 @@ class Quantize(Operator):
 
     name = "quantize"
     channelwise = True
-    surrogate = STRAIGHT_THROUGH
+    surrogate, flat = STRAIGHT_THROUGH, "rounding"
     examples = ({}, {"levels": 2, "low": -1.0, "high": 3.0})
 
     def __init__(self, levels: int = 16, low: float = 0.0, high: float = 1.0) -> None:

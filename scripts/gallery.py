@@ -38,7 +38,8 @@ HEAD = """# Gallery of operators
 
 For each operator, from left to right: the image x, the measurement y with Gaussian noise, A'y, and what `linear` and `moment`
 make of it, with their peak signal-to-noise ratio. `moment` draws one sample with a bundled prior in 16 steps; its residual is 1
-where it explains the data as well as the noise allows. Where a strategy does not take an operator, the picture says why. Of
+where it explains the data as well as the noise allows. Of operators that are flat over ranges of x (saturation, rounding), which
+`moment` refuses, `dps-fitted` draws in 32. Where a strategy does not take an operator, the picture says why. Of
 volumes the middle slice is shown, of complex images the modulus, of several coils or patterns four.
 
 The page and its pictures are made by `python scripts/gallery.py`, from what is registered. The photograph is a Kodak test picture
@@ -69,8 +70,9 @@ def panels(drawn: Scene, steps: int, samples: int) -> list[Panel]:
     else:
         parts.append(Panel("A'y", None, word="not linear"))
     _, scale = PRIORS[drawn.kind]
-    for strategy, settings in (("linear", {}), ("moment", {"steps": steps})):
-        count = samples if strategy == "moment" else 1
+    sampler = drawn.sampler()
+    for strategy, settings in (("linear", {}), (sampler, {"steps": steps if sampler == "moment" else 2 * steps})):
+        count = 1 if strategy == "linear" else samples
         parts.append(reconstruction(drawn, y, strategy, settings, count, scale, window))
     return parts
 
@@ -206,13 +208,14 @@ def page(names: Sequence[str], size: int) -> str:
     lines = [HEAD]
     for name in sorted(names):
         one = scene(name, size, None)
+        sampler = one.sampler()
         lines += [
             "",
             f"## {name}",
             "",
             f"{formula(name)}",
             "",
-            f"![{name}: x, y, A'y, linear, moment](gallery/{name}.webp)",
+            f"![{name}: x, y, A'y, linear, {sampler}](gallery/{name}.webp)",
             "",
             f"- `{one.call()}`",
             f"- `{one.measure()}`",

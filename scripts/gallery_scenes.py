@@ -71,10 +71,16 @@ class Scene:
             f"invsolve simulate x.h5 -o scan.h5 --operator {self.name}{''.join(told)} --noise gaussian:{self.sigma:g}"
         )
 
+    def sampler(self) -> str:
+        """The strategy that samples it: `moment`, but for operators that it refuses."""
+        return "dps-fitted" if self.operator.flat else "moment"
+
     def reconstruct(self) -> str:
         """How the measurement is reconstructed on the command line."""
         prior, (low, high) = PRIORS[self.kind]
-        return f"invsolve reconstruct scan.h5 -o recon.h5 --prior {prior} --strategy moment --scale={low}:{high}"
+        return (
+            f"invsolve reconstruct scan.h5 -o recon.h5 --prior {prior} --strategy {self.sampler()} --scale={low}:{high}"
+        )
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,11 @@ def coils(size: int, count: int = 4) -> np.ndarray:
     return (maps / np.sqrt((abs(maps) ** 2).sum(0))).astype(np.complex64)
 
 
+def few(size: int) -> list[int]:
+    """The size of a volume that is drawn in seconds: slices as the network takes them, and few of them."""
+    return [4, 3 * size // 8, 3 * size // 8]
+
+
 RECIPES: dict[str, Recipe] = {
     "blur": Recipe("photograph", lambda n: {"sigma": 1.5}),
     "blur-3d": Recipe("MR volume", lambda n: {"sigma": [0.5, 1.0, 1.0]}, sigma=0.01, side=0.5),
@@ -131,6 +142,17 @@ RECIPES: dict[str, Recipe] = {
     "jpeg": Recipe("photograph", lambda n: {"quality": 30}, sigma=0.02),
     "measured-blur": Recipe("photograph", lambda n: {"picture": star(), "centre": "peak"}, sigma=0.01),
     "mri": Recipe("MR slice", lambda n: {"coil_maps": coils(n), "acceleration": 4}, sigma=0.02),
+    "mri-3d": Recipe(
+        "complex MR volume",
+        lambda n: {"image_size": few(n), "mask": "poisson-disc", "acceleration": 2},
+        sigma=0.02,
+    ),
+    "mri-cine": Recipe(
+        "complex MR volume",
+        lambda n: {"image_size": few(n), "mask": "uniform", "acceleration": 3},
+        sigma=0.02,
+    ),
+    "mri-noncartesian-3d": Recipe("complex MR volume", lambda n: {"volume_size": few(n), "spokes": 4 * n}, sigma=0.02),
     "nonlinear-blur": Recipe("photograph", lambda n: {"sigma": 1.5}, sigma=0.01),
     "phase-retrieval": Recipe("photograph", lambda n: {"masks": coded(n), "oversampling": 1.0}),
     "ptychography": Recipe("photograph", lambda n: {"image_size": n, "probe_size": n // 4, "step": n // 16}, side=0.5),

@@ -205,7 +205,7 @@ class BART(KSpaceLayout):
             OneByOne(stop - start, (1, *array.shape[:2]), read, complex_=True),
             unit=self.unit,
             source=str(path),
-            fingerprint=self._fingerprint(path),
+            fingerprint=self.fingerprint(path),
             notes=notes,
             missing=[] if self.unit else ["unit of the values: --read unit=NAME"],
         )
@@ -214,7 +214,7 @@ class BART(KSpaceLayout):
     def beside(cls, path: Path) -> list[Path]:
         return [p for p in (path.with_suffix(ending) for ending in (".cfl", ".hdr")) if p != path]
 
-    def _fingerprint(self, path: Path) -> str:
+    def fingerprint(self, path: Path) -> str:
         return "+".join([*(fingerprint(p) for p in (path, *self.beside(path))), f"options:{option_hash(self)}"])
 
 

@@ -81,8 +81,62 @@ def calibration_region(kspace: np.ndarray, mask: np.ndarray, size: int, where: s
     return kspace[:, part[0], part[1]]
 
 
+def calibration_block(kspace: np.ndarray, mask: np.ndarray, size: int, where: str) -> np.ndarray:
+    """The fully measured block around the centre of k-space of a volume, as `calibration_region` of a slice.
+
+    Args:
+        kspace: (coils, depth, rows, columns), centred.
+        mask: (depth, rows, columns) boolean.
+        size, where: as there.
+
+    Raises:
+        UserError: it is narrower than 4 points across the readout, or has no readout that is measured there.
+    """
+    rows = mask.shape[1]
+    half = min(size // 2, rows // 2)
+    along = slice(rows // 2 - half, rows // 2 + half)
+    planes = np.moveaxis(kspace[:, :, along], 2, 1).reshape(-1, mask.shape[0], mask.shape[2])
+    block = calibration_region(planes, np.asarray(mask[:, along].all(1)), size, where)
+    return np.moveaxis(block.reshape(len(kspace), 2 * half, *block.shape[1:]), 1, 2)
+
+
+def espirit_volume(calibration: np.ndarray, size: tuple[int, ...], sigma: float = 0.0) -> np.ndarray:
+    """`espirit` of a volume, plane by plane along the readout: (coils, *size).
+
+    Args:
+        calibration: (coils, depth, rows, columns), fully measured, around the centre of k-space.
+        size: depth, rows and columns of the maps.
+        sigma: of the noise in it.
+    """
+    depth, rows, columns = size
+    known = calibration.shape[2]
+    lines = np.zeros((*calibration.shape[:2], rows, calibration.shape[3]), np.complex128)
+    lines[:, :, rows // 2 - known // 2 : rows // 2 - known // 2 + known] = (
+        calibration * np.hanning(known + 2)[1:-1, None]
+    )
+    planes = np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(lines, 2), axis=2, norm="ortho"), 2)
+    reference = strongest(calibration)
+    maps = np.empty((len(calibration), *size), np.complex64)
+    for row in range(rows):
+        # Numbers of the padded lines have their noise spread over all rows.
+        level = sigma * (known / rows) ** 0.5
+        maps[:, :, row] = espirit(planes[:, :, row], (depth, columns), level, crop=0.0, reference=reference).maps
+    return maps
+
+
+def strongest(data: np.ndarray) -> np.ndarray:
+    """The combination of coils with most energy, (coils,)."""
+    vector: np.ndarray = np.linalg.svd(data.reshape(len(data), -1), full_matrices=False)[0][:, 0]
+    return vector
+
+
 def espirit(
-    calibration: np.ndarray, size: tuple[int, int], sigma: float = 0.0, crop: float = CROP, rank: float = RANK
+    calibration: np.ndarray,
+    size: tuple[int, int],
+    sigma: float = 0.0,
+    crop: float = CROP,
+    rank: float = RANK,
+    reference: np.ndarray | None = None,
 ) -> CoilMaps:
     """Coil maps as the eigenvectors, of eigenvalue 1, of what the local correlations of k-space leave unchanged.
 
@@ -97,9 +151,10 @@ def espirit(
             matrix is taken for noise.
         crop: least eigenvalue of maps that are not zero; 0 leaves all, as for `CROP`.
         rank: see `RANK`.
+        reference: combination of coils (coils,) that phases are relative to; default the strongest.
 
     Returns:
-        Maps whose phase is relative to the strongest combination of coils, so that it is smooth.
+        Maps whose phase is relative to one combination of coils, so that it is smooth.
     """
     data = np.asarray(calibration, np.complex128)
     coils = len(data)
@@ -132,8 +187,7 @@ def espirit(
             # Any start will do that is not orthogonal to what is looked for.
             across = np.roll(first_set, 1, 1) * np.exp(1j * np.arange(coils))
             second[block][signal] = _leading(others, across)[1]
-    reference = np.linalg.svd(data.reshape(coils, -1), full_matrices=False)[0][:, 0]
-    phase = np.einsum("c,cxy->xy", reference.conj(), maps)
+    phase = np.einsum("c,cxy->xy", (strongest(data) if reference is None else reference).conj(), maps)
     maps *= np.exp(-1j * np.angle(phase)) * (eigenvalue >= crop)
     return CoilMaps(maps, eigenvalue, second)
 
@@ -158,15 +212,17 @@ def _leading(matrices: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.nd
     return vectors, values
 
 
-def low_resolution(calibration: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Images (coils, rows, columns) of the calibration region alone, with a Hann window against ringing."""
+def low_resolution(calibration: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Images (coils, *size) of the calibration region alone, with a Hann window against ringing."""
     padded = np.zeros((len(calibration), *size), np.complex128)
     shape = calibration.shape[1:]
-    window = np.outer(*(np.hanning(n + 2)[1:-1] for n in shape))
+    window: np.ndarray = np.ones(())
+    for n in shape:
+        window = window[..., None] * np.hanning(n + 2)[1:-1]
     part = tuple(slice(n // 2 - k // 2, n // 2 - k // 2 + k) for n, k in zip(size, shape, strict=True))
-    padded[:, part[0], part[1]] = calibration * window
-    axes = (1, 2)
-    return np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(padded, axes), norm="ortho"), axes)
+    padded[(slice(None), *part)] = calibration * window
+    axes = tuple(range(1, padded.ndim))
+    return np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(padded, axes), axes=axes, norm="ortho"), axes)
 
 
 def everywhere(maps: np.ndarray) -> np.ndarray:
@@ -184,6 +240,5 @@ def everywhere(maps: np.ndarray) -> np.ndarray:
 
 def absorb_phase(maps: np.ndarray, calibration: np.ndarray) -> np.ndarray:
     """Turn the maps by the phase of the image at low resolution, so that what is left to reconstruct is nearly real."""
-    size = (maps.shape[1], maps.shape[2])
-    image = (maps.conj() * low_resolution(calibration, size)).sum(0)
+    image = (maps.conj() * low_resolution(calibration, maps.shape[1:])).sum(0)
     return (maps * np.exp(1j * np.angle(image))).astype(np.complex64)

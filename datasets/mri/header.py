@@ -20,7 +20,7 @@ class Header:
     Attributes:
         encoded: matrix x (readout), y (phase), z of k-space.
         recon: matrix x, y, z of the image.
-        step: kspace_encoding_step_1 minimum, maximum, centre; None when absent.
+        step, partition: minimum, maximum, centre of kspace_encoding_step_1 and _2; None when absent.
         trajectory: such as "cartesian".
         noise_bandwidth: mean of the receiver's transmission of power over its bandwidth, 1 where the header does not say.
         encoded_view, recon_view: fields of view of k-space and of the image, x, y, z in mm; None when absent.
@@ -29,6 +29,7 @@ class Header:
     encoded: tuple[int, int, int]
     recon: tuple[int, int, int]
     step: tuple[int, int, int] | None
+    partition: tuple[int, int, int] | None
     trajectory: str
     noise_bandwidth: float
     encoded_view: tuple[float, float, float] | None
@@ -42,6 +43,10 @@ class Header:
         """
         rows, columns = (self._kept(axis, points) for axis, points in enumerate(matrix))
         return rows, columns
+
+    def kept_depth(self, points: int) -> int:
+        """The same of so many points along the depth."""
+        return self._kept(2, points)
 
     def _kept(self, axis: int, points: int) -> int:
         stated, views = self.recon[axis], (self.encoded_view, self.recon_view)
@@ -81,10 +86,6 @@ def parse_header(xml: bytes, where: str, encoding: int = 0) -> Header:
     if not 0 <= encoding < len(encodings):
         raise UserError(f"{where}: has {len(encodings)} encodings, none of number {encoding}; {remedy}")
     section = encodings[encoding]
-    limits = section.find("encodingLimits/kspace_encoding_step_1")
-    step = None
-    if limits is not None:
-        step = tuple(_number(limits, name, where, int) for name in ("minimum", "maximum", "center"))
     system = root.find("acquisitionSystemInformation")
     name = "relativeReceiverNoiseBandwidth"
     stated = system is not None and system.find(name) is not None
@@ -94,12 +95,21 @@ def parse_header(xml: bytes, where: str, encoding: int = 0) -> Header:
     return Header(
         encoded=_matrix(section, "encodedSpace", where),
         recon=_matrix(section, "reconSpace", where),
-        step=step,  # type: ignore[arg-type]
+        step=_limits(section, 1, where),
+        partition=_limits(section, 2, where),
         trajectory=(section.findtext("trajectory") or "").strip().lower(),
         noise_bandwidth=bandwidth,
         encoded_view=_view(section, "encodedSpace", where),
         recon_view=_view(section, "reconSpace", where),
     )
+
+
+def _limits(encoding: ElementTree.Element, axis: int, where: str) -> tuple[int, int, int] | None:
+    limits = encoding.find(f"encodingLimits/kspace_encoding_step_{axis}")
+    if limits is None:
+        return None
+    first, last, centre = (int(_number(limits, name, where, int)) for name in ("minimum", "maximum", "center"))
+    return first, last, centre
 
 
 def _view(encoding: ElementTree.Element, space: str, where: str) -> tuple[float, float, float] | None:

@@ -91,11 +91,14 @@ class KSpaceLayout(Layout):
         """
         raise NotImplementedError
 
-    # What is not finite is looked for in the outcome, and named with its slice.
-    @np.errstate(all="ignore")
     def open(self, path: Path, make: Make) -> Measurement:
         path = Path(path)
-        acquisition = self.find(path)
+        return self.sliced(path, make, self.find(path))
+
+    # What is not finite is looked for in the outcome, and named with its slice.
+    @np.errstate(all="ignore")
+    def sliced(self, path: Path, make: Make, acquisition: Acquired) -> Measurement:
+        """The measurement of what was found."""
         notes = acquisition.notes
         start, stop = (
             (0, acquisition.items) if self.slices is None else (self.slices if len(self.slices) == 2 else (-1, -1))
@@ -146,7 +149,7 @@ class KSpaceLayout(Layout):
             truth=Part(acquisition.truth, start, stop) if acquisition.truth is not None else None,
             unit="a.u.",
             source=str(path),
-            fingerprint=self._fingerprint(path),
+            fingerprint=self.fingerprint(path),
             notes=notes,
             missing=acquisition.missing,
             axes="slice coil readout phase",
@@ -205,7 +208,8 @@ class KSpaceLayout(Layout):
             kept = columns_of(y.mask(0))
             notes.append(f"{int(kept.sum())} of these columns kept, for acceleration={self.acceleration:g}")
 
-    def _fingerprint(self, path: Path) -> str:
+    def fingerprint(self, path: Path) -> str:
+        """Of the file and these options."""
         options = {k: v.numpy().tobytes() if isinstance(v, Tensor) else v for k, v in vars(self).items()}
         digest = hashlib.sha256(repr(sorted(options.items())).encode()).hexdigest()
         return f"{fingerprint(path)}+options:{digest[:16]}"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from invsolve.errors import UserError
+from invsolve.numerics.counts import deviance, highest
 from invsolve.numerics.random import ChainRandom
 
 
@@ -225,6 +226,7 @@ class Poisson(Noise):
 
     name: ClassVar[str] = "poisson"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"gain": 4.0}, {"gain": 100.0}, {"gain": [[2.0], [8.0], [50.0]]})
+    support: ClassVar[tuple[float, float]] = (0.0, math.inf)
 
     def __post_init__(self) -> None:
         given = torch.as_tensor(self.gain)
@@ -236,6 +238,10 @@ class Poisson(Noise):
         if not isinstance(self.gain, int | float | Tensor):
             object.__setattr__(self, "gain", given)
 
+    @property
+    def lattice(self) -> float | Tensor:
+        return 1 / self.gain
+
     def sample(self, clean: Tensor, rng: ChainRandom) -> Tensor:
         if clean.is_complex() or bool((clean < 0).any()):
             raise UserError("noise poisson: A(x) must be real and >= 0 everywhere; shift or scale the image")
@@ -243,12 +249,16 @@ class Poisson(Noise):
         return rng.poisson(gain * clean) / gain
 
     def log_likelihood(self, y: Tensor, predicted: Tensor) -> Tensor:
-        gain = self._gain(predicted)
-        rate = (gain * predicted).clamp_min(1e-6)
-        return (gain * y * rate.log() - rate).flatten(1).sum(1)
+        # Of many counts y log p - p is as large as they are, and single precision of a sum of them tells no images apart.
+        gain = self._gain(y.double())
+        return deviance(gain * y.double(), gain * predicted.double()).flatten(1).sum(1).to(y.real.dtype)
 
     def std(self, predicted: Tensor) -> Tensor:
         return (predicted.clamp_min(0) / self._gain(predicted) + 1e-12).sqrt()
+
+    def constant(self, y: Tensor) -> Tensor:
+        gain = self._gain(y.double())
+        return highest(gain * y.double()).flatten(1).sum(1).to(y.real.dtype)
 
     def _gain(self, like: Tensor) -> float | Tensor:
         gain = self.gain

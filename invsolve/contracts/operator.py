@@ -41,6 +41,7 @@ class Operator(combining.NoArithmetic, Module):
         examples: keyword arguments of small instances, from which the conformance tests make theirs.
         surrogate: why autograd's gradient is not the derivative of `forward`, such as "straight through the rounding"; empty
             where it is.
+        flat: what makes `forward` constant over ranges of x, such as "saturation", where its derivative tells nothing.
         waits: why its calls must wait for what they compute, such as "NumPy code runs on the host"; empty where they need not.
         shapes_tried: image shapes (C, *spatial) with which the conformance tests try those of free size.
         parameters_given: the keyword arguments it was made from, as written to scan files.
@@ -63,6 +64,7 @@ class Operator(combining.NoArithmetic, Module):
     advice: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     surrogate: ClassVar[str] = ""
+    flat: ClassVar[str] = ""
     shapes_tried: ClassVar[tuple[tuple[int, ...], ...]] = ((1, 12, 13), (1, 11, 11))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -341,6 +343,10 @@ class Composed(Operator):
     @property
     def surrogate(self) -> str:  # type: ignore[override]
         return self.outer.surrogate or self.first.surrogate
+
+    @property
+    def flat(self) -> str:  # type: ignore[override]
+        return self.outer.flat or self.first.flat
 
     def of_item(self, item: int) -> Any:
         return self.outer.for_item(item) @ self.first.for_item(item)

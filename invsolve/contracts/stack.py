@@ -12,7 +12,9 @@ from invsolve.contracts.combining import called, is_operator, items_of, of_one_i
 from invsolve.contracts.maskable import MaskableOperator
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.errors import UserError
+from invsolve.numerics.krylov import CG
 from invsolve.numerics.linalg import size_of
+from invsolve.numerics.spectrum import SingularSystem, safe_reciprocal, side_by_side
 
 
 class Stacked(Operator):
@@ -50,6 +52,10 @@ class Stacked(Operator):
     def surrogate(self) -> str:  # type: ignore[override]
         return next((str(part.surrogate) for part in self.parts if part.surrogate), "")
 
+    @property
+    def flat(self) -> str:  # type: ignore[override]
+        return next((str(part.flat) for part in self.parts if part.flat), "")
+
     def shapes(self) -> list[tuple[int, ...]]:
         """The shape of each part's measurement.
 
@@ -86,6 +92,51 @@ class Stack(Stacked, LinearOperator):
     def normal(self, x: Tensor) -> Tensor:
         # Each part's own, which may be shorter than its forward and adjoint.
         return torch.stack([part.normal(x) for part in self.parts]).sum(0)  # type: ignore[operator]
+
+    def svd(self, image_shape: Sequence[int], like: Tensor) -> SingularSystem | None:
+        """That of the parts, where all have one basis: pixels, or the Fourier basis of circular filters."""
+        return self._joined("svd", tuple(image_shape), like)
+
+    def svd_on_real_images(self, like: Tensor) -> SingularSystem | None:
+        return self._joined("svd_on_real_images", self.image_shape, like)
+
+    def _joined(self, kind: str, image_shape: tuple[int, ...] | None, like: Tensor) -> SingularSystem | None:
+        # Real images of which some measurements are complex, or some parts take complex ones, have bases of their own.
+        if image_shape is None or len({(part.complex_image, like.is_complex()) for part in self.parts}) > 1:
+            return None
+        if like.is_complex() != self.complex_image:
+            return None
+        shapes = self.remembered(
+            ("shapes", image_shape),
+            lambda: [part.measurement_shape(image_shape) for part in self.parts],  # type: ignore[operator]
+        )
+
+        def split(y: Tensor) -> list[Tensor]:
+            pieces = y.split([size_of(shape) for shape in shapes], 1)
+            return [piece.reshape(-1, *shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+        def joint() -> SingularSystem | None:
+            given = [(image_shape, piece) if kind == "svd" else (piece,) for piece in split(like)]
+            return side_by_side([getattr(p, kind)(*a) for p, a in zip(self.parts, given, strict=True)], split)
+
+        # Asked for at each data step: where there is none, that is remembered.
+        key = ("one basis", kind, image_shape, like.dtype, like.device)
+        return joint() if self.remembered(key, lambda: joint() is not None) else None
+
+    def prox(self, z: Tensor, y: Tensor, rho: float | Tensor, solver: CG = CG()) -> Tensor:
+        system = self.svd(tuple(z.shape[1:]), y)
+        if system is None:
+            return super().prox(z, y, rho, solver)
+        # Bases that have a name are those of all images. Where singular values are cut, A'y is as it was.
+        seen = system.to_basis(self.adjoint(y) + rho * z)
+        weight = rho.view(-1, *[1] * (seen.ndim - 1)) if isinstance(rho, Tensor) and rho.ndim else rho
+        return system.from_basis(seen / (system.values**2 + weight))
+
+    def pinv(self, y: Tensor, solver: CG = CG(1e-6, 200)) -> Tensor:
+        system = None if self.image_shape is None else self.svd(self.image_shape, y)
+        if system is None:
+            return super().pinv(y, solver)
+        return system.from_basis(safe_reciprocal(system.values) * system.measurement_to_basis(y))
 
 
 class MaskableStack(Stack, MaskableOperator):

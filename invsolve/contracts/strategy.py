@@ -28,6 +28,7 @@ NEEDS = {
     "maskable": "a maskable operator",
     "operator-gradient": "an operator whose forward is differentiable torch code",
     "linearisation": "a linear operator with Gaussian noise, or an operator whose forward is differentiable torch code",
+    "tangent": "an operator whose tangent tells how it goes on",
     "gaussian": "Gaussian noise",
     "gaussian-like": "noise that Gaussian noise of its mean and variance can stand for",
     "noise-slope": "noise whose log-likelihood has a slope",

@@ -46,6 +46,8 @@ class Wrapped(Module):
     parameters_given: Any = HandedOn()
     items: Any = HandedOn()
     waits: Any = HandedOn()
+    surrogate: Any = HandedOn()
+    flat: Any = HandedOn()
 
     def __init__(self, inner: Any) -> None:
         super().__init__()

@@ -63,6 +63,7 @@ def check_needs(strategy: Strategy, problem: Problem, scaled: bool = True) -> No
         "prior-gradient": f"{getattr(known, 'name', '') or type(known).__name__!r} cannot",
         **dict.fromkeys(NOISE_NEEDS, f"it is {noise.name or type(noise).__name__}"),
         "operator-gradient": "it is not",
+        "tangent": f"{operator.name or type(operator).__name__!r} is flat over ranges of x ({operator.flat})",
     }
     reason = got.get(need, f"{operator.name or type(operator).__name__!r} is not")
     if need == "low-noise":
@@ -105,6 +106,7 @@ def _unmet(strategy: type[Strategy], problem: Problem, scaled: bool) -> str | No
         "maskable": lambda: isinstance(operator, MaskableOperator),
         "operator-gradient": lambda: _differentiable(problem),
         "linearisation": lambda: linear_gaussian(problem) or _differentiable(problem),
+        "tangent": lambda: not operator.flat,
         **{need: partial(met, problem.noise) for need, met in NOISE_NEEDS.items()},
         "low-noise": lambda: not scaled or noise_over_spread(problem) <= LOW_NOISE,
     }

@@ -126,7 +126,8 @@ class LinearInChunks(InChunks, WrappedLinear, LinearOperator):
         if system is None:
             return None
         maps = (system.to_basis, system.from_basis, system.measurement_to_basis)
-        return SingularSystem(system.values.to(self.home), *(partial(self._map, each) for each in maps))
+        to_basis, from_basis, measured = (partial(self._map, each) for each in maps)
+        return SingularSystem(system.values.to(self.home), to_basis, from_basis, measured)
 
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0, solver: CG | None = None) -> Tensor:
         if solver is None:

@@ -18,6 +18,10 @@ _NARROWEST, _WIDEST = 4, 17
 #: Bytes that a table and its transpose may take; larger ones are made part by part in each call.
 _TABLE_BYTES = 768 * 2**20
 
+#: Entries that are added one after the other; longer sums are made of such pieces, as single precision loses 1e-5 over the
+#: thousands of samples that a cell in the middle of k-space may have.
+_PIECE = 256
+
 Table = tuple[Tensor, Tensor, Tensor]
 
 
@@ -84,7 +88,7 @@ class Gridding:
         self.taps = width ** (len(self.grid) - self.windows)
         step = max(1, _TABLE_BYTES // (self.taps * 2 * (4 + dtype.itemsize)))
         self.parts = [slice(start, min(start + step, self.count)) for start in range(0, self.count, step)]
-        self.kept: list[tuple[Table, Table]] | None = None
+        self.kept: list[tuple[Table, Pieces]] | None = None
         if often and len(self.parts) == 1:
             self.kept = list(self._tables())
 
@@ -109,7 +113,7 @@ class Gridding:
         total: Tensor | None = None
         tables = self.kept if self.kept is not None else self._tables()
         for chosen, (_, by_cells) in zip(self.parts, tables, strict=True):
-            part = _bags(by_cells, values[chosen])
+            part = by_cells.summed(values[chosen])
             total = part if total is None else total + part
         assert total is not None
         return self._folded(total) if self.windows else total
@@ -153,16 +157,56 @@ class Gridding:
         starts = torch.arange(0, index.numel() + 1, self.taps, dtype=torch.int32, device=self.device)
         return index.flatten(), weights.flatten(), starts
 
-    def _tables(self) -> Iterator[tuple[Table, Table]]:
+    def _tables(self) -> Iterator[tuple[Table, Pieces]]:
         """Of each part of the points, its table and the same by cells."""
         for chosen in self.parts:
             table = self._by_points(chosen)
             index, weights, starts = (part.cpu().numpy() for part in table)
             shape = (chosen.stop - chosen.start, math.prod(self.grid))
             by_cells = sparse.csr_matrix((weights, index, starts), shape=shape).tocsc()
-            transposed = (by_cells.indices.astype(np.int32), by_cells.data, by_cells.indptr.astype(np.int32))
-            a, b, c = (torch.from_numpy(part).to(self.device) for part in transposed)
-            yield table, (a, b, c)
+            yield table, Pieces(by_cells.indices.astype(np.int32), by_cells.data, by_cells.indptr, self.device)
+
+
+class Pieces:
+    """A table whose long sums are made of pieces: first the beginnings of all, then what they go on with.
+
+    Args:
+        index, weights: the entries.
+        starts: where the entries of each sum begin, and where the last end.
+        device: where they are kept.
+    """
+
+    def __init__(self, index: np.ndarray, weights: np.ndarray, starts: np.ndarray, device: torch.device) -> None:
+        count = np.diff(starts)
+        self.sums = len(count)
+        begins = np.minimum(count, _PIECE)
+        bounds = np.concatenate([[0], np.cumsum(begins)])
+        self.longer: tuple[Tensor, Tensor] | None = None
+        if len(index) and int(count.max()) > _PIECE:
+            place = np.arange(len(index)) - np.repeat(starts[:-1], count)
+            order = np.argsort(place >= _PIECE, kind="stable")
+            index, weights = index[order], weights[order]
+            which = np.flatnonzero(count > _PIECE)
+            more = count[which] - _PIECE
+            pieces = -(-more // _PIECE)
+            length = np.full(int(pieces.sum()), _PIECE)
+            length[np.cumsum(pieces) - 1] = more - (pieces - 1) * _PIECE
+            bounds = np.concatenate([bounds, bounds[-1] + np.cumsum(length)])
+            ends = np.concatenate([[0], np.cumsum(pieces)]).astype(np.int32)
+            self.longer = torch.from_numpy(which).to(device), torch.from_numpy(ends).to(device)
+        parts = (torch.from_numpy(part).to(device) for part in (index, weights, bounds.astype(np.int32)))
+        self.table: Table = next(parts), next(parts), next(parts)
+
+    def summed(self, columns: Tensor) -> Tensor:
+        """The sums of each column, (sums, columns)."""
+        out = _bags(self.table, columns)
+        if self.longer is None:
+            return out
+        which, ends = self.longer
+        out, rest = out[: self.sums], out[self.sums :]
+        each = torch.arange(len(rest), dtype=torch.int32, device=rest.device)
+        more = F.embedding_bag(each, rest, ends, mode="sum", include_last_offset=True)
+        return out.index_copy(0, which, out.index_select(0, which) + more)
 
 
 def _bags(table: Table, columns: Tensor) -> Tensor:

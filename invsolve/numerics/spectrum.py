@@ -51,12 +51,14 @@ class SingularSystem:
         to_basis: V'x, (B, C, *spatial) -> (B, *basis).
         from_basis: V c, (B, *basis) -> (B, C, *spatial).
         measurement_to_basis: U'y, (B, *measurement) -> (B, *basis); zero where the singular value is zero.
+        basis: what V is called, where other operators have it too ("hartley", "pixels"); else empty.
     """
 
     values: Tensor
     to_basis: Callable[[Tensor], Tensor]
     from_basis: Callable[[Tensor], Tensor]
     measurement_to_basis: Callable[[Tensor], Tensor]
+    basis: str = ""
 
     def scaled(self, factor: float) -> SingularSystem:
         """The system of factor * A."""
@@ -88,6 +90,28 @@ class SingularSystem:
             lambda c: to_real(self.from_basis(torch.view_as_complex(c.contiguous()))),
             lambda y: torch.view_as_real(self.measurement_to_basis(y)),
         )
+
+
+def side_by_side(
+    systems: Sequence[SingularSystem | None], split: Callable[[Tensor], Sequence[Tensor]]
+) -> SingularSystem | None:
+    """The system of operators on one image whose measurements lie side by side; None unless all have one basis, by name.
+
+    Args:
+        systems: of each of them.
+        split: their measurements, of what lies side by side.
+    """
+    parts = [system for system in systems if system is not None and system.basis]
+    if len(parts) < len(systems) or len({system.basis for system in parts}) != 1:
+        return None
+    values = torch.stack(torch.broadcast_tensors(*(system.values for system in parts))).square().sum(0).sqrt()
+    inverse = safe_reciprocal(values)
+
+    def measurement_to_basis(y: Tensor) -> Tensor:
+        pairs = zip(parts, split(y), strict=True)
+        return inverse * torch.stack([s.values * s.measurement_to_basis(piece) for s, piece in pairs]).sum(0)
+
+    return replace(parts[0], values=values, measurement_to_basis=measurement_to_basis)
 
 
 def hartley(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from scipy import fft as scipy_fft
 from torch import Tensor
 
 from invsolve.contracts.arguments import as_array, by_parts, is_image
@@ -18,6 +19,8 @@ from invsolve.numerics.spectrum import RELATIVE_CUT, SingularSystem, hartley, sa
 
 #: The widest Gaussian, in pixels: its kernel has some ten million.
 _WIDEST = 500
+#: Kernels of so many pixels along an axis, and larger ones, are multiplied with in Fourier space beyond the edges, too.
+_FOURIER = 7
 
 
 def gaussian_kernel(sigma: float) -> Tensor:
@@ -111,22 +114,62 @@ class Blur(LinearOperator):
     def _inside(self, x: Tensor) -> Tensor:
         """The convolution of real images that are continued beyond their edges."""
         height, width = self.kernel.shape
-        top, left = (height - 1) - height // 2, (width - 1) - width // 2
-        pad = (left, width - 1 - left, top, height - 1 - top)
+        (top, bottom), (left, right) = self._beyond
         mode = "reflect" if self.boundary == "reflect" else "constant"
-        if mode == "reflect" and (max(pad[:2]) >= x.shape[-1] or max(pad[2:]) >= x.shape[-2]):
+        if mode == "reflect" and (max(left, right) >= x.shape[-1] or max(top, bottom) >= x.shape[-2]):
             raise UserError(
                 f"operator 'blur': a {height} x {width} kernel reflects beyond an image of "
                 f"{x.shape[-2]} x {x.shape[-1]}; use boundary='circular' or a smaller kernel"
             )
-        flat = F.pad(x.flatten(0, 1)[:, None], pad, mode=mode)
-        weight = matching(self.kernel, x).flip(0, 1)[None, None]
-        return F.conv2d(flat, weight).view(x.shape)
+        flat = F.pad(x.flatten(0, 1)[:, None], (left, right, top, bottom), mode=mode)
+        if max(height, width) < _FOURIER:
+            return F.conv2d(flat, self._weight(x)).view(x.shape)
+        size, response = self._larger(x)
+        whole = torch.fft.irfft2(torch.fft.rfft2(flat, s=size) * response, s=size)
+        rows, columns = x.shape[-2:]
+        return whole[..., height - 1 : height - 1 + rows, width - 1 : width - 1 + columns].reshape(x.shape)
+
+    def _inside_adjoint(self, y: Tensor) -> Tensor:
+        """The transpose of `_inside`."""
+        height, width = self.kernel.shape
+        flat = y.flatten(0, 1)[:, None]
+        if max(height, width) < _FOURIER:
+            flat = F.conv_transpose2d(flat, self._weight(y))
+        else:
+            size, response = self._larger(y)
+            flat = F.pad(flat, (width - 1, 0, height - 1, 0))
+            rows, columns = flat.shape[-2:]
+            flat = torch.fft.irfft2(torch.fft.rfft2(flat, s=size) * response.conj(), s=size)[..., :rows, :columns]
+        for axis, (before, after) in zip((-2, -1), self._beyond, strict=True):
+            n = y.shape[axis]
+            inner = flat.narrow(axis, before, n)
+            if self.boundary == "reflect":
+                # What lies outside is that of the mirrored pixels: 1 .. before from the near edge, likewise from the far one.
+                near, far = flat.narrow(axis, 0, before).flip(axis), flat.narrow(axis, before + n, after).flip(axis)
+                inner = inner + _placed(near, 1, n, axis) + _placed(far, n - 1 - after, n, axis)
+            flat = inner
+        return flat.reshape(y.shape)
+
+    @property
+    def _beyond(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Pixels beyond the edges that a pixel is blurred from: above and below, left and right."""
+        height, width = self.kernel.shape
+        return (height - 1 - height // 2, height // 2), (width - 1 - width // 2, width // 2)
+
+    def _weight(self, x: Tensor) -> Tensor:
+        return matching(self.kernel, x).flip(0, 1)[None, None]
+
+    def _larger(self, x: Tensor) -> tuple[tuple[int, int], Tensor]:
+        """Size of transforms that images with what is beyond their edges fit into, and the kernel's."""
+        rows, columns = (n + k - 1 for n, k in zip(x.shape[-2:], self.kernel.shape, strict=True))
+        size = (scipy_fft.next_fast_len(rows, real=True), scipy_fft.next_fast_len(columns, real=True))
+        key = ("larger", *size, x.dtype, x.device)
+        return size, self.remembered(key, lambda: torch.fft.rfft2(matching(self.kernel, x), s=size))
 
     def adjoint(self, y: Tensor) -> Tensor:
         if self.boundary == "circular":
             return self._filter(y, self.transfer(y).conj())
-        return by_parts(super().adjoint, y)
+        return by_parts(self._inside_adjoint, y)
 
     def prox(self, z: Tensor, y: Tensor, rho: float | Tensor, solver: CG = CG()) -> Tensor:
         if self.boundary != "circular":
@@ -168,4 +211,10 @@ class Blur(LinearOperator):
             spectrum = torch.fft.fft2(y, norm="ortho") * phase
             return spectrum.real - spectrum.imag
 
-        return SingularSystem(values, hartley, hartley, measurement_to_basis)
+        return SingularSystem(values, hartley, hartley, measurement_to_basis, "hartley")
+
+
+def _placed(part: Tensor, first: int, length: int, axis: int) -> Tensor:
+    """Zeros of a length along an axis, -1 or -2, with a part from `first` on."""
+    around = (first, length - first - part.shape[axis])
+    return F.pad(part, around if axis == -1 else (0, 0, *around))

@@ -369,7 +369,8 @@ class CartesianEncoding(MaskableOperator):
         weight = self._weight(like)
         if self._projects():
             whole, mask = self._whole(), matching(self.mask, like.real)
-            return SingularSystem(mask[None, None], whole.forward, whole.adjoint, lambda y: mask * y)
+            name = "" if self._through_coils else "k-space"
+            return SingularSystem(mask[None, None], whole.forward, whole.adjoint, lambda y: mask * y, name)
         return None if weight is None else self._by_pixels(weight, self.adjoint)
 
     def svd_on_real_images(self, like: Tensor) -> SingularSystem | None:
@@ -392,13 +393,14 @@ class CartesianEncoding(MaskableOperator):
             spectrum = torch.fft.fftn(x, dim=self._axes, norm="ortho")
             return spectrum.real - spectrum.imag
 
-        return SingularSystem(values, hartley, hartley, lambda y: inverse * hartley(self.adjoint(y).real))
+        name = "hartley" if self.dims == self.transformed == 2 else ""
+        return SingularSystem(values, hartley, hartley, lambda y: inverse * hartley(self.adjoint(y).real), name)
 
     @staticmethod
     def _by_pixels(weight: Tensor, adjoint: Callable[[Tensor], Tensor]) -> SingularSystem:
         values = weight.sqrt()
         inverse = safe_reciprocal(values)
-        return SingularSystem(values, lambda x: x, lambda c: c, lambda y: inverse * adjoint(y))
+        return SingularSystem(values, lambda x: x, lambda c: c, lambda y: inverse * adjoint(y), "pixels")
 
     @property
     def baseline_floor(self) -> float | None:

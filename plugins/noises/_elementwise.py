@@ -78,16 +78,3 @@ def check_number(noise: Noise, key: str, least: float, attained: bool = False) -
         raise UserError(f"noise {noise.name}: {key} must be {bound}, got {float(wrong[0]):g}")
     if not isinstance(value, int | float | Tensor):
         object.__setattr__(noise, key, given)
-
-
-def deviance(counts: Tensor, rate: Tensor) -> Tensor:
-    """log Poisson(counts; rate) - log Poisson(counts; counts), at most 0, of each number; counts need not be whole.
-
-    Far below the counts it goes on as a straight line, which leads back from rates that no mean can have.
-    """
-    seen = counts > 0
-    safe = torch.where(seen, counts, torch.ones_like(counts))
-    low = 1e-3 * safe
-    ratio = torch.maximum(rate, low) / safe
-    inside = safe * (ratio.log() - ratio + 1) + (rate - low).clamp(max=0) * (1 / 1e-3 - 1)
-    return torch.where(seen, inside, -rate.clamp_min(0))

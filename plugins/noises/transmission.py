@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from invsolve.contracts.noise import Noise
+from invsolve.numerics.counts import deviance, highest
 from invsolve.numerics.random import ChainRandom
-from invsolve.plugins.noises._elementwise import Elementwise, at, check_number, deviance, total
+from invsolve.plugins.noises._elementwise import Elementwise, at, check_number, total
 
 #: Line integrals between which the exponential is taken: outside, e^30 times the open beam, or nothing at all.
 _LOW, _HIGH = -30.0, 80.0
@@ -78,6 +78,4 @@ class Transmission(Elementwise, Noise):
         return (y.clamp_min(0) / at(self.gain, y)).sqrt()
 
     def constant(self, y: Tensor) -> Tensor:
-        # Of a small number of many: what is left of Poisson(counts; counts).
-        counts = (at(self.gain, y) * y).double()
-        return total(torch.xlogy(counts, counts) - counts - torch.lgamma(counts + 1), y)
+        return total(highest((at(self.gain, y) * y).double()), y)

@@ -48,6 +48,7 @@ class FittedDPS(Strategy):
         ),
     )
     cost: ClassVar[str] = "forward + backward"
+    preference: ClassVar[int | None] = 1
 
     steps: int = 300
     zeta: float = 1.0

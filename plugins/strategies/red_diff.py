@@ -66,7 +66,7 @@ class REDDiff(Strategy):
         2024,
         "arXiv:2305.04391",
     )
-    preference: ClassVar[int | None] = 1
+    preference: ClassVar[int | None] = 2
 
     steps: int = 1000
     weight: float | Literal["noise"] = "noise"

@@ -68,6 +68,23 @@ def test_a_prior_without_gradients_gets_red_diff_and_a_reason(prior: invsolve.Pr
     assert taken(rec) == "red-diff"
 
 
+@pytest.mark.discrepant
+@pytest.mark.parametrize(("name", "why"), [("clip", "saturation"), ("quantize", "rounding"), ("jpeg", "rounding")])
+def test_what_is_flat_is_not_given_to_moment(name: str, why: str, prior: invsolve.Prior) -> None:
+    operator = invsolve.operator(name)
+    for given in (operator, operator @ invsolve.operator("blur", sigma=1.0), invsolve.stack([operator, Bent()])):
+        given.image_shape = (1, 8, 8)
+        with pytest.raises(
+            invsolve.UserError, match=rf"tangent tells how it goes on; .*flat over ranges of x \({why}\)"
+        ):
+            invsolve.reconstruct(measured(given, prior), given, prior, noise=NOISE, strategy="moment", scale=(-1, 1))
+    if name != "clip":
+        return
+    with pytest.warns(UserWarning, match=r"'dps-fitted' is used"):
+        rec = invsolve.reconstruct(measured(operator, prior), operator, prior, noise=NOISE, scale=(-1, 1))
+    assert taken(rec) == "dps-fitted"
+
+
 def test_where_none_fits_the_first_says_why(prior: invsolve.Prior) -> None:
     with pytest.raises(invsolve.UserError, match=r"'mmps' needs a linear operator .*another can be named"):
         invsolve.reconstruct(torch.zeros(1, 1, 8, 8), Closed(), prior, noise=NOISE)

@@ -231,9 +231,8 @@ def _change(index: int, field: str, value: int) -> Callable[[list[np.ndarray]], 
 @pytest.mark.parametrize(
     ("harm", "xml", "options", "expected"),
     [
-        (None, header(trajectory="spiral"), {}, "its trajectory is 'spiral'"),
-        (None, header(depth=8), {}, "is encoded in 3-D (8 partitions)"),
-        (_change(5, "idx.kspace_encode_step_2", 1), None, {}, "is encoded in 3-D (2 partitions)"),
+        (None, header(trajectory="spiral"), {}, "header says 'spiral', but its lines carry no trajectory"),
+        (_change(5, "idx.kspace_encode_step_2", 1), None, {}, "of partition 1, outside the encoded matrix 64 x 40 x 1"),
         (_change(5, "idx.kspace_encode_step_1", 99), None, {}, "outside the encoded matrix 64 x 40"),
         (_change(5, "center_sample", 5), None, {}, "outside the encoded matrix 64 x 40"),
         (_change(5, "active_channels", 2), None, {}, "number of coils changes from line to line ([2, 4])"),

@@ -86,6 +86,40 @@ def test_the_spread_of_magnitudes_has_no_step_where_its_series_begins() -> None:
     assert above == pytest.approx(below, rel=1e-7)
 
 
+@pytest.mark.parametrize("gain", [0.5, 1.0, 40.0])
+def test_poisson_is_that_of_scipy(gain: float) -> None:
+    y = COUNTS / gain
+    for mean in (0.2, 7.0, 1e5):
+        ours = log_density(invsolve.Poisson(gain), y, torch.tensor(mean / gain, dtype=torch.float64))
+        inside = mean >= 1e-3 * COUNTS.numpy()
+        np.testing.assert_allclose(ours[inside], stats.poisson.logpmf(COUNTS.numpy(), mean)[inside], rtol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["poisson:1", "transmission:1e6", "poisson-gaussian:1,5"])
+def test_images_are_told_apart_by_many_counts_in_single_precision(name: str) -> None:
+    """A sinogram of a million counts a ray, of two images whose means differ by a ten-thousandth."""
+    mean = np.full((1, 40_000), 1e6)
+    y = np.random.default_rng(0).poisson(mean).astype(np.float32)
+    # Whole in single precision, too.
+    apart = mean.astype(np.float32) * np.float32(1.0001)
+    spread = np.sqrt(apart + 25.0) if "gaussian" in name else None
+    exact = 0.0
+    for rate, sign in ((apart.astype(np.float64), 1), (mean, -1)):
+        if spread is None:
+            exact += sign * stats.poisson.logpmf(y.astype(np.float64), rate).sum()
+        else:
+            # So many counts and five of read noise: a Gaussian, to a part in a thousand of the difference.
+            exact += sign * stats.norm.logpdf(y.astype(np.float64), rate, np.sqrt(rate + 25)).sum()
+    noise, single = invsolve.noise(name), torch.from_numpy(y)
+    predicted = [torch.from_numpy(rate).float() for rate in (apart, mean)]
+    if "transmission" in name:
+        predicted = [-(rate.double() / 1e6).log().float() for rate in predicted]
+    ours = float(noise.log_likelihood(single, predicted[0]) - noise.log_likelihood(single, predicted[1]))
+    assert single.dtype == torch.float32
+    # A line integral of 1e-4 has seven digits in single precision, too.
+    assert abs(ours - exact) < 2e-3 * abs(exact) + 0.01
+
+
 @pytest.mark.parametrize("gain", [0.5, 1.0, 3.0])
 def test_transmission_is_the_poisson_of_scipy(gain: float) -> None:
     noise = invsolve.noise("transmission", i0=1000.0, background=4.0, gain=gain)

@@ -14,6 +14,7 @@ from torch import Tensor
 import invsolve
 from invsolve.contracts.maskable import MaskableOperator
 from invsolve.contracts.operator import LinearOperator, Operator
+from invsolve.numerics.krylov import CG
 from invsolve.numerics.linalg import size_of
 from invsolve.testing.operators import dense
 
@@ -162,6 +163,34 @@ def test_an_expression_is_that_of_its_matrices(made: Expression) -> None:
             1,
         )
         torch.testing.assert_close(operator.group_sum(energy), each)
+
+
+@pytest.mark.parametrize("kind", ["blurs", "masks", "k-space"])
+def test_a_stack_of_what_one_basis_makes_diagonal_is_solved_at_once(kind: str) -> None:
+    """Two exposures of one scene through two lenses, two masks, two scans of one coil: against the dense normal equations."""
+    draw = torch.Generator().manual_seed(3)
+    blur = invsolve.operator("blur", kernel=torch.rand(3, 4, generator=draw))
+    masks = [invsolve.operator("inpainting", fraction=0.4, image_size=[8, 9], seed=s) for s in range(2)]
+    scans = [invsolve.operator("mri", image_size=[8, 9], acceleration=2, seed=s) for s in range(2)]
+    parts: dict[str, list[Any]] = {
+        "blurs": [blur, 0.5 * invsolve.operator("blur", sigma=0.9)],
+        "masks": [masks[0], -2.0 * masks[1]],
+        "k-space": [scans[0], 0.7 * scans[1]],
+    }
+    both = invsolve.stack(parts[kind])
+    both.image_shape = (1, 8, 9)
+    wide = torch.complex128 if kind == "k-space" else torch.float64
+    matrix = torch.stack([both(e.view(1, 1, 8, 9))[0] for e in torch.eye(72, dtype=wide)], 1)
+    z, y = torch.randn(2, 1, 8, 9, dtype=wide, generator=draw), torch.randn(2, len(matrix), dtype=wide, generator=draw)
+    # One iteration is far from enough: nothing is iterated.
+    step = both.prox(z, y, torch.tensor([0.1, 2.0]).view(2, 1, 1, 1), CG(0.5, 1)).flatten(1)
+    for row, rho in enumerate((0.1, 2.0)):
+        normal = matrix.mH @ matrix + rho * torch.eye(72)
+        wanted = torch.linalg.solve(normal, matrix.mH @ y[row] + rho * z[row].flatten())
+        torch.testing.assert_close(step[row], wanted, rtol=0, atol=1e-7)
+    pinv = torch.linalg.pinv(matrix, rtol=1e-5)
+    torch.testing.assert_close(both.pinv(y).flatten(1), y @ pinv.T, rtol=0, atol=1e-7)
+    assert invsolve.stack([blur, masks[0]]).svd((1, 8, 9), torch.zeros(1, 144)) is None
 
 
 def test_what_is_maskable_stays_so() -> None:

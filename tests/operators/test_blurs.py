@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,3 +141,19 @@ def test_images_that_do_not_fit_are_refused() -> None:
         invsolve.operator("tiled-blur", kernels=np.ones((1, 1, 5, 5)))(torch.zeros(1, 1, 4, 8))
     with pytest.raises(invsolve.UserError, match="takes volumes"):
         invsolve.operator("blur-3d", sigma=[1.0, 1.0, 1.0])(torch.zeros(1, 1, 4, 8))
+
+
+@pytest.mark.parametrize("boundary", ["zero", "reflect"])
+@pytest.mark.parametrize("size", [(2, 3), (5, 6), (8, 7), (13, 2), (9, 12)])
+def test_blur_beyond_the_edges_is_that_of_scipy_and_its_adjoint_exact(boundary: str, size: tuple[int, int]) -> None:
+    """Narrow kernels in space, wide ones by the Fourier transform."""
+    draw = np.random.default_rng(4)
+    kernel, image = draw.random(size), draw.random((15, 17))
+    mode = "constant" if boundary == "zero" else "mirror"
+    matrix: Any = np.stack(
+        [scipy.ndimage.convolve(e.reshape(15, 17), kernel.astype(np.float32), mode=mode) for e in np.eye(255)], -1
+    )
+    blur = invsolve.operator("blur", kernel=torch.from_numpy(kernel), boundary=boundary)
+    x = torch.from_numpy(image)[None, None]
+    np.testing.assert_allclose(blur(x).numpy().ravel(), matrix.reshape(255, 255) @ image.ravel(), rtol=1e-12)
+    np.testing.assert_allclose(blur.adjoint(x).numpy().ravel(), matrix.reshape(255, 255).T @ image.ravel(), rtol=1e-12)

@@ -13,8 +13,8 @@ import torch
 
 import invsolve
 from invsolve.numerics.krylov import CG
-from invsolve.operators.mri_noncartesian import trajectories
-from invsolve.operators.mri_noncartesian.off_resonance import error_bound, segmented, segments_for
+from invsolve.operators.mri.noncartesian import trajectories
+from invsolve.operators.mri.noncartesian.off_resonance import error_bound, segmented, segments_for
 from tests.support.types import Cli, linear_operator, offered
 
 SIZE = (20, 26)
@@ -109,7 +109,7 @@ def test_convolution_is_adjoint_after_forward(name: str, key: str, given: dict[s
 
 
 def test_spectra_too_large_to_be_kept_are_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = importlib.import_module("invsolve.operators.mri_noncartesian.base")
+    base = importlib.import_module("invsolve.operators.mri.noncartesian.base")
     operator = linear_operator("mri-noncartesian", **SETTINGS["radial, field map, coils"])
     x = drawn(2, 1, *SIZE)
     kept = operator.normal(x)

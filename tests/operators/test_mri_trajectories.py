@@ -12,8 +12,8 @@ import torch
 from scipy import special
 
 import invsolve
-from invsolve.operators.mri_noncartesian import trajectories
-from invsolve.operators.mri_noncartesian.density import areas_of_spokes, pipe_menon
+from invsolve.operators.mri.noncartesian import trajectories
+from invsolve.operators.mri.noncartesian.density import areas_of_spokes, pipe_menon
 from tests.support.types import linear_operator, offered
 
 SIZE = (20, 26)

@@ -150,3 +150,16 @@ def test_it_is_finufft(size: tuple[int, ...]) -> None:
     wanted = there(*(2 * np.pi * k.numpy().T.copy()), x.numpy(), eps=1e-13, isign=-1)
     got = Nufft(k, size, 1e-11, torch.float64, CPU).forward(x)
     assert relative(got, torch.from_numpy(wanted)) < 1e-11
+
+
+def test_many_samples_of_one_place_add_up_in_single_precision() -> None:
+    """The centre of k-space, which every spoke crosses: sums of thousands of numbers, against double precision."""
+    draw = np.random.default_rng(2)
+    k = draw.uniform(-0.01, 0.01, (6000, 2))
+    y = (1 + draw.random(6000) + 1j * draw.random(6000)).astype(np.complex64)
+    n = np.arange(12) - 6
+    waves = [np.exp(2j * np.pi * np.outer(k[:, axis], n)) for axis in range(2)]
+    exact = np.einsum("j,jx,jy->xy", y.astype(np.complex128), *waves, optimize=True)
+    nufft = Nufft(torch.from_numpy(k), (12, 12), 1e-6, torch.float32, torch.device("cpu"))
+    ours = nufft.adjoint(torch.from_numpy(y)[None])[0].numpy()
+    assert np.linalg.norm(ours - exact) < 2e-6 * np.linalg.norm(exact)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from invsolve.contracts.arguments import as_array, rows_and_columns
 from invsolve.errors import UserError
-from invsolve.operators.mri_noncartesian import trajectories
-from invsolve.operators.mri_noncartesian.base import NonCartesian
-from invsolve.operators.mri_noncartesian.maps import as_coil_maps, as_pairs, size_told
-from invsolve.operators.mri_noncartesian.trajectories import Kind, Unit
+from invsolve.operators.mri.noncartesian import trajectories
+from invsolve.operators.mri.noncartesian.base import NonCartesian
+from invsolve.operators.mri.noncartesian.maps import as_coil_maps, as_pairs, size_told
+from invsolve.operators.mri.noncartesian.trajectories import Kind, Unit
 
 _WHERE = "operator 'mri-noncartesian'"
 

@@ -15,8 +15,8 @@ from invsolve.errors import UserError
 from invsolve.numerics.krylov import CG
 from invsolve.numerics.nufft import LEAST, Nufft
 from invsolve.numerics.toeplitz import convolved, doubled, spectrum
-from invsolve.operators.mri_noncartesian.density import areas_of_spokes, pipe_menon
-from invsolve.operators.mri_noncartesian.off_resonance import Segments, largest_phase, segmented, segments_for
+from invsolve.operators.mri.noncartesian.density import areas_of_spokes, pipe_menon
+from invsolve.operators.mri.noncartesian.off_resonance import Segments, largest_phase, segmented, segments_for
 
 #: Segments beyond which a field map or a readout is taken to be in another unit.
 _MOST_SEGMENTS = 300
