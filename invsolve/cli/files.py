@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -170,16 +170,26 @@ def evaluate(
     data_range: Annotated[
         float | None, typer.Option(help="Span of values for PSNR and SSIM; default the truth's.")
     ] = None,
-    layout: Annotated[str | None, typer.Option(help="Layout of the truth, where it is not recognised.")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="Layout of the truth (else of the scan), where not recognised.")
+    ] = None,
     read: Read = None,
+    scan: Annotated[
+        Path | None, typer.Option(help="The measurement; without a truth default where it was for the run.")
+    ] = None,
+    prior: Annotated[str | None, typer.Option(help="The run's prior, where the record's is not found.")] = None,
     plugin: Plugins = None,
     json_: AsJson = False,
 ) -> None:
-    """Compare a result with the truth: PSNR, SSIM, NRMSE, coverage of the uncertainty."""
+    """Compare a result with the truth, or without one its samples with prior and scan: narrow, wide, biased or fine."""
     start(plugin)
     from invsolve.jobs.evaluation import evaluate_file
 
-    result = evaluate_file(recon, truth, data_range, layout, key_values(read))
+    result = evaluate_file(recon, truth, data_range, layout, key_values(read), scan, prior, note)
+    trust = _trust_table(result["trust"]) if "trust" in result else ""
+    if "mean" not in result:
+        emit(result, json_, trust)
+        return
     names = list(result["mean"])
     scored = zip(result["which"], result["items"], strict=True)
     rows = [[f"item {i}", *(_figure(n, row[n]) for n in names)] for i, row in scored]
@@ -188,7 +198,18 @@ def evaluate(
         rows.append(
             ["mean of linear", *(_figure(n, result["linear"][n]) if n in result["linear"] else "-" for n in names)]
         )
-    emit(result, json_, table(["", *(HEADINGS.get(n, n.upper()) for n in names)], rows))
+    text = table(["", *(HEADINGS.get(n, n.upper()) for n in names)], rows)
+    emit(result, json_, f"{text}\n\n{trust}" if trust else text)
+
+
+def _trust_table(trust: dict[str, Any]) -> str:
+    """The verdict on samples without a truth, and its figures."""
+    from invsolve.api.trust import HEADINGS as FIGURES
+
+    if "p_value" not in trust:
+        return f"{trust['verdict']}: {trust['text']}"
+    rows = [[text, "-" if trust[name] is None else f"{trust[name]:.3g}"] for name, text in FIGURES.items()]
+    return f"{trust['verdict']}: {trust['text']}\n\n" + table(["without a truth", ""], rows)
 
 
 def _figure(name: str, value: float) -> str:

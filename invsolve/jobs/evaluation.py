@@ -1,8 +1,8 @@
-"""Scoring a result file against the truth."""
+"""Scoring a result file against the truth, and where there is none, against its own prior and scan."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from invsolve.api.provenance import scatters_like_posterior
 from invsolve.datasets import hdf5
 from invsolve.errors import UserError
 from invsolve.files.opening import open_images
+from invsolve.jobs.origin import find_scan, open_scan
+from invsolve.jobs.trust import judge_result
 
 
 def evaluate_file(
@@ -19,24 +21,34 @@ def evaluate_file(
     data_range: float | None,
     layout: str | None = None,
     read: Mapping[str, Any] | None = None,
+    scan: Path | None = None,
+    prior: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Score a result against a truth file, or against the truth it carries; also its linear baseline if it has one.
+
+    Without a truth, or where a scan is named, the samples are held against prior and likelihood: `trust` has the verdict.
 
     Args:
         recon: result file.
         truth: images; None for the truth that the result carries.
         data_range: span of values for PSNR and SSIM; None for the truth's.
-        layout, read: how the truth file is read; None asks each layout.
+        layout, read: how the truth file is read (without a truth: the scan); None asks each layout.
+        scan: the measurement; None looks where the result says it was.
+        prior: name or file of the run's prior, where the record's is not found.
+        say: told what is done.
 
     Raises:
-        UserError: there is no truth, or it is of another size; or a layout for the truth that the result carries.
+        UserError: there is neither truth nor scan, or the truth is of another size; or a layout for the truth that the result
+            carries.
     """
     result = hdf5.read_result(recon)
+    if truth is None and result.truth is None:
+        return {"trust": _trust(recon, result, scan, prior, layout, read, say)}
     if truth is None and (layout is not None or read):
         raise UserError("--layout and --read say how the file of the truth is read: give --truth IMAGES too")
     carried = open_images(truth, layout, read).x if truth is not None else result.truth
-    if carried is None:
-        raise UserError(f"{recon} carries no truth: give --truth IMAGES.h5")
+    assert carried is not None
     reference = result.matching(carried)
     span = data_range or metrics.data_range(reference)
     count = result.samples.shape[1]
@@ -56,4 +68,27 @@ def evaluate_file(
     summary: dict[str, Any] = {"items": rows, "which": result.items, "mean": metrics.average(rows), "data_range": span}
     if linear:
         summary["linear"] = metrics.average(linear)
+    if scan is not None:
+        summary["trust"] = _trust(recon, result, scan, prior, None, None, say)
     return summary
+
+
+def _trust(
+    recon: Path,
+    result: Any,
+    scan: Path | None,
+    prior: str | None,
+    layout: str | None,
+    read: Mapping[str, Any] | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """The verdict on samples without a truth, as JSON."""
+    measured = find_scan(result, layout, read) if scan is None else open_scan(scan, result, layout, read)
+    if measured.measurement is None:
+        raise UserError(
+            f"{recon} carries no truth, and its scan is not at hand: give --truth IMAGES.h5 or --scan SCAN.h5"
+        )
+    judgement = judge_result(result, measured, prior, say=say)
+    if judgement.trust is None:
+        return {"verdict": "not judged", "text": judgement.why}
+    return {**judgement.trust.record(), "which": list(judgement.which)}

@@ -1,0 +1,111 @@
+"""Judging a result file without a truth: its scan and prior are opened again, and some of its items held against them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invsolve import api, engine
+from invsolve.api.provenance import scatters_like_posterior
+from invsolve.api.stein import stein_terms, unfit
+from invsolve.api.trust import FEWEST, Trust, judge_trust
+from invsolve.contracts.module import placed
+from invsolve.contracts.scale import Scale
+from invsolve.engine.options import Options
+from invsolve.errors import UserError
+from invsolve.jobs.origin import Measured, prior_of
+from invsolve.numerics.random import ChainRandom
+
+#: Items that are looked at, spread over the result, unless more are asked for: each costs some 20 network calls a sample.
+ITEMS = 4
+#: The noise that is added to samples is keyed apart from what they were drawn with.
+SEED = 5731
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict on a result, or why there is none.
+
+    Attributes:
+        trust: None where there is none.
+        why: a sentence on what is missing.
+        which: the items that were looked at.
+    """
+
+    trust: Trust | None
+    why: str = ""
+    which: tuple[int, ...] = ()
+
+
+def judge_result(
+    result: Any,
+    measured: Measured,
+    prior: str | None = None,
+    items: int = ITEMS,
+    say: Callable[[str], None] = lambda line: None,
+) -> Judgement:
+    """Hold the samples of a result against its prior and its scan, see `invsolve.api.stein.stein_terms`.
+
+    Args:
+        result: a `ResultView`.
+        measured: its scan.
+        prior: name or file, where the record's is not found.
+        items: how many to look at.
+        say: told what is done.
+
+    Raises:
+        UserError: `prior` is given and cannot be had.
+    """
+    config, count = result.config, int(result.samples.shape[1])
+    measurement = measured.measurement
+    if measurement is None:
+        return Judgement(None, measured.why)
+    if not scatters_like_posterior(config):
+        return Judgement(None, "Its strategy finds one image and does not draw from the posterior.")
+    if count < FEWEST:
+        return Judgement(None, f"{count} samples are too few to judge; --samples 8 gives enough.")
+    scale = _scale(config)
+    if scale is None:
+        return Judgement(None, "Each item has a scale of its own, which the record does not hold.")
+    try:
+        knowledge = prior_of(config, prior)
+    except UserError as error:
+        if prior is not None:
+            raise
+        return Judgement(None, f"{str(error)[0].upper()}{str(error)[1:]}.")
+    measurement.noise = measured.noise or measurement.noise
+    if measurement.noise is None:
+        return Judgement(None, "The noise of the run is not known.")
+    shape = tuple(result.mean.shape[1:])
+    knowledge = placed(knowledge, torch.device("cpu"), frozen=True)
+    dtype = str(config.get("dtype") or "float32")
+    run = engine.Run(
+        measurement, knowledge, api.strategy("linear"), shape, Options(samples=count, dtype=dtype), scale=scale
+    )
+    rows = sorted({round(k) for k in np.linspace(0, len(result.items) - 1, min(items, len(result.items)))})
+    terms = []
+    for row in rows:
+        item = result.items[row]
+        say(f"item {item}: {count} samples against prior and likelihood")
+        problem = run.problem([(item, s) for s in range(count)])
+        if reason := unfit(problem):
+            return Judgement(None, f"Not held against prior and likelihood: {reason}.")
+        images: Tensor = scale.to_network(result.samples[row : row + 1][0].to(run.dtype))
+        rng = ChainRandom(int(config.get("seed") or 0) + SEED, [(item, s) for s in range(count)])
+        terms.append(stein_terms(problem, images, rng))
+    return Judgement(judge_trust(terms), which=tuple(result.items[row] for row in rows))
+
+
+def _scale(config: dict[str, Any]) -> Scale | None:
+    """The scale of all items; None where they have one each, or none is recorded."""
+    given = config.get("scale") or {}
+    values = [given.get(k) for k in ("factor", "offset")]
+    if not all(isinstance(v, int | float) or (isinstance(v, list) and len(v) == 1) for v in values):
+        return None
+    factor, offset = (float(v[0]) if isinstance(v, list) else float(v) for v in values)
+    return Scale(factor, offset, "record")
