@@ -1,7 +1,7 @@
-"""Whether samples are judged rightly without a truth: every strategy on the five Gaussian problems, beside what is known there.
+"""Samples judged without a truth: every strategy on the five Gaussian problems, beside what is known there of them.
 
-For each strategy and problem the exact figures (mean error, widths of the half of the pixels that the data determine better and of
-the other) and what `invsolve evaluate` says of the same samples from prior and scan alone. `imq` is the usual kernel Stein
+For each strategy and problem the exact figures (mean error, widths of the half of the pixels that the data determine better
+and of the other) and what `invsolve evaluate` says of the same samples from prior and scan alone. `imq` is the usual kernel Stein
 discrepancy for comparison: the inverse multiquadric kernel, median bandwidth, score of the prior at its smallest noise level
 plus that of the likelihood, p by a wild bootstrap.
 

@@ -103,6 +103,7 @@ def reconstruct(
         float, typer.Option(help="To go on from after a kill; 60.", metavar="SECONDS", show_default=False)
     ] = 60.0,
     no_self_test: NoSelfTest = False,
+    calibration: Annotated[Path | None, typer.Option(help="Conformal factors; adds intervals.", metavar="FILE")] = None,
     layout: Annotated[str | None, typer.Option(help="Layout, where not recognised.")] = None,
     read: Read = None,
     plugin: Plugins = None,
@@ -132,6 +133,7 @@ def reconstruct(
         plugins=tuple(plugin or ()),
         snapshot_every=snapshot_every,
         self_test=not no_self_test,
+        calibration=calibration,
     )
     if dry_run:
         from invsolve.jobs import dryrun
@@ -178,6 +180,15 @@ def evaluate(
         Path | None, typer.Option(help="The measurement; without a truth default where it was for the run.")
     ] = None,
     prior: Annotated[str | None, typer.Option(help="The run's prior, where the record's is not found.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Conformal factors, whose intervals are counted.", metavar="FILE")
+    ] = None,
+    write_calibration: Annotated[
+        Path | None, typer.Option(help="Make them from this result and its truth.", metavar="FILE")
+    ] = None,
+    level: Annotated[float, typer.Option(help="What they promise.")] = 0.9,
+    share: Annotated[float, typer.Option(help="Pixels of an image that are held with that probability.")] = 0.9,
+    overwrite: Overwrite = False,
     plugin: Plugins = None,
     json_: AsJson = False,
 ) -> None:
@@ -185,7 +196,14 @@ def evaluate(
     start(plugin)
     from invsolve.jobs.evaluation import evaluate_file
 
-    result = evaluate_file(recon, truth, data_range, layout, key_values(read), scan, prior, note)
+    result = evaluate_file(recon, truth, data_range, layout, key_values(read), scan, prior, note, calibration)
+    if write_calibration is not None:
+        from invsolve.jobs.evaluation import calibrate_file
+
+        result["calibration"] = calibrate_file(
+            recon, write_calibration, truth, level, share, overwrite, layout, key_values(read)
+        )
+        note("{path}: factor {image:.3g} by image, {pixel:.3g} by pixel in the median".format(**result["calibration"]))
     trust = _trust_table(result["trust"]) if "trust" in result else ""
     if "mean" not in result:
         emit(result, json_, trust)

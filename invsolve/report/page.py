@@ -115,7 +115,7 @@ def _try_residual(measured: Measured, probe: Frame, result: Any) -> tuple[Residu
     """The residual of one frame, to know its size; and the scan without a measurement where that fails."""
     if measured.measurement is None:
         return None, measured
-    if result.mean.ndim > 4:
+    if len(result.mean.shape) > 4:
         return None, Measured(None, why="Residuals are drawn of images with one or two spatial axes.")
     try:
         return _residual(measured, probe, result), measured
