@@ -195,7 +195,7 @@ def _evaluate(step: steps.Evaluate, context: Context) -> dict[str, Any]:
     metrics = dict(scores["mean"])
     if "linear" in scores:
         metrics |= {f"linear_{name}": value for name, value in scores["linear"].items()}
-    return {"metrics": metrics, "items": len(scores["items"])}
+    return {"metrics": metrics, "items": len(scores["items"]), "cost": scores.get("cost")}
 
 
 @perform.register
