@@ -93,9 +93,7 @@ def reconstruct(
     workers: Annotated[
         int | None, typer.Option(help="Processes to share items; on cuda one a GPU. Needs Dask.")
     ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Dask scheduler whose workers to use instead, tcp://HOST:PORT.")
-    ] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Dask that runs: tcp://HOST:PORT.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Time a few steps, say what all would take; write nothing.")
     ] = False,
@@ -103,7 +101,7 @@ def reconstruct(
         float, typer.Option(help="To go on from after a kill; 60.", metavar="SECONDS", show_default=False)
     ] = 60.0,
     no_self_test: NoSelfTest = False,
-    calibration: Annotated[Path | None, typer.Option(help="Conformal factors; adds intervals.", metavar="FILE")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Adds conformal intervals.", metavar="FILE")] = None,
     layout: Annotated[str | None, typer.Option(help="Layout, where not recognised.")] = None,
     read: Read = None,
     plugin: Plugins = None,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve import api, engine
+from invsolve import api, engine, registry
 from invsolve.api.provenance import scatters_like_posterior
 from invsolve.api.stein import stein_terms, unfit
 from invsolve.api.trust import FEWEST, Trust, judge_trust
@@ -67,6 +67,8 @@ def judge_result(
         return Judgement(None, measured.why)
     if not scatters_like_posterior(config):
         return Judgement(None, "Its strategy finds one image and does not draw from the posterior.")
+    if reason := _another_target(config):
+        return Judgement(None, reason)
     if count < FEWEST:
         return Judgement(None, f"{count} samples are too few to judge; --samples 8 gives enough.")
     scale = _scale(config)
@@ -99,6 +101,19 @@ def judge_result(
         rng = ChainRandom(int(config.get("seed") or 0) + SEED, [(item, s) for s in range(count)])
         terms.append(stein_terms(problem, images, rng))
     return Judgement(judge_trust(terms), which=tuple(result.items[row] for row in rows))
+
+
+def _another_target(config: dict[str, Any]) -> str:
+    """Why a strategy's draws are not of the posterior of all the data under the prior alone; empty where they are."""
+    try:
+        strategy: Any = registry.find("strategy", (config.get("strategy") or {}).get("name") or "")
+    except UserError:
+        return ""
+    if strategy.couples_items:
+        return "Its strategy couples the slices of a volume, which prior and likelihood of a slice say nothing of."
+    if "maskable" in strategy.needs:
+        return "Its strategy chose what was measured, which the scan does not tell."
+    return ""
 
 
 def _scale(config: dict[str, Any]) -> Scale | None:
