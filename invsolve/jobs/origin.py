@@ -103,6 +103,15 @@ def noise_of(config: dict[str, Any]) -> Noise | None:
     return made
 
 
+def modest(value: Any) -> bool:
+    """Whether parameters from a record make nothing huge: no whole number above 10 000, however deep."""
+    if isinstance(value, Mapping):
+        return all(modest(v) for v in value.values())
+    if isinstance(value, list | tuple):
+        return all(modest(v) for v in value)
+    return not isinstance(value, int) or abs(value) <= 10_000
+
+
 def prior_of(config: Mapping[str, Any], given: str | None = None) -> Prior:
     """The prior that a run took, from its name or from the file or hub it came from, or from what is given.
 
@@ -118,6 +127,8 @@ def prior_of(config: Mapping[str, Any], given: str | None = None) -> Prior:
         else [(entry.get("name"), entry.get("parameters")), (entry.get("source"), {})]
     )
     for name, parameters in tried:
+        if not modest(parameters):
+            continue
         try:
             prior = api.load_prior(str(name), self_test=False, **(parameters or {}))
         except (UserError, TypeError, OSError):

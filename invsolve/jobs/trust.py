@@ -51,6 +51,8 @@ def judge_result(
 ) -> Judgement:
     """Hold the samples of a result against its prior and its scan, see `invsolve.api.stein.stein_terms`.
 
+    What a record holds may be anything; where nothing can be made of it, that is said.
+
     Args:
         result: a `ResultView`.
         measured: its scan.
@@ -61,6 +63,17 @@ def judge_result(
     Raises:
         UserError: `prior` is given and cannot be had.
     """
+    try:
+        return _judge(result, measured, prior, items, say)
+    except UserError as error:
+        if prior is not None:
+            raise
+        return Judgement(None, f"{str(error)[0].upper()}{str(error)[1:]}.")
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return Judgement(None, f"Prior and scan could not be compared: {' '.join(str(error).split())[:200]}.")
+
+
+def _judge(result: Any, measured: Measured, prior: str | None, items: int, say: Callable[[str], None]) -> Judgement:
     config, count = result.config, int(result.samples.shape[1])
     measurement = measured.measurement
     if measurement is None:
@@ -74,12 +87,7 @@ def judge_result(
     scale = _scale(config)
     if scale is None:
         return Judgement(None, "Each item has a scale of its own, which the record does not hold.")
-    try:
-        knowledge = prior_of(config, prior)
-    except UserError as error:
-        if prior is not None:
-            raise
-        return Judgement(None, f"{str(error)[0].upper()}{str(error)[1:]}.")
+    knowledge = prior_of(config, prior)
     measurement.noise = measured.noise or measurement.noise
     if measurement.noise is None:
         return Judgement(None, "The noise of the run is not known.")
