@@ -188,5 +188,5 @@ def _residuals(problem: Problem, images: Tensor) -> tuple[Tensor, float, float, 
 
 def _off_diagonal(matrix: Tensor) -> Tensor:
     """The entries above the diagonal."""
-    row, column = torch.triu_indices(*matrix.shape, 1)
+    row, column = torch.triu_indices(len(matrix), len(matrix), 1)
     return matrix[row, column]

@@ -121,7 +121,7 @@ def prior_of(config: Mapping[str, Any], given: str | None = None) -> Prior:
     entry = config.get("prior") or {}
     if not entry and given is None:
         raise UserError("the run took no prior")
-    tried = (
+    tried: list[tuple[Any, Any]] = (
         [(given, {})]
         if given is not None
         else [(entry.get("name"), entry.get("parameters")), (entry.get("source"), {})]

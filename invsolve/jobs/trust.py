@@ -127,7 +127,7 @@ def _another_target(config: dict[str, Any]) -> str:
 def _scale(config: dict[str, Any]) -> Scale | None:
     """The scale of all items; None where they have one each, or none is recorded."""
     given = config.get("scale") or {}
-    values = [given.get(k) for k in ("factor", "offset")]
+    values: list[Any] = [given.get(k) for k in ("factor", "offset")]
     if not all(isinstance(v, int | float) or (isinstance(v, list) and len(v) == 1) for v in values):
         return None
     factor, offset = (float(v[0]) if isinstance(v, list) else float(v) for v in values)
