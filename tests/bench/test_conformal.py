@@ -98,7 +98,7 @@ def test_file(tmp_path: Path) -> None:
 
 def test_commands(cli: Cli, tmp_path: Path) -> None:
     prior = invsolve.load_prior("gaussian-field", size=8, std=0.3)
-    x = prior.sample(ChainRandom(1, [(i, 0) for i in range(24)]), torch.zeros(1))  # type: ignore[operator]
+    x = prior.sample(ChainRandom(1, [(i, 0) for i in range(24)]), torch.zeros(1))
     made = ["--operator", "inpainting", "--set", "fraction=0.5", "--noise", "gaussian:0.1"]
     run = ["--prior", "gaussian-field:size=8,std=0.3", "--strategy", "mmps", "--set", "steps=6", "--samples", 6]
     for name, part in {"known": x[:12], "new": x[12:]}.items():

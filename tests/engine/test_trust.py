@@ -107,7 +107,7 @@ def test_the_mean_leaves_what_its_spread_lets_expect() -> None:
 
 def test_command_and_page(cli: Cli, tmp_path: Path) -> None:
     prior = invsolve.load_prior("gaussian-field", size=16, std=0.15)
-    x = prior.sample(ChainRandom(1, [(0, 0), (1, 0)]), torch.zeros(1))  # type: ignore[operator]
+    x = prior.sample(ChainRandom(1, [(0, 0), (1, 0)]), torch.zeros(1))
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["x"] = x.numpy()
     code, _, err = cli("simulate", tmp_path / "x.h5", "-o", tmp_path / "s.h5", "--operator", "inpainting",
