@@ -168,9 +168,7 @@ def leaderboard(
         list[str] | None,
         typer.Option("--set", help="variables.NAME=VALUE or STEP.KEY=VALUE; repeatable.", metavar="NAME=VALUE"),
     ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(help="Only this part, such as case=4x,method=mmps.", metavar="BRANCH")
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this part, such as case=4x.", metavar="BRANCH")] = None,
     plugin: Plugins = None,
     json_: AsJson = False,
 ) -> None:

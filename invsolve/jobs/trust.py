@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve import api, engine, registry
+from invsolve import engine, registry
 from invsolve.api.provenance import scatters_like_posterior
 from invsolve.api.stein import stein_terms, unfit
 from invsolve.api.trust import FEWEST, Trust, judge_trust
 from invsolve.contracts.module import placed
 from invsolve.contracts.scale import Scale
+from invsolve.contracts.strategy import Strategy
 from invsolve.engine.options import Options
 from invsolve.errors import UserError
 from invsolve.jobs.origin import Measured, prior_of
@@ -94,9 +95,7 @@ def _judge(result: Any, measured: Measured, prior: str | None, items: int, say: 
     shape = tuple(result.mean.shape[1:])
     knowledge = placed(knowledge, torch.device("cpu"), frozen=True)
     dtype = str(config.get("dtype") or "float32")
-    run = engine.Run(
-        measurement, knowledge, api.strategy("linear"), shape, Options(samples=count, dtype=dtype), scale=scale
-    )
+    run = engine.Run(measurement, knowledge, Strategy(), shape, Options(samples=count, dtype=dtype), scale=scale)
     rows = sorted({round(k) for k in np.linspace(0, len(result.items) - 1, min(items, len(result.items)))})
     terms = []
     for row in rows:
