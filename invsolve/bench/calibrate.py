@@ -30,6 +30,8 @@ FLOW_STEPS = 200
 #: The truths' random numbers are keyed apart from the samplers', which otherwise would start from the truth's own noise.
 TRUTH = SHARED - 2
 LEVEL = 0.01
+#: Functionals of this name are distances to a random point.
+TARP = "TARP "
 
 
 @dataclass
@@ -39,6 +41,16 @@ class Calibration:
     samples: int
     ranks: dict[str, np.ndarray]
     truths: str
+
+    def tarp(self, level: float) -> dict[str, float]:
+        """Expected coverage of TARP's regions of this probability, by what they are regions of; `level` when exact."""
+        found = {}
+        for name, ranks in self.ranks.items():
+            if name.startswith(TARP):
+                # A rank is one of samples + 1 equally likely ones; what of it lies below the level counts in part.
+                below = np.clip(level * (self.samples + 1) - ranks, 0, 1)
+                found[name.removeprefix(TARP)] = float(below.mean())
+        return found
 
     def rows(self) -> list[dict[str, Any]]:
         """Per functional: p-values, a verdict at 1 % over all functionals together (Bonferroni), and the ranks."""
@@ -79,6 +91,10 @@ def calibrate(
 
     Functionals: five random projections, the pixel mean, the norm of the image, and `misfit`, |y - A(x)|, which depends on
     the data and so catches a sampler that ignores them (Modrak 2023).
+
+    Also TARP (Lemos 2023): the distance to a random reference point, here the truth of another item, over the whole image and
+    over means of large blocks. The part of the samples that is nearer to it than the truth is uniform for exact samples; its
+    distribution is the expected coverage of the regions that such distances bound.
 
     Args:
         trials, samples: truths, and posterior samples of each.
@@ -145,12 +161,31 @@ class Ranks:
         with torch.no_grad():
             own, _ = self.run.problem([(item, 0)]).discrepancy(truth.to(self.run.device, self.run.dtype))
         values["misfit"] = torch.cat([own.cpu().double(), arrays["discrepancy"].double()])
+        values |= self._distances(item, truth, samples)
         ties = np.random.default_rng([self.seed, item])
         for name, value in values.items():
             below, equal = int((value[1:] < value[0]).sum()), int((value[1:] == value[0]).sum())
             # A truth that equals samples takes any of their places with the same chance.
             self.ranks.setdefault(name, []).append(below + int(ties.integers(0, equal + 1)))
         self.done.add(item)
+
+    def _distances(self, item: int, truth: Tensor, samples: Tensor) -> dict[str, Tensor]:
+        """Distances of truth and samples to another item's truth, which knows nothing of this one's: TARP."""
+        place = (item + 1) % len(self.truths)
+        points = torch.cat([self.truths[place : place + 1], truth, samples.to(truth)])
+        return {
+            f"{TARP}{name}": (value[1:] - value[0]).norm(dim=1)
+            for name, value in {"image": points.flatten(1).double(), "coarse": coarse(points)}.items()
+        }
+
+
+def coarse(images: Tensor) -> Tensor:
+    """Means of images (B, C, *spatial) over at most 4 blocks an axis, (B, numbers), float64: what L2 over all pixels hides."""
+    flat = images.double()
+    for axis in range(2, images.ndim):
+        parts = flat.tensor_split(min(4, flat.shape[axis]), axis)
+        flat = torch.cat([part.mean(axis, keepdim=True) for part in parts], axis)
+    return flat.flatten(1)
 
 
 def functionals(images: Tensor) -> dict[str, Tensor]:

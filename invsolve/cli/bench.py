@@ -1,4 +1,4 @@
-"""The commands that measure: bench posterior, bench calibrate."""
+"""The commands that measure: bench posterior, bench calibrate, bench leaderboard."""
 
 from __future__ import annotations
 
@@ -142,9 +142,50 @@ def calibrate(
         f"{trials} truths ({calibration.truths}), each ranked among {samples} samples; exact samples give flat histograms. "
         f"Verdicts at 1 % over all {len(rows)} functionals."
     )
+    coverage = {f"{p:g}": calibration.tarp(p) for p in (0.5, 0.9)}
+    told = "; ".join(
+        f"{name} " + ", ".join(f"{100 * coverage[p][name]:.0f} % of {100 * float(p):.0f} %" for p in coverage)
+        for name in coverage["0.5"]
+    )
+    legend += f"\nTARP coverage: {told}."
     text = table(["functional", "ranks", "p chi-square", "p ECDF band", "verdict"], body)
     emit(
-        {"trials": trials, "samples": samples, "truths": calibration.truths, "functionals": rows},
+        {"trials": trials, "samples": samples, "truths": calibration.truths, "functionals": rows, "tarp": coverage},
         json_,
         f"{text}\n\n{legend}",
     )
+
+
+@app.command()
+def leaderboard(
+    name: Annotated[str, typer.Argument(help="dm4ct, inverse-scattering or fastmri-knee.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the pipeline file and of what it computes.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Your copy of its images; default as the pipeline file says.")
+    ] = None,
+    prior: Annotated[str | None, typer.Option(help="Registered prior or checkpoint, trained for them.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="variables.NAME=VALUE or STEP.KEY=VALUE; repeatable.", metavar="NAME=VALUE"),
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this part, such as case=4x.", metavar="BRANCH")] = None,
+    plugin: Plugins = None,
+    json_: AsJson = False,
+) -> None:
+    """Run a published table's set-up on your copy of its data: PSNR, SSIM, coverage and cost of several methods.
+
+    The set-up is a pipeline file in the output folder; what it takes over and what it does otherwise stands at its top.
+    """
+    start(None)
+    from invsolve.pipeline.leaderboard import COLUMNS, run_leaderboard
+
+    changes = key_values(set_)
+    if data is not None:
+        changes["variables.data"] = str(data.resolve())
+    if prior is not None:
+        changes["variables.prior"] = prior
+    rows = run_leaderboard(name, out, changes, plugin or (), only, note)
+    body = [
+        [row["case"], row["method"], *(f"{row[key]:.3g}" if key in row else "-" for key in COLUMNS)] for row in rows
+    ]
+    emit(rows, json_, table(["case", "method", *COLUMNS.values()], body))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -93,9 +93,7 @@ def reconstruct(
     workers: Annotated[
         int | None, typer.Option(help="Processes to share items; on cuda one a GPU. Needs Dask.")
     ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Dask scheduler whose workers to use instead, tcp://HOST:PORT.")
-    ] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Dask that runs: tcp://HOST:PORT.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Time a few steps, say what all would take; write nothing.")
     ] = False,
@@ -103,6 +101,7 @@ def reconstruct(
         float, typer.Option(help="To go on from after a kill; 60.", metavar="SECONDS", show_default=False)
     ] = 60.0,
     no_self_test: NoSelfTest = False,
+    calibration: Annotated[Path | None, typer.Option(help="Adds conformal intervals.", metavar="FILE")] = None,
     layout: Annotated[str | None, typer.Option(help="Layout, where not recognised.")] = None,
     read: Read = None,
     plugin: Plugins = None,
@@ -132,6 +131,7 @@ def reconstruct(
         plugins=tuple(plugin or ()),
         snapshot_every=snapshot_every,
         self_test=not no_self_test,
+        calibration=calibration,
     )
     if dry_run:
         from invsolve.jobs import dryrun
@@ -170,16 +170,42 @@ def evaluate(
     data_range: Annotated[
         float | None, typer.Option(help="Span of values for PSNR and SSIM; default the truth's.")
     ] = None,
-    layout: Annotated[str | None, typer.Option(help="Layout of the truth, where it is not recognised.")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="Layout of the truth (else of the scan), where not recognised.")
+    ] = None,
     read: Read = None,
+    scan: Annotated[
+        Path | None, typer.Option(help="The measurement; without a truth default where it was for the run.")
+    ] = None,
+    prior: Annotated[str | None, typer.Option(help="The run's prior, where the record's is not found.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Conformal factors, whose intervals are counted.", metavar="FILE")
+    ] = None,
+    write_calibration: Annotated[
+        Path | None, typer.Option(help="Make them from this result and its truth.", metavar="FILE")
+    ] = None,
+    level: Annotated[float, typer.Option(help="What they promise.")] = 0.9,
+    share: Annotated[float, typer.Option(help="Pixels of an image that are held with that probability.")] = 0.9,
+    overwrite: Overwrite = False,
     plugin: Plugins = None,
     json_: AsJson = False,
 ) -> None:
-    """Compare a result with the truth: PSNR, SSIM, NRMSE, coverage of the uncertainty."""
+    """Compare a result with the truth, or without one its samples with prior and scan: narrow, wide, biased or fine."""
     start(plugin)
     from invsolve.jobs.evaluation import evaluate_file
 
-    result = evaluate_file(recon, truth, data_range, layout, key_values(read))
+    result = evaluate_file(recon, truth, data_range, layout, key_values(read), scan, prior, note, calibration)
+    if write_calibration is not None:
+        from invsolve.jobs.evaluation import calibrate_file
+
+        result["calibration"] = calibrate_file(
+            recon, write_calibration, truth, level, share, overwrite, layout, key_values(read)
+        )
+        note("{path}: factor {image:.3g} by image, {pixel:.3g} by pixel in the median".format(**result["calibration"]))
+    trust = _trust_table(result["trust"]) if "trust" in result else ""
+    if "mean" not in result:
+        emit(result, json_, trust)
+        return
     names = list(result["mean"])
     scored = zip(result["which"], result["items"], strict=True)
     rows = [[f"item {i}", *(_figure(n, row[n]) for n in names)] for i, row in scored]
@@ -188,7 +214,18 @@ def evaluate(
         rows.append(
             ["mean of linear", *(_figure(n, result["linear"][n]) if n in result["linear"] else "-" for n in names)]
         )
-    emit(result, json_, table(["", *(HEADINGS.get(n, n.upper()) for n in names)], rows))
+    text = table(["", *(HEADINGS.get(n, n.upper()) for n in names)], rows)
+    emit(result, json_, f"{text}\n\n{trust}" if trust else text)
+
+
+def _trust_table(trust: dict[str, Any]) -> str:
+    """The verdict on samples without a truth, and its figures."""
+    from invsolve.api.trust import HEADINGS as FIGURES
+
+    if "p_value" not in trust:
+        return f"{trust['verdict']}: {trust['text']}"
+    rows = [[text, "-" if trust[name] is None else f"{trust[name]:.3g}"] for name, text in FIGURES.items()]
+    return f"{trust['verdict']}: {trust['text']}\n\n" + table(["without a truth", ""], rows)
 
 
 def _figure(name: str, value: float) -> str:

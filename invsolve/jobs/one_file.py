@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from invsolve import api, engine
+from invsolve.api.conformal import Calibrated
 from invsolve.contracts.measurement import Measurement
 from invsolve.datasets import hdf5
 from invsolve.engine.reading import read_rows
@@ -19,10 +20,11 @@ from invsolve.jobs.snapshot_file import SnapshotFile
 
 @dataclass
 class WithTruth:
-    """A sink that adds the truth, where it is known, to each item on its way to a file."""
+    """A sink that adds the truth, where it is known, and calibrated intervals, if wanted, to each item on its way to a file."""
 
     measurement: Measurement
     inner: hdf5.ResultFile
+    calibration: Calibrated | None = None
 
     def is_done(self, item: int) -> bool:
         return self.inner.is_done(item)
@@ -30,6 +32,8 @@ class WithTruth:
     def write(self, item: int, arrays: Mapping[str, Tensor], facts: Mapping[str, float]) -> None:
         truth = self.measurement.truth
         extra = {} if truth is None else {"truth": truth[item : item + 1][0]}
+        if self.calibration is not None:
+            extra |= self.calibration.intervals(arrays["mean"], arrays["std"])
         self.inner.write(item, {**arrays, **extra}, facts)
 
 
@@ -47,6 +51,7 @@ def run_into_file(
     overwrite: bool,
     say: Callable[[str], None],
     every: float = 60.0,
+    calibration: Calibrated | None = None,
 ) -> None:
     """Run the items of a run into one result file, or go on with its partial.
 
@@ -57,6 +62,7 @@ def run_into_file(
         overwrite: replace a partial result of another configuration.
         say: told what is gone on from.
         every: seconds between snapshots.
+        calibration: whose intervals are written beside the images, as diagnostics.
 
     Raises:
         Interrupted: asked to stop; says how many items are kept.
@@ -67,7 +73,7 @@ def run_into_file(
         out, items, run.options.samples, record, overwrite, measurement.unit, input_items=len(measurement.y)
     )
     with result:
-        sink = WithTruth(measurement, result)
+        sink = WithTruth(measurement, result, calibration)
         already = sum(sink.is_done(i) for i in items)
         if already:
             say(f"continuing: {already} of {len(items)} items were done before")

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from invsolve.api import closing, discrepancy
+from invsolve.api.conformal import Calibrated, load_calibration
 from invsolve.api.provenance import provenance
 from invsolve.datasets import hdf5
-from invsolve.engine import slabs
+from invsolve.engine import Run, slabs
+from invsolve.errors import UserError
 from invsolve.jobs.finished import check_same, is_complete
 from invsolve.jobs.one_file import keeper_of, run_into_file
 from invsolve.jobs.preparation import prepare
@@ -63,6 +65,7 @@ def _reconstruct(
     run = prepare(request, say, team)
     run.should_stop = should_stop
     record = provenance(run) | {"command": command}
+    calibration = _calibration(request, run, record)
     every = request.snapshot_every
     told = {"output": str(request.out), "items": len(run.items)}
     began = time.perf_counter()
@@ -79,7 +82,7 @@ def _reconstruct(
     elif request.workers is not None or request.scheduler is not None or shards.folder(request.out).exists():
         shards.reconstruct_in_shards(request, run, record, say)
     else:
-        run_into_file(run, request.out, record, request.overwrite, say, every)
+        run_into_file(run, request.out, record, request.overwrite, say, every, calibration)
     seconds = round(time.perf_counter() - began, 3)
     kept = hdf5.read_result(request.out).diagnostics
     report = discrepancy.examine(kept, run)
@@ -92,6 +95,23 @@ def _reconstruct(
     judged = bool(report.warning) or not math.isnan(report.ratio)
     summary = {"ratio": ratio, "spread": spread, "warning": report.warning} if judged else None
     return told | {"seconds": seconds, "discrepancy": summary, "remarks": remarks}
+
+
+def _calibration(request: Request, run: Run, record: dict[str, Any]) -> Calibrated | None:
+    """The conformal factors that are wanted, checked against the run.
+
+    Raises:
+        UserError: they were made with another run, or are of no use to this one.
+    """
+    if request.calibration is None:
+        return None
+    if request.workers is not None or request.scheduler is not None:
+        raise UserError("--calibration is for one process: leave --workers and --scheduler out")
+    factors = load_calibration(request.calibration)
+    factors.check(record)
+    if not run.strategy.draws:
+        raise UserError("--calibration scales the samples' spread, and this strategy draws none; take one that draws")
+    return factors
 
 
 def _remove_leftovers(out: Path, items: range, record: dict[str, Any]) -> None:

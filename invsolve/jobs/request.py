@@ -30,6 +30,7 @@ class Request:
         plugins: plugin files, for those workers.
         self_test: whether a foreign checkpoint is tested first, where it has not been.
         snapshot_every: seconds between snapshots.
+        calibration: file of conformal factors (`evaluate --write-calibration`); the result gets their intervals, too.
     """
 
     scan: Path
@@ -48,6 +49,7 @@ class Request:
     plugins: tuple[Path, ...] = ()
     snapshot_every: float = 60.0
     self_test: bool = True
+    calibration: Path | None = None
 
 
 def read_slices(text: str | None, count: int, source: Path) -> range | None:

@@ -189,10 +189,13 @@ def _evaluate(step: steps.Evaluate, context: Context) -> dict[str, Any]:
         read=truth.read if truth else None,
     )
     context.out.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    if "mean" not in scores:
+        figures = {name: value for name, value in scores["trust"].items() if isinstance(value, float)}
+        return {"metrics": figures, "items": len(scores["trust"].get("which", []))}
     metrics = dict(scores["mean"])
     if "linear" in scores:
         metrics |= {f"linear_{name}": value for name, value in scores["linear"].items()}
-    return {"metrics": metrics, "items": len(scores["items"])}
+    return {"metrics": metrics, "items": len(scores["items"]), "cost": scores.get("cost")}
 
 
 @perform.register

@@ -10,9 +10,13 @@ from typing import Any
 from invsolve.datasets import hdf5
 from invsolve.errors import UserError
 from invsolve.files.opening import open_images
+from invsolve.jobs.origin import Measured, find_scan, open_scan
+from invsolve.jobs.trust import judge_result
 from invsolve.report.page import MEGABYTES, write_page
-from invsolve.report.residual import Measured, find_scan, open_scan
 from invsolve.report.sheet import draw, sheet
+
+#: Items that a page without a truth holds against prior and likelihood; `evaluate` looks at more.
+_ITEMS = 2
 
 __all__ = ["MEGABYTES", "sheet", "write_report"]
 
@@ -31,6 +35,9 @@ def write_report(
     truth_read: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a sheet of pictures or a page about a result file; it appears under its name only when it is complete.
+
+    A page without a truth says whether the samples are as draws from prior times likelihood are, where scan and prior are at
+    hand; that takes some network calls.
 
     Args:
         recon: result file, finished or partial.
@@ -68,7 +75,8 @@ def write_report(
             unfinished.write_bytes(draw(result, reference, list(items or range(min(count, 4)))))
         else:
             measured = _scan(scan, result, layout, read)
-            write_page(unfinished, result, reference, list(items or range(count)), measured, megabytes)
+            judgement = judge_result(result, measured, items=_ITEMS) if reference is None else None
+            write_page(unfinished, result, reference, list(items or range(count)), measured, megabytes, judgement)
         os.replace(unfinished, out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None

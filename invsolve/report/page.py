@@ -19,13 +19,15 @@ from tqdm import tqdm
 from invsolve.api.provenance import scatters_like_posterior
 from invsolve.contracts.measurement import Rows
 from invsolve.errors import UserError
+from invsolve.jobs.origin import Measured
+from invsolve.jobs.trust import Judgement
 from invsolve.report import words
 from invsolve.report.budget import Plan, Sizes, describe, ladder
 from invsolve.report.collect import LEVELS, Scores, residual_by_step
 from invsolve.report.encode import block, encode, short, to_json
 from invsolve.report.frames import Frame, Frames
 from invsolve.report.record import facts
-from invsolve.report.residual import Measured, Residual, standardised
+from invsolve.report.residual import Residual, standardised
 
 #: Largest size of a page unless another is asked for.
 MEGABYTES = 20.0
@@ -35,7 +37,13 @@ _SCRIPTS = ("decode.js", "charts.js", "pictures.js", "page.js")
 
 
 def write_page(
-    out: Path, result: Any, reference: Rows | None, rows: Sequence[int], measured: Measured, megabytes: float
+    out: Path,
+    result: Any,
+    reference: Rows | None,
+    rows: Sequence[int],
+    measured: Measured,
+    megabytes: float,
+    judgement: Judgement | None = None,
 ) -> None:
     """Write the page.
 
@@ -46,6 +54,7 @@ def write_page(
         rows: which of the result's rows.
         measured: the scan, for the residual.
         megabytes: largest size, in 10^6 bytes.
+        judgement: of the samples without a truth; None leaves it out.
 
     Raises:
         UserError: the page cannot be made so small.
@@ -67,7 +76,7 @@ def write_page(
         with tempfile.TemporaryFile("w+", encoding="utf-8", dir=out.parent) as blocks:
             _write_blocks(blocks, frames, plan, scores, measured)
             meta = _meta(frames, plan, look, scores)
-            before, after = _around(frames, plan, scores, measured, meta, megabytes)
+            before, after = _around(frames, plan, scores, measured, meta, megabytes, judgement)
             size = blocks.tell() + len(before.encode()) + len(after.encode())
             if size <= allowed:
                 _join(out, before, blocks, after)
@@ -106,6 +115,8 @@ def _try_residual(measured: Measured, probe: Frame, result: Any) -> tuple[Residu
     """The residual of one frame, to know its size; and the scan without a measurement where that fails."""
     if measured.measurement is None:
         return None, measured
+    if len(result.mean.shape) > 4:
+        return None, Measured(None, why="Residuals are drawn of images with one or two spatial axes.")
     try:
         return _residual(measured, probe, result), measured
     except (UserError, RuntimeError, ValueError) as error:
@@ -173,7 +184,13 @@ def _meta(frames: Frames, plan: Plan, look: _Look, scores: Scores) -> dict[str, 
 
 
 def _around(
-    frames: Frames, plan: Plan, scores: Scores, measured: Measured, meta: dict[str, Any], megabytes: float
+    frames: Frames,
+    plan: Plan,
+    scores: Scores,
+    measured: Measured,
+    meta: dict[str, Any],
+    megabytes: float,
+    judgement: Judgement | None,
 ) -> tuple[str, str]:
     """The page before and after its data blocks."""
     folder = resources.files("invsolve.report")
@@ -193,6 +210,7 @@ def _around(
         or "<p>The truth is not known: <code>invsolve report --truth IMAGES.h5</code> adds it.</p>",
         "uncertainty": words.paragraphs(words.uncertainty(frames)),
         "discrepancy": words.paragraphs(words.discrepancy(result, measured)),
+        "trust": "" if judgement is None else words.trust(judgement),
         "note": ' <a href="#about">The pictures are reduced.</a>' if len(reduced) > 1 else "",
         "reduced": words.paragraphs(reduced),
         "facts": "".join(f"<dt>{words.escaped(k)}</dt><dd>{words.escaped(v)}</dd>" for k, v in facts(result)),

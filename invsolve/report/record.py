@@ -13,23 +13,12 @@ import invsolve
 from invsolve import registry
 from invsolve.api.advice import Conditions
 from invsolve.api.discrepancy import Discrepancy, judge
-from invsolve.contracts.noise import Noise
 from invsolve.contracts.scale import Scale
 from invsolve.contracts.strategy import Strategy
 from invsolve.datasets.hdf5 import fingerprint, open_readonly, text
 from invsolve.errors import UserError
+from invsolve.jobs.origin import noise_of
 from invsolve.registry.parameters import build, parameters
-
-
-def noise_of(config: dict[str, Any]) -> Noise | None:
-    """The noise that a run took; None where the record has no numbers for it."""
-    given = dict(config.get("noise") or {})
-    try:
-        name = given.pop("name")
-        made: Noise = build(registry.find("noise", name), "noise", name, given)
-    except (KeyError, TypeError, ValueError, RuntimeError, UserError):
-        return None
-    return made
 
 
 def strategy_of(config: dict[str, Any]) -> Strategy | None:

@@ -13,11 +13,13 @@ import numpy as np
 from invsolve.api import closing
 from invsolve.api.choice import strategies
 from invsolve.api.provenance import scatters_like_posterior
+from invsolve.api.trust import HEADINGS
 from invsolve.errors import printable
+from invsolve.jobs.origin import Measured
+from invsolve.jobs.trust import Judgement
 from invsolve.report.collect import Scores
 from invsolve.report.frames import Frames
 from invsolve.report.record import judged, strategy_of
-from invsolve.report.residual import Measured
 
 _HEADINGS = {"psnr": "PSNR dB", "ssim": "SSIM", "nrmse": "NRMSE"}
 _HEADINGS |= {"coverage_50": "truth in 50 % interval", "coverage_90": "truth in 90 % interval"}
@@ -85,6 +87,25 @@ def discrepancy(result: Any, measured: Measured) -> list[str]:
     strategy = strategy_of(result.config)
     remarks = [] if strategy is None else closing.remarks(result.diagnostics, strategy)
     return [*lines, *map(_sentence, remarks), measured.why]
+
+
+def trust(judgement: Judgement) -> str:
+    """Whether the samples are to be trusted without a truth: the section of the page."""
+    found = judgement.trust
+    if found is None:
+        return f"<section><h2>Without a truth</h2><p>{escaped(judgement.why)}</p></section>\n"
+    rows = "".join(
+        _line(text, ["–" if v is None else f"{v:.3g}"])
+        for name, text in HEADINGS.items()
+        for v in [found.record()[name]]
+    )
+    kind = "" if found.verdict == "fine" else ' class="warning"'
+    return (
+        f'<section id="trust"><h2>Without a truth: {escaped(found.verdict)}</h2><p{kind}>{escaped(_sentence(found.text))}</p>'
+        f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
+        f"<p>{found.samples} samples of {found.items} item{'s' * (found.items != 1)}, held against prior and likelihood by the "
+        "score. It does not know whether prior, operator and noise fit the instrument.</p></section>\n"
+    )
 
 
 def _sentence(text: str) -> str:

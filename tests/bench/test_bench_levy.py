@@ -4,8 +4,10 @@ import json
 import math
 from statistics import NormalDist
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import invsolve
 from invsolve import bench
@@ -41,7 +43,8 @@ def test_operators() -> None:
         assert float(projections[2 * k - 1]) == pytest.approx(math.sqrt(2) * float(spectrum[k].real))
         assert float(projections[2 * k]) == pytest.approx(math.sqrt(2) * float(spectrum[k].imag))
     picked = levy.sampling() @ x
-    assert len(picked) == 32
+    assert len(picked) == 33
+    assert len(rows) == 36
     assert set(picked.tolist()) <= set(x.tolist())
     for matrix in (levy.fourier(), levy.convolution()):
         report = check_operator(Matrix(matrix))
@@ -100,6 +103,9 @@ def test_figures_of_exact_samples_are_at_the_floor_and_of_wrong_ones_are_not() -
     for level in (50, 90):
         error = math.hypot(*(bounds.share_error(count * alike, level / 100) for count in (600, 1200)))
         assert good[f"coverage_{level}"] == pytest.approx(level / 100, abs=error)
+    assert good["coverage_hpd"] == pytest.approx(
+        0.9, abs=math.hypot(*(bounds.share_error(n, 0.9) for n in (600, 1200)))
+    )
     assert good["wasserstein"] < 1.6 * good["wasserstein_floor"]
     narrow = levy.figures(gold.mean + 0.5 * (fresh - gold.mean), gold)
     assert narrow["std_ratio"] == pytest.approx(0.5, rel=width)
@@ -107,12 +113,31 @@ def test_figures_of_exact_samples_are_at_the_floor_and_of_wrong_ones_are_not() -
     # Half as wide, the ends lie where the density is larger, and are known twice as well.
     ends = 0.5 * normal.pdf(0.5 * 1.645) / normal.pdf(1.645) * bounds.share_error(600 * alike, 0.9)
     error = math.hypot(ends, bounds.share_error(1200 * alike, share))
+    # |z|^2 of 64 normal numbers is never as small as that of their halves.
+    assert narrow["coverage_hpd"] < 0.01
     assert narrow["coverage_90"] == pytest.approx(share, abs=error)
     shifted = levy.figures(fresh + gold.std, gold)
     # |std + error|^2 over |std|^2: 1, the gap, and twice the error along std.
     along = 2 * bounds.mean_error(600, float((gold.std @ covariance @ gold.std).sqrt() / gold.std.square().sum()))
     assert 10 * math.log10(2 - along) < shifted["gap_db"] < 10 * math.log10(2 + along + gap)
     assert shifted["wasserstein"] > 3 * good["wasserstein"]
+
+
+@pytest.mark.parametrize("increments", levy.INCREMENTS)
+def test_the_density_is_likelihood_times_that_of_each_jump(increments: str) -> None:
+    prior, rng = walk(increments), np.random.default_rng(0)
+    u = rng.normal(size=(3, 64)) * levy.STD * (rng.random((3, 64)) < 0.5)
+    x, y, sigma = u.cumsum(1), rng.normal(size=64), 0.2
+    laws = {
+        "gaussian": stats.norm(0, levy.STD).pdf(u),
+        "laplace": stats.laplace(0, levy.STD / math.sqrt(2)).pdf(u),
+        "bernoulli-laplace": 0.1 * stats.laplace(0, levy.STD / math.sqrt(0.2)).pdf(u)
+        + 0.9 * stats.norm(0, 0.05 * levy.STD).pdf(u),
+    }
+    wanted = np.log(laws[increments]).sum(1) + stats.norm(x, sigma).logpdf(y).sum(1)
+    eye = torch.eye(64, dtype=torch.float64)
+    got = levy.log_posterior(torch.from_numpy(x), prior, eye, torch.from_numpy(y), sigma).numpy()
+    np.testing.assert_allclose(got - got[0], wanted - wanted[0], atol=1e-8)
 
 
 @pytest.mark.parametrize("increments", levy.INCREMENTS)

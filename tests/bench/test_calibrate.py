@@ -87,6 +87,23 @@ def test_exact_samples_have_uniform_ranks() -> None:
     assert {"projection 1", "pixel mean", "norm", "misfit"} <= set(outcomes)
 
 
+def test_tarp_coverage_is_nominal_for_exact_samples_and_not_for_narrow_ones() -> None:
+    found = {
+        width: calibrate(field(), blur(), invsolve.Gaussian(SIGMA), Exact(width=width), 150, 15, batch_size=5000)
+        for width in (1.0, 0.5)
+    }
+    for level in (0.5, 0.9):
+        exact = found[1.0].tarp(level)
+        assert set(exact) == {"image", "coarse"}
+        for value in exact.values():
+            assert value == pytest.approx(level, abs=bounds.share_error(150, level))
+    # Narrow samples are nearer to or farther from a point all together, so that the truth lies outside of them.
+    assert found[0.5].tarp(0.9)["coarse"] < 0.9 - bounds.share_error(150, 0.9)
+    ranks = Calibration(3, {"TARP image": np.array([0, 1, 2, 3])}, "made up")
+    assert ranks.tarp(0.5) == {"image": pytest.approx(0.5)}
+    assert ranks.tarp(0.625) == {"image": pytest.approx(0.625)}
+
+
 def test_overconfident_samples_are_found() -> None:
     outcomes = verdicts(Exact(width=0.6))
     narrow = [name for name, text in outcomes.items() if text == "samples too narrow"]

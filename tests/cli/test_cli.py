@@ -372,6 +372,7 @@ def test_every_command_explains_itself_on_one_screen(cli: Cli) -> None:
         "plugins new",
         "bench posterior",
         "bench calibrate",
+        "bench leaderboard",
     ):
         code, out, _ = cli(*command.split(), "--help")
         assert code == 0

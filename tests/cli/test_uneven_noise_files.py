@@ -12,11 +12,11 @@ import torch
 
 import invsolve
 from invsolve.datasets import hdf5
+from invsolve.jobs.origin import find_scan
 from invsolve.pipeline import steps
 from invsolve.pipeline.files import Hashes, files_of, locate
 from invsolve.pipeline.keys import ingredients, key_of
 from invsolve.registry.written import read_written, with_absolute_files
-from invsolve.report.residual import find_scan
 from tests.support.types import Cli, narrow
 
 SIZE = 16

@@ -9,8 +9,8 @@ import pytest
 
 from invsolve import Pipeline, UserError, jobs
 from invsolve.files.opening import open_measurement
+from invsolve.jobs.origin import open_scan
 from invsolve.pipeline import Load, Reconstruct, Report, StepFailed
-from invsolve.report.residual import open_scan
 from tests.support.pipelines import TEXT, write
 from tests.support.types import Cli
 

@@ -18,11 +18,12 @@ from invsolve.datasets import hdf5
 from invsolve.datasets.layouts.own import OwnLayout
 from invsolve.errors import UserError
 from invsolve.jobs.evaluation import evaluate_file
+from invsolve.jobs.origin import find_scan, noise_of, open_scan
 from invsolve.report import write_report
 from invsolve.report.budget import Plan, describe, ladder
 from invsolve.report.encode import encode, shrink, to_json
-from invsolve.report.record import judged, noise_of, strategy_of
-from invsolve.report.residual import find_scan, open_scan, standardised
+from invsolve.report.record import judged, strategy_of
+from invsolve.report.residual import standardised
 from tests.support.results import CONFIG, images, write_result
 from tests.support.volumes import PRIOR
 

@@ -21,9 +21,9 @@ import invsolve
 from invsolve.api.provenance import operator_record
 from invsolve.datasets import hdf5
 from invsolve.datasets.layouts.own import OwnLayout
+from invsolve.jobs.origin import Measured
 from invsolve.report import write_report
 from invsolve.report.page import write_page
-from invsolve.report.residual import Measured
 from tests.support.browser import Browser, find_browser
 from tests.support.results import CONFIG, images, write_result
 

@@ -21,8 +21,8 @@ from invsolve.contracts.scale import Scale
 from invsolve.datasets import hdf5
 from invsolve.engine import Options
 from invsolve.engine.batch import run_batch
+from invsolve.jobs.origin import find_scan
 from invsolve.numerics.random import ChainRandom
-from invsolve.report.residual import find_scan
 from tests.strategies.test_noise_levels import Pixels, Same, quadrature
 from tests.support import bounds
 from tests.support.types import Cli
