@@ -30,6 +30,8 @@ class Record:
         sequence: the groups in the order in which they were told.
         pending: groups that were asked for and not told yet; None when nothing was asked since the last were told.
         rounds: how often `tell` was called.
+        particles: (particles, C, *spatial), physical units, those drawn last; None when none were.
+        drawn_after: how many groups had been told when they were drawn.
     """
 
     y: Tensor
@@ -37,6 +39,8 @@ class Record:
     sequence: list[int] = field(default_factory=list)
     pending: list[int] | None = None
     rounds: int = 0
+    particles: Tensor | None = None
+    drawn_after: int = -1
 
     @classmethod
     def blank(cls, like: Tensor, groups: int) -> Record:
@@ -60,8 +64,8 @@ class Record:
 class SessionFile:
     """A session on disk: written whole and renamed at every step, so that a kill leaves the one before or the one after.
 
-    Datasets: `y`, `acquired_at` (int32, the round of each group, -1 never), `sequence`, `pending` (with the attribute `asked`);
-    attributes `format`, `settings` (JSON) and `settings_sha256`.
+    Datasets: `y`, `acquired_at` (int32, the round of each group, -1 never), `sequence`, `pending`, and `particles` with the
+    attribute `drawn_after`, from which the next ones go on; attributes `format`, `settings` (JSON) and `settings_sha256`.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -91,6 +95,10 @@ class SessionFile:
             order = hdf5.read(hdf5.dataset(file, "acquired_at"))
             sequence = [int(g) for g in file["sequence"][()]] if "sequence" in file else []
             pending = [int(g) for g in file["pending"][()]] if "pending" in file else None
+            particles, drawn_after = None, -1
+            if "particles" in file:
+                particles = hdf5.to_tensor(hdf5.read(hdf5.dataset(file, "particles")))
+                drawn_after = int(file["particles"].attrs["drawn_after"])
         groups = len(blank.order)
         damaged = (
             tuple(y.shape) != tuple(blank.y.shape)
@@ -103,7 +111,15 @@ class SessionFile:
                 f"{self.path}: its datasets do not fit one another or this instrument; begin another session"
             )
         rounds = int(order.max(initial=-1)) + 1
-        return Record(y.to(blank.y.dtype), torch.as_tensor(order.astype(np.int32)), sequence, pending, rounds)
+        return Record(
+            y.to(blank.y.dtype),
+            torch.as_tensor(order.astype(np.int32)),
+            sequence,
+            pending,
+            rounds,
+            particles,
+            drawn_after,
+        )
 
     def write(self, record: Record) -> None:
         """Store what is known now; on disk when this returns."""
@@ -116,6 +132,9 @@ class SessionFile:
             file["sequence"] = np.array(record.sequence, np.int32)
             if record.pending is not None:
                 file["pending"] = np.array(record.pending, np.int32)
+            if record.particles is not None:
+                file["particles"] = record.particles.numpy()
+                file["particles"].attrs["drawn_after"] = record.drawn_after
 
 
 def _difference(before: str, now: str) -> str:

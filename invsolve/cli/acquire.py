@@ -19,11 +19,8 @@ def acquire(
         Path | None, typer.Argument(help="A fully sampled scan to replay; without it the instrument answers live.")
     ] = None,
     policy: Annotated[
-        str,
-        typer.Option(
-            help="entropy, information, variance, centre-out, uniform, random, variable-density, golden-angle."
-        ),
-    ] = "entropy",
+        str, typer.Option(help="What chooses, as NAME or NAME:VALUE; `invsolve plugins list` has them.")
+    ] = "auto",
     budget: Annotated[float | None, typer.Option(help="Groups in all; default a quarter.")] = None,
     initial: Annotated[str, typer.Option(help="Groups measured first: 3,4,5 or 60:68.")] = "",
     at_once: Annotated[int, typer.Option(help="Groups per round.")] = 1,

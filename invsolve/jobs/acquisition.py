@@ -13,8 +13,9 @@ from torch import Tensor
 
 from invsolve import api
 from invsolve.acquisition import lines
-from invsolve.acquisition.policies import policy as policy_of
-from invsolve.acquisition.session import Session, acquire
+from invsolve.acquisition.beginning import acquire, resolve_policy
+from invsolve.acquisition.session import Session
+from invsolve.api.choice import AUTO
 from invsolve.api.loading import noise as make_noise
 from invsolve.api.loading import operator as make_operator
 from invsolve.api.provenance import provenance
@@ -38,7 +39,7 @@ class Acquisition:
         scan: a fully sampled file that is replayed; None for an instrument that answers live.
         item: which of the scan's.
         operator, parameters: the instrument's, where there is no scan.
-        policy, policy_parameters: what chooses.
+        policy: what chooses, NAME or NAME:VALUE.
         socket: where a live instrument connects; None is standard input and output.
         timeout: seconds to wait for it.
         strategy, scout, initial, budget, costs, at_once, until, particles: as of `invsolve.acquire`.
@@ -53,8 +54,7 @@ class Acquisition:
     operator: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     noise: str | None = None
-    policy: str = "entropy"
-    policy_parameters: Mapping[str, Any] = field(default_factory=dict)
+    policy: str = AUTO
     budget: float | None = None
     initial: Sequence[int] = ()
     at_once: int = 1
@@ -85,7 +85,7 @@ def acquire_into_file(request: Acquisition, say: Callable[[str], None] = lambda 
         forward,
         api.load_prior(request.prior),
         noise=noise,
-        policy=policy_of(request.policy, **request.policy_parameters),
+        policy=resolve_policy(request.policy),
         budget=request.budget,
         initial=request.initial,
         at_once=request.at_once,
