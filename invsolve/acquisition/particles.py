@@ -128,8 +128,8 @@ def going_on(strategy: Strategy, images: Tensor, sigma: float) -> Strategy:
         UserError: (when it begins) the strategy has no noise levels, or keeps no image of each particle.
     """
     kind: Any = type(strategy)
-    fields = getattr(strategy, "__dataclass_fields__", {})
-    from_there = replace(strategy, **{"start": sigma}) if "start" in fields else strategy
+    given: Any = strategy
+    from_there = replace(given, start=sigma) if "start" in getattr(given, "__dataclass_fields__", {}) else given
 
     class GoingOn(kind):
         """Begun with images; everything else is inherited."""

@@ -42,7 +42,7 @@ class Acquisition:
         policy: what chooses, NAME or NAME:VALUE.
         socket: where a live instrument connects; None is standard input and output.
         timeout: seconds to wait for it.
-        strategy, scout, initial, budget, costs, at_once, until, particles: as of `invsolve.acquire`.
+        strategy, scout, initial, budget, costs, at_once, until, particles, warm, calls: as of `invsolve.acquire`.
     """
 
     out: Path
@@ -62,6 +62,8 @@ class Acquisition:
     strategy: str = "auto"
     scout: str | None = None
     particles: int = 16
+    warm: float | None = None
+    calls: int | None = None
     options: Options = field(default_factory=Options)
     socket: Path | None = None
     timeout: float | None = None
@@ -75,12 +77,14 @@ def acquire_into_file(request: Acquisition, say: Callable[[str], None] = lambda 
         UserError: the parts do not fit, or the instrument does not answer; what it told is kept, and the same request goes on.
     """
     out = request.out
-    refuse_existing(out, request.overwrite, request.scan or out.with_name(f"{out.name}.none"))
+    store = out.with_name(f"{out.name}.session.h5")
+    # A kill after the result got its name, and the same command again: whether it is the same, the session must tell.
+    finished = not request.overwrite and store.exists() and _is_complete(out)
+    refuse_existing(out, request.overwrite or finished, request.scan or out.with_name(f"{out.name}.none"))
     recorded = _recorded(request)
     forward, noise = _instrument(request, recorded)
     options = {**vars(request.options)}
     options.pop("samples")
-    store = out.with_name(f"{out.name}.session.h5")
     session = acquire(
         forward,
         api.load_prior(request.prior),
@@ -93,9 +97,16 @@ def acquire_into_file(request: Acquisition, say: Callable[[str], None] = lambda 
         strategy=request.strategy,
         scout=request.scout,
         particles=request.particles,
+        warm=request.warm,
+        calls=request.calls,
         file=store,
         **options,
     )
+    told = {"output": str(out), "session": str(store), "groups": session.operator.groups}
+    if finished:
+        _check_same(out, session, _measured(session, recorded))
+        say(f"{out}: was finished by the same command before; nothing is left to do")
+        return told | {"acquired": session.acquired, "spent": session.spent, "finished_before": True}
     if session.acquired:
         say(f"going on with {store}: {len(session.acquired)} groups were acquired before")
     if recorded is not None:
@@ -105,13 +116,28 @@ def acquire_into_file(request: Acquisition, say: Callable[[str], None] = lambda 
     else:
         _live(session, request, say)
     _write(session, request, recorded)
-    return {
-        "output": str(out),
-        "session": str(store),
-        "acquired": session.acquired,
-        "groups": session.operator.groups,
-        "spent": session.spent,
-    }
+    return told | {"acquired": session.acquired, "spent": session.spent, "finished_before": False}
+
+
+def _is_complete(out: Path) -> bool:
+    part = hdf5.glance(out) if out.is_file() else None
+    return part is not None and bool(part.items) and part.done == part.items
+
+
+def _check_same(out: Path, session: Session, measurement: Measurement) -> None:
+    """Refuse a result that did not come of this session.
+
+    Raises:
+        UserError: it has another configuration, or the session is not at its end.
+    """
+    part = hdf5.glance(out)
+    same = part is not None and bool(session.acquired) and not session.ask()
+    if same and part is not None:
+        order = hdf5.read_result(out).diagnostics.get("acquired_at")
+        config = provenance(session.plan(measurement))["config_sha256"]
+        same = part.config_sha256 == config and order is not None and order[0, 0].tolist() == session.order.tolist()
+    if not same:
+        raise UserError(f"{out} exists, made by another command or session; give --overwrite to replace it")
 
 
 def _recorded(request: Acquisition) -> Measurement | None:
@@ -168,14 +194,19 @@ class _WithOrder:
         self.inner.write(item, {**arrays, **more}, facts)
 
 
-def _write(session: Session, request: Acquisition, recorded: Measurement | None) -> None:
+def _measured(session: Session, recorded: Measurement | None) -> Measurement:
+    """What was acquired, with what the replayed scan says of itself."""
     measurement = session.measurement()
-    truth = None
     if recorded is not None:
         measurement.unit, measurement.source = recorded.unit, recorded.source
         measurement.fingerprint = recorded.fingerprint
-        if recorded.truth is not None:
-            truth = torch.as_tensor(recorded.truth[request.item : request.item + 1][0])
+    return measurement
+
+
+def _write(session: Session, request: Acquisition, recorded: Measurement | None) -> None:
+    measurement, truth = _measured(session, recorded), None
+    if recorded is not None and recorded.truth is not None:
+        truth = torch.as_tensor(recorded.truth[request.item : request.item + 1][0])
     run = session.plan(measurement)
     record = provenance(run)
     record["acquisition"] = {

@@ -89,6 +89,19 @@ def test_a_recorded_scan_is_replayed(folder: Path, case: Bench, cli: Cli) -> Non
         at = file["diagnostics/acquired_at"][0, 0]
         assert np.flatnonzero(at >= 0).tolist() == sorted(told["acquired"])
         assert file["samples"].shape == (1, 4, 1, 12, 12)
+    again = ("acquire", folder / "scan.h5", "-o", folder / "r.h5", *options, "--particles", "4", "--json")
+    before = (folder / "r.h5").read_bytes()
+    code, out, err = cli(*again)
+    assert code == 0, err
+    assert json.loads(out) == told | {"finished_before": True}
+    assert "nothing is left to do" in err
+    assert (folder / "r.h5").read_bytes() == before
+    # Another command, or another result under that name.
+    code, _, err = cli(*again, "--seed", "5")
+    assert (code, "other settings (seed)" in err) == (2, True)
+    write_scan(folder / "other.h5", case.y[None].float() + 1, with_images, invsolve.Gaussian(SIGMA))
+    code, _, err = cli("acquire", folder / "other.h5", *again[2:])
+    assert (code, "exists, made by another command" in err) == (2, True)
     assert cli("inspect", folder / "r.h5")[0] == 0
     assert cli("report", folder / "r.h5", "-o", folder / "r.html")[0] == 0
 
