@@ -20,6 +20,22 @@ from invsolve.errors import UserError
 FORMAT = "invsolve-acquisition/1"
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What was known when a choice was made, or at the end.
+
+    Attributes:
+        told: how many groups had been told.
+        mean, std: (C, *spatial), physical units, over the particles.
+        scores: (groups,) float64, what each group seemed worth, by the policy's score; NaN where there is none.
+    """
+
+    told: int
+    mean: Tensor
+    std: Tensor
+    scores: Tensor
+
+
 @dataclass
 class Record:
     """What was measured so far.
@@ -32,6 +48,8 @@ class Record:
         rounds: how often `tell` was called.
         particles: (particles, C, *spatial), physical units, those drawn last; None when none were.
         drawn_after: how many groups had been told when they were drawn.
+        history: a moment for each time that they were drawn.
+        index: the operator's `group_index`, for pictures of the mask.
     """
 
     y: Tensor
@@ -41,6 +59,8 @@ class Record:
     rounds: int = 0
     particles: Tensor | None = None
     drawn_after: int = -1
+    history: list[Moment] = field(default_factory=list)
+    index: Tensor | None = None
 
     @classmethod
     def blank(cls, like: Tensor, groups: int) -> Record:
@@ -65,7 +85,8 @@ class SessionFile:
     """A session on disk: written whole and renamed at every step, so that a kill leaves the one before or the one after.
 
     Datasets: `y`, `acquired_at` (int32, the round of each group, -1 never), `sequence`, `pending`, and `particles` with the
-    attribute `drawn_after`, from which the next ones go on; attributes `format`, `settings` (JSON) and `settings_sha256`.
+    attribute `drawn_after`, from which the next ones go on; `group_index`; the group `history`, with a row of `told`, `mean`,
+    `std` and `scores` for each time that particles were drawn; attributes `format`, `settings` (JSON) and `settings_sha256`.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -99,6 +120,7 @@ class SessionFile:
             if "particles" in file:
                 particles = hdf5.to_tensor(hdf5.read(hdf5.dataset(file, "particles")))
                 drawn_after = int(file["particles"].attrs["drawn_after"])
+            history = read_history(file)
         groups = len(blank.order)
         damaged = (
             tuple(y.shape) != tuple(blank.y.shape)
@@ -119,6 +141,8 @@ class SessionFile:
             rounds,
             particles,
             drawn_after,
+            history,
+            blank.index,
         )
 
     def write(self, record: Record) -> None:
@@ -135,6 +159,22 @@ class SessionFile:
             if record.particles is not None:
                 file["particles"] = record.particles.numpy()
                 file["particles"].attrs["drawn_after"] = record.drawn_after
+            if record.index is not None:
+                file["group_index"] = record.index.cpu().numpy()
+            if record.history:
+                group = file.create_group("history")
+                group["told"] = np.array([moment.told for moment in record.history], np.int32)
+                for name in ("mean", "std", "scores"):
+                    group[name] = torch.stack([getattr(moment, name) for moment in record.history]).numpy()
+
+
+def read_history(file: Any) -> list[Moment]:
+    """The moments that an open session file holds."""
+    if "history" not in file:
+        return []
+    arrays = {name: hdf5.read(hdf5.dataset(file, f"history/{name}")) for name in ("told", "mean", "std", "scores")}
+    rows = zip(*arrays.values(), strict=True)
+    return [Moment(int(told), *(torch.as_tensor(part) for part in parts)) for told, *parts in rows]
 
 
 def _difference(before: str, now: str) -> str:

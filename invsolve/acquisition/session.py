@@ -10,7 +10,7 @@ from torch import Tensor
 
 from invsolve import engine
 from invsolve.acquisition.particles import Scout
-from invsolve.acquisition.record import Record, SessionFile
+from invsolve.acquisition.record import Moment, Record, SessionFile
 from invsolve.acquisition.values import as_groups, as_values
 from invsolve.api.planning import plan
 from invsolve.api.reconstruction import reconstruct
@@ -63,6 +63,7 @@ class Session:
         with torch.no_grad():
             kind = operator(blank)
         self._record = Record.blank(kind[0], operator.groups)
+        self._record.index = operator.group_index
         self._known_root: Tensor | None = None
         if file is not None:
             self._record = file.begin(self._record)
@@ -156,6 +157,12 @@ class Session:
         """The run that `reconstruction` is, for those who write its result elsewhere."""
         return plan(measurement or self.measurement(), self._prior, self._strategy, self.options)
 
+    def conclude(self, mean: Tensor, std: Tensor) -> None:
+        """Keep the mean and standard deviation of the reconstruction, (C, *spatial), as the end of the run's picture."""
+        nothing = torch.full((self.operator.groups,), torch.nan, dtype=torch.float64)
+        self._keep(Moment(len(self._record.sequence), mean.cpu(), std.cpu(), nothing))
+        self._save()
+
     def uncertainty(self) -> float:
         """Root mean square of the particles' standard deviation over the image, in physical units."""
         return float(self._particles().std(0).abs().square().mean().sqrt())
@@ -181,6 +188,8 @@ class Session:
         predicted = self._scout.predicted(self._particles(), record.y) if self.policy.particles else None
         root = self._root() if self.policy.covariance else None
         knowledge = Knowledge(self.operator, record.order >= 0, self._costs, int(self.options.seed), predicted, root)
+        if self.policy.particles:
+            self._note(self.policy.scores(knowledge))
         picks = as_groups(self.policy.ask(knowledge, self._at_once), self.operator.groups, record.order)
         affordable: list[int] = []
         for group in picks:
@@ -203,6 +212,15 @@ class Session:
                 images = self._scout.given(self.measurement(), before, len(record.sequence))
             record.particles, record.drawn_after = images, len(record.sequence)
         return record.particles
+
+    def _note(self, scores: Tensor | None) -> None:
+        """Keep what is known now for the picture of the run."""
+        images, groups = self._particles(), self.operator.groups
+        worth = torch.full((groups,), torch.nan, dtype=torch.float64) if scores is None else scores.double().cpu()
+        self._keep(Moment(len(self._record.sequence), images.mean(0), images.std(0), worth))
+
+    def _keep(self, moment: Moment) -> None:
+        self._record.history = [*(m for m in self._record.history if m.told < moment.told), moment]
 
     def _root(self) -> Tensor:
         if self._known_root is None:

@@ -133,6 +133,10 @@ class Policy:
         """
         raise NotImplementedError
 
+    def scores(self, knowledge: Knowledge) -> Tensor | None:
+        """What each group seems worth before the first pick, (groups,), for pictures; None where there is no such number."""
+        return None
+
     def parameters(self) -> Mapping[str, Any]:
         """What is compared when a session is gone on with."""
         return {"name": self.name, **{k: v for k, v in vars(self).items() if not k.startswith("_")}}

@@ -48,6 +48,10 @@ class Adaptive(Policy):
                 deviations = conditioned(deviations, deviations[:, index == best])
         return picked
 
+    def scores(self, knowledge: Knowledge) -> Tensor:
+        score = self.score(self.deviations(knowledge), knowledge.entry_groups(), knowledge)
+        return score.cpu() / knowledge.costs
+
     def deviations(self, knowledge: Knowledge) -> Tensor:
         """(rows, entries) real; rows'rows is the covariance of what would be measured, in units of the noise's variance."""
         return knowledge.deviations()

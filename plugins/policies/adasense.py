@@ -42,6 +42,10 @@ class AdaSense(Policy):
     )
 
     def ask(self, knowledge: Knowledge, count: int) -> list[int]:
+        score = torch.where(knowledge.acquired, -torch.inf, self.scores(knowledge))
+        return score.topk(min(count, int((~knowledge.acquired).sum()))).indices.tolist()
+
+    def scores(self, knowledge: Knowledge) -> Tensor:
         assert knowledge.predicted is not None
         away = (knowledge.predicted - knowledge.predicted.mean(0)).flatten(1)
         index = knowledge.operator.group_index.expand(knowledge.predicted.shape[1:]).flatten().to(away.device)
@@ -52,9 +56,7 @@ class AdaSense(Policy):
             score[group] = float(
                 (inside if whitened is None else inside @ whitened[group].to(inside)).abs().square().sum()
             )
-        score = torch.where(knowledge.acquired, -torch.inf, score / knowledge.costs)
-        room = min(count, int((~knowledge.acquired).sum()))
-        return score.topk(room).indices.tolist()
+        return score / knowledge.costs
 
 
 def _whitening(operator: MaskableOperator, like: Tensor) -> list[Tensor] | None:
