@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,18 +54,22 @@ class Scout:
         """Number of particles."""
         return int(self.options.samples)
 
+    @property
+    def prior_calls(self) -> int:
+        """Network calls of a particle of the prior alone."""
+        return _STEPS if self.calls is None else self.calls
+
     def of_prior(self, y: Tensor) -> Tensor:
         """Particles before anything is measured; y as in `given`."""
-        steps = _STEPS if self.calls is None else self.calls
         parts = []
         for first in range(0, self.count, self.options.rows):
             size = min(self.options.rows, self.count - first)
             seed = int(self.options.seed)
-            parts.append(draw(self.prior, seed, steps, size, self.image_shape, first=first))
+            parts.append(draw(self.prior, seed, self.prior_calls, size, self.image_shape, first=first))
         return self._whole(y).scale.to_physical(torch.cat(parts)).cpu()
 
-    def given(self, measurement: Measurement, before: Tensor | None, sweep: int) -> Tensor:
-        """Particles given what was measured, (particles, C, *spatial), physical units.
+    def given(self, measurement: Measurement, before: Tensor | None, sweep: int) -> tuple[Tensor, float]:
+        """Particles given what was measured, (particles, C, *spatial), physical units, and calls for each, backward passes too.
 
         Args:
             measurement: one item, of what was acquired.
@@ -80,7 +85,9 @@ class Scout:
             run.options = replace(run.options, seed=_seed(int(self.options.seed), sweep))
         sink = Memory(1)
         run.execute(sink)
-        return sink.stack("samples")[0].cpu()
+        counted = sink.diagnostics()
+        calls = sum(float(np.mean(counted[name])) for name in ("network_calls", "vjp_calls") if name in counted)
+        return sink.stack("samples")[0].cpu(), calls
 
     def predicted(self, images: Tensor, y: Tensor) -> Tensor:
         """A x of each particle over the noise's standard deviation, (particles, *measurement)."""

@@ -33,6 +33,7 @@ class Session:
     Attributes:
         operator: the whole instrument's.
         policy: what chooses.
+        calls: network calls and backward passes of each particle for the choices that this object made.
         order: (groups,) int32, the round in which each group was acquired; 0 what came before the first choice, -1 never.
     """
 
@@ -65,6 +66,7 @@ class Session:
         self._record = Record.blank(kind[0], operator.groups)
         self._record.index = operator.group_index
         self._known_root: Tensor | None = None
+        self.calls = 0.0
         if file is not None:
             self._record = file.begin(self._record)
 
@@ -206,10 +208,12 @@ class Session:
         if record.particles is None or record.drawn_after != len(record.sequence):
             if not record.sequence:
                 images = self._scout.of_prior(record.y)
+                self.calls += self._scout.prior_calls
             else:
                 # Those of the prior alone say too little of where to go on from.
                 before = record.particles if record.drawn_after > 0 else None
-                images = self._scout.given(self.measurement(), before, len(record.sequence))
+                images, calls = self._scout.given(self.measurement(), before, len(record.sequence))
+                self.calls += calls
             record.particles, record.drawn_after = images, len(record.sequence)
         return record.particles
 
