@@ -155,11 +155,15 @@ def going_on(strategy: Strategy, images: Tensor, sigma: float) -> Strategy:
             state = super().init(problem, rng)
             fresh = state["x"]
             rows = images[[sample for _, sample in rng.chains]]
-            if fresh.shape != rows.shape:
+            level = float(self.schedule(problem)[0])
+            # An iterate that is an image under noise differs by so much from one begun with other noise.
+            other = super().init(problem, ChainRandom(rng.seed + 1, rng.chains).at(0))["x"]
+            noise = float((fresh - other).abs().square().mean().sqrt()) / (2**0.5 * level)
+            if fresh.shape != rows.shape or not 0.7 < noise < 1.4:
                 raise UserError(
-                    f"strategy {strategy.name!r} keeps no image of each particle to go on from; take another scout"
+                    f"strategy {strategy.name!r} keeps no image under noise of each particle to go on from; take another scout"
                 )
-            x = rows.to(fresh) + float(self.schedule(problem)[0]) * rng.normal(rows.to(fresh))
+            x = rows.to(fresh) + level * rng.normal(rows.to(fresh))
             # What begins as the iterate begins as this one.
             return {key: x if value is fresh else value for key, value in state.items()}
 

@@ -165,6 +165,13 @@ class Session:
         self._keep(Moment(len(self._record.sequence), mean.cpu(), std.cpu(), nothing))
         self._save()
 
+    def particles(self) -> Tensor:
+        """Posterior samples given what was told so far, (particles, C, *spatial), physical units; at first of the prior.
+
+        They are drawn where they are not known yet.
+        """
+        return self._particles().clone()
+
     def uncertainty(self) -> float:
         """Root mean square of the particles' standard deviation over the image, in physical units."""
         return float(self._particles().std(0).abs().square().mean().sqrt())
