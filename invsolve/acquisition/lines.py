@@ -140,14 +140,24 @@ def longest_line(session: Session) -> int:
     return like.numel() * (2 if like.is_complex() else 1) * _PER_NUMBER + _REST
 
 
-def _values(message: dict[str, Any]) -> np.ndarray:
+def _rows(given: Any) -> np.ndarray | list[np.ndarray]:
+    """Numbers as an array; where groups have different numbers of entries, a row of each."""
+    if isinstance(given, list) and len({len(row) if isinstance(row, list) else -1 for row in given}) > 1:
+        return [np.asarray(row, np.float64) for row in given]
+    return np.asarray(given, np.float64)
+
+
+def _values(message: dict[str, Any]) -> np.ndarray | list[np.ndarray]:
     try:
         if "values" in message:
-            return np.asarray(message["values"], np.float64)
+            return _rows(message["values"])
         if "real" in message and "imag" in message:
-            return np.asarray(message["real"], np.float64) + 1j * np.asarray(message["imag"], np.float64)
+            real, imag = _rows(message["real"]), _rows(message["imag"])
+            if isinstance(real, np.ndarray) and isinstance(imag, np.ndarray):
+                return real + 1j * imag
+            return [a + 1j * b for a, b in zip(real, imag, strict=True)]
     except (TypeError, ValueError, OverflowError):
-        raise UserError("values: no array of numbers, one row of equal length per group") from None
+        raise UserError("values: no array of numbers, one row per group") from None
     raise UserError('the line has no values; write {"groups": [...], "values": [[...]]}, or "real" and "imag"')
 
 

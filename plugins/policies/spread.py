@@ -73,7 +73,7 @@ class GoldenAngle(Fixed):
 
 @dataclass(frozen=True)
 class Radial(Fixed):
-    """Points along spokes through the middle, a golden angle apart (Winkelmann 2007), each from the middle outwards."""
+    """Points along spokes through the middle, a golden angle apart (Winkelmann 2007), from the middle outwards."""
 
     name: ClassVar[str] = "radial"
 
