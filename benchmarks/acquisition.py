@@ -114,11 +114,14 @@ def measure(case: dict[str, Any], item: int, policy: str, pace: str, particles: 
     rec = invsolve.reconstruct(
         session.measurement(), prior=case["prior"], samples=particles, scale=scale, seed=0, progress=False
     )
-    mean, reference = metrics.comparable(rec.mean[0], truth[0])
+    # Complex images are compared as such where the truth, too, has their parts as channels.
+    shown = torch.cat([truth[0].real, truth[0].imag]) if truth.is_complex() else truth[0]
+    mean, reference = metrics.comparable(rec.mean[0], shown)
+    figures = metrics.score(rec.mean[0], shown, 1.0)
     assert rec.std is not None
     return {
-        "psnr": float(metrics.score(rec.mean[0], truth[0], 1.0)["psnr"]),
-        "ssim": float(metrics.score(rec.mean[0], truth[0], 1.0)["ssim"]),
+        "psnr": float(figures["psnr"]),
+        "ssim": float(figures["ssim"]),
         "uncertainty": float(rec.std.abs().square().mean().sqrt() / reference.abs().square().mean().sqrt()),
         "calls": session.calls,
         "choose": statistics.mean(times[:-1]) if len(times) > 1 else 0.0,

@@ -105,7 +105,7 @@ class Scout:
         if covariance is None:
             raise UserError(
                 f"prior {self.prior.name or type(self.prior).__name__!r} has no covariance(), by which this policy decides; take "
-                "policy information, which takes that of particles"
+                "a policy that decides by particles"
             )
         full = covariance().double().cpu()
         values, vectors = torch.linalg.eigh(full)

@@ -89,7 +89,7 @@ def run(folder: Path, name: str, scan: Path, kill_at: int | None) -> list[list[i
         "-3:3",
     ]
     command += ["--budget", "40", "--initial", "80:100", "--at-once", "7", "--particles", "2", "--tile", "0"]
-    command += ["--strategy", "dds", "--scout", "dds", "--warm", "0.5", "--calls", "4"]
+    command += ["--strategy", "linear", "--scout", "dds", "--warm", "0.5", "--calls", "4"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     to_instrument, from_acquire = os.pipe()
     to_acquire, from_instrument = os.pipe()
