@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import struct
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -14,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from invsolve.contracts.prior import Prior
 from invsolve.engine.volume import PriorInChunks
 from invsolve.errors import UserError
+from invsolve.networks.patches import shifts
 
 #: Tiles begin at multiples of this where they can: a network that halves the image then halves it as it does the whole.
 _GRID = 16
@@ -126,12 +125,6 @@ def weight(start: int, side: int, length: int) -> Tensor:
         inwards = torch.minimum(inwards, side - place)
     rise = ((inwards - margin) / (overlap - 2 * margin)).clamp(0, 1)
     return (torch.pi / 2 * rise).sin() ** 2
-
-
-def shifts(sigma: float) -> tuple[float, float]:
-    """Two numbers in 0..1 that follow from the noise level alone, to single precision."""
-    digest = hashlib.sha256(struct.pack("<f", sigma)).digest()
-    return digest[0] / 256, digest[1] / 256
 
 
 def _groups(places: Sequence[tuple[int, int]], rows: int) -> Iterator[Sequence[tuple[int, int]]]:

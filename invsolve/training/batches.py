@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -44,6 +45,18 @@ class Batch:
     sigma: Tensor
     target: Tensor
     outlier: Tensor | None = None
+
+
+class Source(Protocol):
+    """Where a training's batches come from; `mine` are the rows of a batch that this process makes."""
+
+    mine: list[int]
+
+    def at(self, step: int) -> Batch:
+        """The batch of a step, counted from 0."""
+
+    def ahead(self, first: int, workers: int) -> Generator[Batch]:
+        """Batches from a step on without end."""
 
 
 class Batches:

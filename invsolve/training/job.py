@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 import invsolve
-from invsolve import api, registry
+from invsolve import api
 from invsolve.api.sampling import draw
 from invsolve.contracts.prior import Prior
 from invsolve.contracts.scale import Scale
@@ -21,24 +20,23 @@ from invsolve.datasets.hdf5 import check_target, replace
 from invsolve.errors import Interrupted, UserError
 from invsolve.networks.gaussian_start import GaussianStart
 from invsolve.training import data
-from invsolve.training.batches import SIGMA_MIN, crop_size, held_out
+from invsolve.training.batches import Batches, crop_size, held_out
 from invsolve.training.early_phase import early_phase
 from invsolve.training.error_curve import MEASURED, error_curve
 from invsolve.training.limits import begin_limits, measure_limits
 from invsolve.training.loop import Training
 from invsolve.training.parallel import join
+from invsolve.training.patched import source_of
 from invsolve.training.phases import fixed_phases, turn
 from invsolve.training.resident import make_batches
 from invsolve.training.settings import Request, Settings, digest
 from invsolve.training.sheet import sample_sheet
 from invsolve.training.snapshot import LossCurve, read_snapshot, remove
 from invsolve.training.split import Split, divide
+from invsolve.training.untrained import begin_with, untrained
 
 #: Held-out images of a validation during training, and of the sample sheet.
 VALIDATED, SHOWN = 32, 8
-_NOISE_LABEL_SCALE = 250.0
-#: Channels of each level of the fast network over the width that is set.
-_FAST_WIDTHS = (2, 3, 4, 6)
 
 
 def train_file(
@@ -85,10 +83,10 @@ def train_file(
         other = api.load_prior(settings.start) if settings.start else None
         if other is not None:
             record["start"] = other.fingerprint()
-        prior = _new_prior(images, settings, (low, high), record)
+        prior = untrained(images, settings, (low, high), record)
         begin_limits(prior, other)
         if other is not None:
-            _begin_with(prior, other, settings.start, say)
+            begin_with(prior, other, settings.start, say)
         config = settings.config(record)
         saved = read_snapshot(request.snapshot, config, request.overwrite)
         _explain(images, split, (low, high, origin), prior, note, settings, say)
@@ -98,7 +96,7 @@ def train_file(
         prepare = partial(prepared, scale=scale, settings=settings)
         seen = held_out(images, measured.tolist(), batches.size, prepare)
         few = seen[data.spread(torch.arange(len(seen)).numpy(), VALIDATED)]
-        training = Training(prior, request, config, batches, few, team)
+        training = Training(prior, request, config, source_of(batches, prior), few, team)
         if saved is not None:
             training.restore(saved)
             of = f" of {settings.total}" if settings.total else ""
@@ -107,7 +105,7 @@ def train_file(
         training.run(curve, should_stop)
         if not team.leads:
             return {}
-        return _finish(training, request, seen, prepare, images.complex, should_stop, say, command)
+        return _finish(training, batches, request, seen, prepare, images.complex, should_stop, say, command)
     finally:
         team.leave()
 
@@ -138,89 +136,6 @@ def _data_record(images: data.Images, split: Split, limits: tuple[float, float])
     }
 
 
-def _new_prior(
-    images: data.Images, settings: Settings, limits: tuple[float, float], record: Mapping[str, Any]
-) -> Prior:
-    channels, dimensions = images.shape[0], len(images.spatial)
-    network: dict[str, Any] = {
-        "in_channels": channels,
-        "out_channels": channels,
-        "block_out_channels": [settings.width * (k + 1) for k in range(settings.levels)],
-        "layers_per_block": settings.blocks,
-        "norm_num_groups": 8,
-        "dropout": settings.dropout,
-    }
-    if settings.network == "fast":
-        if dimensions != 2:
-            raise UserError(f"{images.where}: network 'fast' is for images; leave it out for {dimensions} dimensions")
-        if settings.levels > len(_FAST_WIDTHS):
-            raise UserError(f"training: network 'fast' has at most {len(_FAST_WIDTHS)} levels, got {settings.levels}")
-        # Its finest level works on the folded image, so that the same width has twice as many channels.
-        widths = [int(settings.width * part) for part in _FAST_WIDTHS[: settings.levels]]
-        fast = {
-            "in_channels": channels,
-            "out_channels": channels,
-            "block_out_channels": widths,
-            "layers_per_block": 2 * settings.blocks,
-            "dropout": settings.dropout,
-        }
-        architecture: dict[str, Any] = {"class": "FastUNet", "config": fast}
-    elif dimensions == 2:
-        kinds = {
-            "down_block_types": ["DownBlock2D"] * settings.levels,
-            "up_block_types": ["UpBlock2D"] * settings.levels,
-        }
-        # Without attention the network is fully convolutional, and takes images of any size.
-        architecture = {"class": "UNet2DModel", "config": network | kinds | {"add_attention": False}}
-    else:
-        architecture = {"class": "UNet", "config": network | {"dimensions": dimensions}}
-    header = {
-        "format": 1,
-        "architecture": architecture,
-        "parametrisation": "flow" if settings.kind == "flow" else "edm",
-        "sigma_data": settings.sigma_data,
-        "augmented": settings.augmented if settings.kind == "pfgm++" else None,
-        "noise_label_scale": _NOISE_LABEL_SCALE,
-        "sigma_min": SIGMA_MIN,
-        "sigma_max": settings.sigma_max,
-        "event_shape": [channels, *[None] * dimensions],
-        "data_range": list(limits),
-        "unit": images.unit,
-        "dtype": settings.store,
-        "source": f"trained on {images.path.name} by invsolve {invsolve.__version__}",
-        "training": {"settings": asdict(settings), "data": {**record, "file": images.path.name}},
-    }
-    torch.manual_seed(settings.seed)
-    return _trainable().create(header)  # type: ignore[attr-defined]
-
-
-def _trainable() -> type[Prior]:
-    """The registered prior that can be made untrained."""
-    for cls in registry.available("prior").values():
-        if issubclass(cls, Prior) and cls.trainable:
-            return cls
-    raise UserError(
-        "no registered prior can be trained: the plugin that brings one is broken or missing; install it again"
-    )
-
-
-def _begin_with(prior: Prior, other: Prior, name: str | None, say: Callable[[str], None]) -> None:
-    """Take over the weights of another prior wherever names and shapes agree.
-
-    Raises:
-        UserError: too little of it fits: another architecture.
-    """
-    theirs, mine = other.state_dict(), prior.state_dict()
-    fitting = {k: v.clone() for k, v in theirs.items() if k in mine and v.shape == mine[k].shape}
-    share = sum(v.numel() for v in fitting.values()) / sum(v.numel() for v in mine.values())
-    if share < 0.5:
-        raise UserError(
-            f"start {name!r}: only {share:.0%} of the network's weights fit; give the width, levels and blocks of that prior"
-        )
-    prior.load_state_dict({**mine, **fitting})
-    say(f"beginning with {share:.1%} of the weights of {name!r}")
-
-
 def _explain(
     images: data.Images,
     split: Split,
@@ -243,13 +158,16 @@ def _explain(
         say("the images are read from the file as they are needed; damage is found when it is met")
     crop = crop_size(images, settings)
     weights = sum(p.numel() for p in prior.parameters()) / 1e6
+    shown = crop if settings.patch is None else (settings.patch, settings.patch)
     say(
-        f"network of {weights:.2f} M weights, trained on {' x '.join(map(str, crop))}, batches of {settings.batch_size}"
+        f"network of {weights:.2f} M weights, trained on {'patches of ' if settings.patch else ''}"
+        f"{' x '.join(map(str, shown))}, batches of {settings.batch_size}"
     )
 
 
 def _finish(
     training: Training,
+    batches: Batches,
     request: Request,
     seen: Tensor,
     prepare: Callable[[Tensor], Tensor],
@@ -286,7 +204,7 @@ def _finish(
         say("measuring the error at each noise level")
         try:
             curve = error_curve(prior, seen, settings.batch_size, team.device, should_stop)
-            measured = early_phase(training.batches, prepare, seen, curve, should_stop)
+            measured = early_phase(batches, prepare, seen, curve, should_stop)
             # As the file has it, with rounded numbers.
             prior.gaussian = GaussianStart.from_record(measured.record(), len(measured.mean), str(request.out))
             if prior.gaussian.above is not None:

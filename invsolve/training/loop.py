@@ -20,7 +20,7 @@ from tqdm import tqdm
 from invsolve.contracts.prior import Prior
 from invsolve.datasets.hdf5 import replace
 from invsolve.errors import Interrupted, NonFinite
-from invsolve.training.batches import Batch, Batches, worker_count
+from invsolve.training.batches import Batch, Source, worker_count
 from invsolve.training.error_curve import log_spaced, mean_squared_error
 from invsolve.training.parallel import Team
 from invsolve.training.selection import LEVELS, denoising_psnr
@@ -57,7 +57,7 @@ class Training:
         prior: Prior,
         request: Request,
         config: Mapping[str, Any],
-        batches: Batches,
+        batches: Source,
         validation: Tensor,
         team: Team,
     ) -> None:

@@ -46,6 +46,8 @@ class Settings:
         blocks: residual blocks a level; of "fast" twice as many.
         dropout: probability.
         crop: size of random crops, one number or one an axis; default whole images.
+        patch: side of the patches, pixels, by which images of one size are known, each with its place (PaDIS, Hu 2024): for few
+            images, and for images too large for the network to see whole. Default whole images.
         flip: spatial axes along which images are mirrored at random, such as [1] for left and right.
         rotate: standard deviation of random rotations in the last two axes, degrees.
         zoom: random magnification up to 1 + zoom either way.
@@ -102,6 +104,7 @@ class Settings:
     blocks: int = 1
     dropout: float = 0.1
     crop: int | list[int] | None = None
+    patch: int | None = None
     flip: list[int] | None = None
     rotate: float = 0.0
     zoom: float = 0.0
@@ -138,6 +141,7 @@ class Settings:
             "augmented",
             "levels",
             "blocks",
+            "patch",
             "immiscible",
             "log_every",
             "validate_every",

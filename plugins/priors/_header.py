@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from invsolve.contracts.prior import is_error_curve
 from invsolve.errors import UserError, printable
+from invsolve.networks.patches import POSITIONS, Patches
 from invsolve.plugins.priors._bounds import check_bounds
 from invsolve.plugins.priors._quantised import BITS
 
@@ -63,6 +64,20 @@ def check_header(header: Mapping[str, Any], networks: tuple[str, ...], where: st
         if not good:
             value = header["architecture"].get("config") if "." in entry else header.get(entry)
             raise UserError(f"{where}: {entry} is {_said(value)}, expected {expected}; write the header again")
+    channels, patch = header["event_shape"][0], header.get("patch")
+    if patch is not None:
+        patches = Patches.from_record(patch, where)
+        if header["event_shape"][1:] != list(patches.size):
+            raise UserError(
+                f"{where}: patch is of images of {patches.size}, event_shape says {_said(header['event_shape'])}; write the "
+                "header again"
+            )
+    given = tuple(header["architecture"]["config"].get(key) for key in ("in_channels", "out_channels"))
+    if given != (channels + (POSITIONS if patch is not None else 0), channels):
+        raise UserError(
+            f"{where}: the network takes and returns {_said(given)} channels, the images have {channels}"
+            f"{f' and {POSITIONS} of positions' if patch is not None else ''}; write the header again"
+        )
     low, high = header["sigma_min"], header["sigma_max"]
     if not low < high:
         raise UserError(f"{where}: sigma_min {low:g} is not below sigma_max {high:g}; write the header again")

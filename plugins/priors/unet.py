@@ -17,6 +17,7 @@ from invsolve.contracts.paper import Paper
 from invsolve.contracts.prior import Prior, per_row
 from invsolve.errors import UserError
 from invsolve.networks.gaussian_start import GaussianStart
+from invsolve.networks.patches import POSITIONS, Patches
 from invsolve.plugins.priors._header import check_header, check_network
 from invsolve.plugins.priors._quantised import plain, quantised
 from invsolve.plugins.priors._weights import read_checkpoint
@@ -33,7 +34,8 @@ class UNetPrior(Prior):
 
     A U-Net denoiser with EDM preconditioning (Karras 2022, table 1).
 
-    Images of any size: those that the network's down-sampling does not divide are extended by reflection and cropped.
+    Images of any size: those that the network's down-sampling does not divide are extended by reflection and cropped. A network
+    trained on patches and their positions (`--set patch=SIDE`) is for images of the one size that it was trained on.
 
     Args:
         path: a .safetensors file written by `save`.
@@ -56,6 +58,7 @@ class UNetPrior(Prior):
     published = r"[^/]+\.safetensors"
     tileable = True
     gaussian: GaussianStart | None = None
+    patches: Patches | None = None
     tables: Mapping[str, Tensor] | None = None
 
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()
@@ -102,6 +105,8 @@ class UNetPrior(Prior):
         halvings = len(header["architecture"]["config"]["block_out_channels"]) - 1
         # The fast network folds the image to half its size before its first level.
         self.multiple = 2 ** (halvings + (header["architecture"]["class"] == "FastUNet"))
+        if header.get("patch") is not None:
+            self.patches, self.tileable = Patches.from_record(header["patch"], "this prior"), False
 
     def _start_with_gaussian(self, above: float, where: str) -> None:
         if self.gaussian is None:
@@ -178,10 +183,17 @@ class UNetPrior(Prior):
         return torch.where(per_row(early, x), self.gaussian.denoise(x, sigma), late) if bool(early.any()) else late
 
     def _through_network(self, x: Tensor, sigma: Tensor) -> Tensor:
+        if self.patches is None:
+            return self._denoised(x, sigma, x.new_zeros(len(x), 0, *x.shape[2:]))
+        if x.shape[1] == self.event_shape[0]:
+            return self.patches.denoise(self._through_network, x, sigma)
+        return self._denoised(x[:, :-POSITIONS], sigma, x[:, -POSITIONS:])
+
+    def _denoised(self, x: Tensor, sigma: Tensor, positions: Tensor) -> Tensor:
         s = per_row(sigma, x).float()
         scale = 1 + s if self.flow else (s**2 + self.sigma_data**2).sqrt()
         size = x.shape[2:]
-        inside = extended(x.float() / scale, self.multiple)
+        inside = extended(torch.cat([x.float() / scale, positions.float()], 1), self.multiple)
         label = (self.noise_label_scale * sigma.float().log()).expand(len(x))
         raw = self.network(inside, label, return_dict=False)[0]
         raw = raw[(..., *(slice(length) for length in size))].float()

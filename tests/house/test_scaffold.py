@@ -28,7 +28,7 @@ def _clean_registry() -> Iterator[None]:
     registry.finding._mapping.cache_clear()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k == "operator" else pytest.mark.slow) for k in KINDS])
 def test_generated_plugin_loads_and_its_test_passes(kind: Kind, tmp_path: Path) -> None:
     plugin, test = write_plugin("my-scanner", kind, tmp_path / "new")
     assert [plugin.name, test.name] == ["my_scanner.py", "test_my_scanner.py"]

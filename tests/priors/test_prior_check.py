@@ -41,7 +41,14 @@ def test_right_reading_is_exact_and_passes(kind: str, unit_range: bool) -> None:
     assert max(report.ratios) < 1
 
 
-@pytest.mark.parametrize(("kind", "unit_range"), TRUTHS)
+#: One of each family; the others take ten times as long.
+FEW = [("epsilon", False), ("edm", True), ("flow", False)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit_range"),
+    [pytest.param(*truth, marks=() if truth in FEW else pytest.mark.slow) for truth in TRUTHS],
+)
 def test_every_wrong_reading_is_caught_and_the_right_one_named(kind: str, unit_range: bool) -> None:
     net = GaussianNet(kind, unit_range)
     right = wanted(kind, unit_range)
@@ -69,6 +76,7 @@ def test_wrong_range_of_images_from_0_to_1(kind: str) -> None:
     assert report.remedy == {"network_range": (0.0, 1.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [{"parametrisation": "epsilon", "schedule": "linear"}, {"parametrisation": "flow"}])
 def test_real_network_read_wrongly(wrong: dict[str, Any]) -> None:
     bundled: Any = invsolve.load_prior("ct-128")

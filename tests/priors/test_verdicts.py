@@ -71,6 +71,7 @@ def test_a_cache_that_cannot_be_written_is_no_harm(
         assert len(tested) == count
 
 
+@pytest.mark.slow
 def test_the_command_leaves_it_out(checkpoint: Path, tested: list[object], tmp_path: Path, cli: Cli) -> None:
     assert cli("prior", "show", checkpoint, "--no-self-test")[0] == 0
     more = ("--count", 1, "--size", 16, "--steps", 2)
@@ -84,6 +85,7 @@ def test_the_command_leaves_it_out(checkpoint: Path, tested: list[object], tmp_p
     assert len(tested) == 1
 
 
+@pytest.mark.slow
 def test_each_call_of_the_network_is_told(checkpoint: Path) -> None:
     calls: list[None] = []
     prior: Any = invsolve.load_prior(checkpoint, self_test=False)

@@ -105,7 +105,11 @@ def strategies() -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("counts", COUNTS)
+#: The two levels between, which the others bracket, take as long again.
+BETWEEN = [pytest.param(c, marks=pytest.mark.slow) if c in (0.25, 25.0) else c for c in COUNTS]
+
+
+@pytest.mark.parametrize("counts", BETWEEN)
 @pytest.mark.parametrize("kind", ["gaussian", "poisson"])
 @pytest.mark.parametrize("strategy", strategies())
 def test_a_strategy_keeps_its_claims_at_any_noise_that_it_takes(
