@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from invsolve import testing as testing
+    from invsolve.acquisition.beginning import acquire as acquire
     from invsolve.acquisition.session import Session as Session
-    from invsolve.acquisition.session import acquire as acquire
     from invsolve.api.adapting import adapt as adapt
     from invsolve.api.likelihood import Likelihood as Likelihood
     from invsolve.api.likelihood import log_likelihood as log_likelihood
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from invsolve.api.loading import make as make
     from invsolve.api.loading import noise as noise
     from invsolve.api.loading import operator as operator
+    from invsolve.api.loading import policy as policy
     from invsolve.api.loading import strategy as strategy
     from invsolve.api.reconstruction import reconstruct as reconstruct
     from invsolve.api.sampling import sample as sample
     from invsolve.api.schedule_search import search_schedule as search_schedule
     from invsolve.api.simulation import simulate as simulate
+    from invsolve.contracts.acquisition import Knowledge as Knowledge
     from invsolve.contracts.acquisition import Policy as Policy
     from invsolve.contracts.layout import Layout as Layout
     from invsolve.contracts.layout import Make as Make
@@ -64,9 +66,10 @@ __version__ = "0.1.0"
 HOME = {
     "reconstruct": "invsolve.api.reconstruction",
     "simulate": "invsolve.api.simulation",
-    "acquire": "invsolve.acquisition.session",
+    "acquire": "invsolve.acquisition.beginning",
     "Session": "invsolve.acquisition.session",
     "Policy": "invsolve.contracts.acquisition",
+    "Knowledge": "invsolve.contracts.acquisition",
     "load_prior": "invsolve.api.loading",
     "sample": "invsolve.api.sampling",
     "search_schedule": "invsolve.api.schedule_search",
@@ -78,6 +81,7 @@ HOME = {
     "adapt": "invsolve.api.adapting",
     "operator": "invsolve.api.loading",
     "noise": "invsolve.api.loading",
+    "policy": "invsolve.api.loading",
     "make": "invsolve.api.loading",
     "strategy": "invsolve.api.loading",
     "Operator": "invsolve.contracts.operator",

@@ -56,6 +56,7 @@ class Compressive(MaskableOperator):
 
     name = "compressive"
     closed_forms = "proximal solve, pseudo-inverse, singular system (not Gaussian rows)"
+    group_layout = "none"
     examples = (
         {"image_size": [8, 4], "fraction": 0.4},
         {"image_size": [5, 6], "fraction": 0.5, "transform": "dct", "order": "low", "channels": 2},

@@ -1,6 +1,6 @@
-"""Active acquisition: sessions in which the prior chooses what an instrument measures next, and the policies that choose."""
+"""Active acquisition: sessions in which the prior chooses what an instrument measures next."""
 
-from invsolve.acquisition.policies import POLICIES, policy
-from invsolve.acquisition.session import Session, acquire
+from invsolve.acquisition.beginning import acquire
+from invsolve.acquisition.session import Session
 
-__all__ = ["POLICIES", "Session", "acquire", "policy"]
+__all__ = ["Session", "acquire"]

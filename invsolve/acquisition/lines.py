@@ -147,15 +147,28 @@ def longest_line(session: Session) -> int:
     return like.numel() * (2 if like.is_complex() else 1) * _PER_NUMBER + _REST
 
 
-def _values(message: dict[str, Any]) -> np.ndarray:
+def _values(message: dict[str, Any]) -> np.ndarray | list[np.ndarray]:
     if "values" in message:
-        return _numbers(message["values"], "values")
+        return _rows(message["values"], "values")
     if "real" in message and "imag" in message:
-        real, imag = (_numbers(message[part], part) for part in ("real", "imag"))
-        if real.shape != imag.shape:
-            raise UserError(f"real and imag: have shapes {real.shape} and {imag.shape}; give two of one shape")
-        return real + 1j * imag
+        real, imag = (_rows(message[part], part) for part in ("real", "imag"))
+        if _shapes(real) != _shapes(imag):
+            raise UserError(f"real and imag: have shapes {_shapes(real)} and {_shapes(imag)}; give two of one shape")
+        if isinstance(real, np.ndarray) and isinstance(imag, np.ndarray):
+            return real + 1j * imag
+        return [a + 1j * b for a, b in zip(real, imag, strict=True)]
     raise UserError('the line has no values; write {"groups": [...], "values": [[...]]}, or "real" and "imag"')
+
+
+def _rows(given: Any, what: str) -> np.ndarray | list[np.ndarray]:
+    """Numbers as an array; where groups have different numbers of entries, a row of each."""
+    if isinstance(given, list) and len({len(row) if isinstance(row, list) else -1 for row in given}) > 1:
+        return [_numbers(row, what) for row in given]
+    return _numbers(given, what)
+
+
+def _shapes(given: np.ndarray | list[np.ndarray]) -> Any:
+    return given.shape if isinstance(given, np.ndarray) else [row.shape for row in given]
 
 
 def _numbers(given: Any, what: str) -> np.ndarray:
@@ -169,7 +182,7 @@ def _numbers(given: Any, what: str) -> np.ndarray:
             return array.astype(np.float64)
     except (TypeError, ValueError, OverflowError):
         pass
-    raise UserError(f"{what}: no array of numbers, one row of equal length per group")
+    raise UserError(f"{what}: no array of numbers, one row per group")
 
 
 @contextmanager
@@ -201,16 +214,20 @@ def local_socket(path: Path, timeout: float | None, longest: int) -> Iterator[Ch
     if path.exists() or path.is_symlink():
         raise UserError(f"{path}: exists; remove it, or give another name for the socket")
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # It gets its name once somebody listens: who sees it may connect. Linking replaces nothing.
+    unnamed = path.with_name(f".{path.name[:40]}.{os.getpid()}")
     before = os.umask(0o177)
     try:
-        server.bind(str(path))
+        server.bind(str(unnamed))
+        server.listen(1)
+        os.link(unnamed, path)
     except OSError as error:
         server.close()
         raise UserError(f"{path}: no socket can be made there ({error.strerror or error})") from None
     finally:
         os.umask(before)
+        unnamed.unlink(missing_ok=True)
     try:
-        server.listen(1)
         server.settimeout(timeout)
         try:
             connection, _ = server.accept()

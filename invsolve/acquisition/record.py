@@ -21,6 +21,22 @@ from invsolve.errors import UserError
 FORMAT = "invsolve-acquisition/1"
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What was known when a choice was made, or at the end.
+
+    Attributes:
+        told: how many groups had been told.
+        mean, std: (C, *spatial), physical units, over the particles.
+        scores: (groups,) float64, what each group seemed worth, by the policy's score; NaN where there is none.
+    """
+
+    told: int
+    mean: Tensor
+    std: Tensor
+    scores: Tensor
+
+
 @dataclass
 class Record:
     """What was measured so far.
@@ -31,6 +47,10 @@ class Record:
         sequence: the groups in the order in which they were told.
         pending: groups that were asked for and not told yet; None when nothing was asked since the last were told.
         rounds: how often `tell` was called.
+        particles: (particles, C, *spatial), physical units, those drawn last; None when none were.
+        drawn_after: how many groups had been told when they were drawn.
+        history: a moment for each time that they were drawn.
+        index: the operator's `group_index`, for pictures of the mask.
     """
 
     y: Tensor
@@ -38,6 +58,10 @@ class Record:
     sequence: list[int] = field(default_factory=list)
     pending: list[int] | None = None
     rounds: int = 0
+    particles: Tensor | None = None
+    drawn_after: int = -1
+    history: list[Moment] = field(default_factory=list)
+    index: Tensor | None = None
 
     @classmethod
     def blank(cls, like: Tensor, groups: int) -> Record:
@@ -61,8 +85,9 @@ class Record:
 class SessionFile:
     """A session on disk: written whole and renamed at every step, so that a kill leaves the one before or the one after.
 
-    Datasets: `y`, `acquired_at` (int32, the round of each group, -1 never), `sequence`, `pending` (with the attribute `asked`);
-    attributes `format`, `settings` (JSON) and `settings_sha256`.
+    Datasets: `y`, `acquired_at` (int32, the round of each group, -1 never), `sequence`, `pending`, and `particles` with the
+    attribute `drawn_after`, from which the next ones go on; `group_index`; the group `history`, with a row of `told`, `mean`,
+    `std` and `scores` for each time that particles were drawn; attributes `format`, `settings` (JSON) and `settings_sha256`.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -121,8 +146,16 @@ class SessionFile:
         )
         if not fits:
             return None
+        particles, drawn_after = None, -1
+        if "particles" in file:
+            drawn = hdf5.dataset(file, "particles")
+            if not _stored(drawn, self.path):
+                return None
+            particles, drawn_after = hdf5.to_tensor(hdf5.read(drawn)), int(drawn.attrs.get("drawn_after", -1))
+        history = read_history(file)
         y_ = torch.as_tensor(np.ascontiguousarray(values)).to(blank.y.dtype)
-        return Record(y_, torch.as_tensor(at.astype(np.int32)), told, asked, len(rounds))
+        order_ = torch.as_tensor(at.astype(np.int32))
+        return Record(y_, order_, told, asked, len(rounds), particles, drawn_after, history, blank.index)
 
     def write(self, record: Record) -> None:
         """Store what is known now; on disk when this returns.
@@ -141,6 +174,16 @@ class SessionFile:
             file["sequence"] = np.array(record.sequence, np.int32)
             if record.pending is not None:
                 file["pending"] = np.array(record.pending, np.int32)
+            if record.particles is not None:
+                file["particles"] = record.particles.numpy()
+                file["particles"].attrs["drawn_after"] = record.drawn_after
+            if record.index is not None:
+                file["group_index"] = record.index.cpu().numpy()
+            if record.history:
+                group = file.create_group("history")
+                group["told"] = np.array([moment.told for moment in record.history], np.int32)
+                for name in ("mean", "std", "scores"):
+                    group[name] = torch.stack([getattr(moment, name) for moment in record.history]).numpy()
         self._state = self._now()
 
     def _now(self) -> tuple[int, int] | None:
@@ -150,6 +193,26 @@ class SessionFile:
         except OSError:
             return None
         return state.st_ino, state.st_mtime_ns
+
+
+def _stored(part: h5py.Dataset, path: Path) -> bool:
+    """Whether finite numbers that the file itself holds, and no more of them than it has room for."""
+    return bool(part.dtype.kind in "fc" and part.size * part.dtype.itemsize <= path.stat().st_size)
+
+
+def read_history(file: Any) -> list[Moment]:
+    """The moments that an open session file holds."""
+    if "history" not in file:
+        return []
+    parts = {name: hdf5.dataset(file, f"history/{name}") for name in ("told", "mean", "std", "scores")}
+    path = Path(file.filename)
+    if not all(
+        len(part) == len(parts["told"]) and (name == "told" or _stored(part, path)) for name, part in parts.items()
+    ):
+        raise UserError(f"{path}: its history does not fit itself; begin another session")
+    arrays = {name: hdf5.read(part) for name, part in parts.items()}
+    rows = zip(*arrays.values(), strict=True)
+    return [Moment(int(told), *(torch.as_tensor(part) for part in parts)) for told, *parts in rows]
 
 
 def _difference(before: str, now: str) -> str:

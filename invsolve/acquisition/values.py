@@ -52,7 +52,8 @@ def as_values(given: Any, groups: Sequence[int], index: Tensor, like: Tensor) ->
     """Values of groups as a whole measurement, zero elsewhere.
 
     Args:
-        given: (groups, entries per group) in any shape, one row per group, or a whole measurement.
+        given: (groups, entries per group) in any shape, one row per group, or a whole measurement; a list of rows where groups
+            have different numbers of entries.
         groups: which they are of.
         index: group of each entry, broadcasts against one measurement.
         like: one measurement.
@@ -61,23 +62,30 @@ def as_values(given: Any, groups: Sequence[int], index: Tensor, like: Tensor) ->
         UserError: another size, complex numbers for a real measurement, or values that are not finite.
     """
     try:
-        array = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+        rows = _uneven(given)
+        array = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given if rows is None else rows[0]))
     except (TypeError, ValueError):
         raise UserError("values: no array of numbers; give (groups, entries per group)") from None
-    if not array.ndim or array.dtype == torch.bool:
+    if rows is None and (not array.ndim or array.dtype == torch.bool):
         raise UserError("values: no array of numbers; give (groups, entries per group)")
-    if array.is_complex() and not like.is_complex():
+    complex_ = array.is_complex() if rows is None else any(row.is_complex() for row in rows)
+    if complex_ and not like.is_complex():
         raise UserError("values: are complex, but this instrument measures real numbers; give their real part")
     array = array.detach().cpu().to(like.dtype)
+    parts: Any = array if rows is None else [row.to(like.dtype) for row in rows]
     places = index.cpu().expand(like.shape)
     whole = torch.zeros_like(like)
-    if tuple(array.shape) == tuple(like.shape) and not (len(groups) == len(like) and _fits(array, groups, places)):
+    if (
+        rows is None
+        and tuple(array.shape) == tuple(like.shape)
+        and not (len(groups) == len(like) and _fits(array, groups, places))
+    ):
         for group in groups:
             whole[places == group] = array[places == group]
     else:
-        if len(array) != len(groups):
-            raise UserError(f"values: {len(array)} rows for {len(groups)} groups; give one row per group")
-        for row, group in zip(array, groups, strict=True):
+        if len(parts) != len(groups):
+            raise UserError(f"values: {len(parts)} rows for {len(groups)} groups; give one row per group")
+        for row, group in zip(parts, groups, strict=True):
             here = places == group
             if row.numel() != int(here.sum()):
                 raise UserError(
@@ -91,6 +99,13 @@ def as_values(given: Any, groups: Sequence[int], index: Tensor, like: Tensor) ->
     ):
         raise UserError("values: hold NaN or infinity; nothing was taken: measure these groups again")
     return whole
+
+
+def _uneven(given: Any) -> list[Tensor] | None:
+    """Rows of different lengths, each as it is; None of anything else."""
+    if not isinstance(given, list | tuple) or len({np.size(row) for row in given}) < 2:
+        return None
+    return [torch.as_tensor(np.asarray(row)).detach().cpu().flatten() for row in given]
 
 
 def _fits(array: Tensor, groups: Sequence[int], places: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Operators, noises, strategies and priors by name, and priors from checkpoint files."""
+"""Operators, noises, strategies, policies and priors by name, and priors from checkpoint files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from invsolve import registry
 from invsolve.api import hub
 from invsolve.api.verdicts import verdict
+from invsolve.contracts.acquisition import Policy
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
 from invsolve.contracts.prior import Prior, is_error_curve
@@ -73,6 +74,21 @@ def strategy(name: str, /, **parameters_: Any) -> Strategy:
         UserError: unknown name or parameter, or a value of the wrong type.
     """
     return build(registry.find("strategy", name), "strategy", name, parameters_)
+
+
+def policy(name: str, /, **parameters_: Any) -> Policy:
+    """Make a registered policy of acquisition, such as `policy("variable-density", power=2)`, or from the command line's words.
+
+    Args:
+        name: a registered name; or, without parameters, NAME:VALUE, such as "variable-density:2".
+        parameters_: of the policy.
+
+    Raises:
+        UserError: unknown name or parameter, or a value of the wrong type.
+    """
+    if not parameters_:
+        name, parameters_ = read_written("policy", name)
+    return build(registry.find("policy", name), "policy", name, parameters_)
 
 
 def load_prior(

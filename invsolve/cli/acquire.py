@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from invsolve.cli.common import AsJson, Overwrite, Plugins, Read, Settings, emit, key_values, note, start
+from invsolve.cli.options import with_options
+from invsolve.engine.options import Options
 from invsolve.errors import UserError
 
 
+@partial(with_options, without=("samples",))
 def acquire(
     out: Annotated[Path, typer.Option("-o", "--output", help="Result file to write; the same command goes on.")],
     prior: Annotated[str, typer.Option(help="Registered prior or checkpoint file.")],
     scan: Annotated[
         Path | None, typer.Argument(help="A fully sampled scan to replay; without it the instrument answers live.")
     ] = None,
+    *,
     policy: Annotated[
-        str,
-        typer.Option(
-            help="entropy, information, variance, centre-out, uniform, random, variable-density, golden-angle."
-        ),
-    ] = "entropy",
+        str, typer.Option(help="What chooses, as NAME or NAME:VALUE; `invsolve plugins list` has them.")
+    ] = "auto",
     budget: Annotated[float | None, typer.Option(help="Groups in all; default a quarter.")] = None,
     initial: Annotated[str, typer.Option(help="Groups measured first: 3,4,5 or 60:68.")] = "",
     at_once: Annotated[int, typer.Option(help="Groups per round.")] = 1,
     until: Annotated[float | None, typer.Option(help="Stop at this rms standard deviation, physical units.")] = None,
     particles: Annotated[int, typer.Option(help="Posterior samples that choose.")] = 16,
+    warm: Annotated[
+        float | None, typer.Option(help="Noise level from which particles go on; default drawn anew.")
+    ] = None,
+    calls: Annotated[
+        int | None, typer.Option(help="Network calls per particle and choice; default the scout's.")
+    ] = None,
     strategy: Annotated[str, typer.Option(help="Of the reconstruction.")] = "auto",
     scout: Annotated[str | None, typer.Option(help="Strategy that draws the particles; default the same.")] = None,
     noise: Annotated[str | None, typer.Option(help="NAME:VALUE, where the file does not say.")] = None,
@@ -39,21 +47,17 @@ def acquire(
     ] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds to wait for an answer; default for ever.")] = None,
     item: Annotated[int, typer.Option(help="Item of the scan.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of particles and policies.")] = 0,
-    scale: Annotated[str | None, typer.Option(help="LOW:HIGH, the prior's range in physical units.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     layout: Annotated[str | None, typer.Option(help="Layout, where not recognised.")] = None,
     read: Read = None,
+    options: Options,
     plugin: Plugins = None,
     overwrite: Overwrite = False,
     json_: AsJson = False,
 ) -> None:
     """Let the prior choose what to measure next, and reconstruct from it."""
     start(plugin)
-    from invsolve.engine.options import make_options
     from invsolve.jobs.acquisition import Acquisition, acquire_into_file
 
-    values = {"seed": seed, "device": device} | ({} if scale is None else {"scale": scale})
     request = Acquisition(
         out=out,
         prior=prior,
@@ -70,15 +74,18 @@ def acquire(
         at_once=at_once,
         until=until,
         particles=particles,
+        warm=warm,
+        calls=calls,
         strategy=strategy,
         scout=scout,
-        options=make_options(values, "acquire"),
+        options=options,
         socket=socket,
         timeout=timeout,
         overwrite=overwrite,
     )
     result = acquire_into_file(request, note)
     told = f"{result['output']}: {len(result['acquired'])} of {result['groups']} groups acquired"
+    told += ", finished before" * result["finished_before"]
     # Standard output belongs to a live instrument.
     if scan is None and socket is None:
         print(f"invsolve: {told}", file=sys.stderr)

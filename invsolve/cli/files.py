@@ -233,8 +233,8 @@ def _figure(name: str, value: float) -> str:
 
 
 def report(
-    recon: Annotated[Path, typer.Argument(help="Result file.")],
-    out: Annotated[Path, typer.Option("-o", "--output", help="Page (.html) or picture (.png) to write.")],
+    recon: Annotated[Path, typer.Argument(help="Result file, or a session of acquire.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Page (.html) or picture (.png, .apng) to write.")],
     item: Annotated[
         list[int] | None, typer.Option(help="Rows of the result to show; default all on a page, four on a picture.")
     ] = None,

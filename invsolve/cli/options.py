@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any
 
 import typer
@@ -13,16 +13,22 @@ from invsolve.engine.declaration import Option
 from invsolve.engine.options import Options, declared
 
 
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose keyword `options` is read from one option of the command line for each that is declared."""
+def with_options(command: Callable[..., None], without: Collection[str] = ()) -> Callable[..., None]:
+    """A command whose keyword `options` is read from one option of the command line for each that is declared.
+
+    Args:
+        command: a function.
+        without: options that it does not take, as another parameter says what they would; they keep their defaults.
+    """
     signature = inspect.signature(command, eval_str=True)
+    taken = [option for option in declared() if option.name not in without]
     parameters: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
-        parameters += map(_parameter, declared()) if parameter.name == "options" else [parameter]
+        parameters += map(_parameter, taken) if parameter.name == "options" else [parameter]
 
     @functools.wraps(command)
     def read(**values: Any) -> None:
-        options = Options(**{option.name: values.pop(option.name) for option in declared()})
+        options = Options(**{option.name: values.pop(option.name) for option in taken})
         command(**values, options=options)
 
     read.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]

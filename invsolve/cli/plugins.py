@@ -23,6 +23,7 @@ class Kind(enum.StrEnum):
     prior = "prior"
     layout = "layout"
     noise = "noise"
+    policy = "policy"
 
 
 @app.command("list")
@@ -51,7 +52,7 @@ def list_(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="Name of an operator, noise, strategy, prior or layout.")],
+    name: Annotated[str, typer.Argument(help="Name of an operator, noise, strategy, prior, layout or policy.")],
     plugin: Plugins = None,
     json_: AsJson = False,
 ) -> None:

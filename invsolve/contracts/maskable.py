@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -17,9 +17,16 @@ class MaskableOperator(LinearOperator):
     Set `group_index`: an integer tensor that broadcasts against one measurement (without the batch axis) and holds the
     group of each entry, -1 for entries that cannot be acquired. What can be derived from a mask is better a property
     (`numbered` of the mask, remembered), so that it follows a mask that is replaced.
+
+    Class attributes:
+        group_layout: how groups lie to one another, for the orders in which they can be acquired: on a "grid" with a middle
+            (k-space, pixels), on a "circle" (directions), or "none" (patterns in no order).
+        frame_axis: the axis of `group_index`, from the end, whose entries are frames of a movie; None where there is none.
     """
 
     group_index: Tensor
+    group_layout: ClassVar[Literal["grid", "circle", "none"]] = "grid"
+    frame_axis: ClassVar[int | None] = None
 
     @property
     def groups(self) -> int:
@@ -72,6 +79,8 @@ class MaskableView(WrappedLinear):
     """The base of views whose measurement, and so its groups, are those of the maskable operator inside."""
 
     group_index: Any = HandedOn()
+    group_layout: Any = HandedOn()
+    frame_axis: Any = HandedOn()
 
 
 class MaskableScaled(Scaled, MaskableView, MaskableOperator):
@@ -87,6 +96,14 @@ class MaskableComposition(Composition, MaskableOperator):
     def group_index(self) -> Tensor:  # type: ignore[override]
         return self.outer.group_index
 
+    @property
+    def group_layout(self) -> Literal["grid", "circle", "none"]:  # type: ignore[override]
+        return self.outer.group_layout
+
+    @property
+    def frame_axis(self) -> int | None:  # type: ignore[override]
+        return self.outer.frame_axis
+
 
 class MaskableSum(Sum, MaskableOperator):
     """A + B of the same groups, with them."""
@@ -96,6 +113,14 @@ class MaskableSum(Sum, MaskableOperator):
     @property
     def group_index(self) -> Tensor:  # type: ignore[override]
         return self.left.group_index
+
+    @property
+    def group_layout(self) -> Literal["grid", "circle", "none"]:  # type: ignore[override]
+        return self.left.group_layout
+
+    @property
+    def frame_axis(self) -> int | None:  # type: ignore[override]
+        return self.left.frame_axis
 
 
 def _same_groups(one: MaskableOperator, other: MaskableOperator) -> bool:

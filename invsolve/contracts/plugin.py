@@ -31,7 +31,7 @@ def collect(package: str, kind: type) -> dict[str, type]:
 
     Args:
         package: its import path, `__name__` in its `__init__.py`.
-        kind: `invsolve.Operator`, `Strategy`, `Prior`, `Layout` or `Noise`.
+        kind: `invsolve.Operator`, `Strategy`, `Prior`, `Layout`, `Noise` or `Policy`.
 
     Warns:
         BrokenPluginWarning: a module that was skipped, and a name that two classes state.

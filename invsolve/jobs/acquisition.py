@@ -13,8 +13,9 @@ from torch import Tensor
 
 from invsolve import api
 from invsolve.acquisition import lines
-from invsolve.acquisition.policies import policy as policy_of
-from invsolve.acquisition.session import Session, acquire
+from invsolve.acquisition.beginning import acquire, resolve_policy
+from invsolve.acquisition.session import Session
+from invsolve.api.choice import AUTO
 from invsolve.api.loading import noise as make_noise
 from invsolve.api.loading import operator as make_operator
 from invsolve.api.provenance import provenance
@@ -25,7 +26,7 @@ from invsolve.datasets import hdf5
 from invsolve.engine.options import Options
 from invsolve.errors import UserError
 from invsolve.files.opening import open_measurement
-from invsolve.jobs.finished import check_same, is_complete
+from invsolve.jobs.finished import is_complete
 from invsolve.jobs.request import refuse_existing
 
 #: Seconds; no clock of a system waits longer than some centuries.
@@ -42,10 +43,10 @@ class Acquisition:
         scan: a fully sampled file that is replayed; None for an instrument that answers live.
         item: which of the scan's.
         operator, parameters: the instrument's, where there is no scan.
-        policy, policy_parameters: what chooses.
+        policy: what chooses, NAME or NAME:VALUE.
         socket: where a live instrument connects; None is standard input and output.
         timeout: seconds to wait for it.
-        strategy, scout, initial, budget, costs, at_once, until, particles: as of `invsolve.acquire`.
+        strategy, scout, initial, budget, costs, at_once, until, particles, warm, calls: as of `invsolve.acquire`.
     """
 
     out: Path
@@ -57,8 +58,7 @@ class Acquisition:
     operator: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     noise: str | None = None
-    policy: str = "entropy"
-    policy_parameters: Mapping[str, Any] = field(default_factory=dict)
+    policy: str = AUTO
     budget: float | None = None
     initial: Sequence[int] = ()
     at_once: int = 1
@@ -66,6 +66,8 @@ class Acquisition:
     strategy: str = "auto"
     scout: str | None = None
     particles: int = 16
+    warm: float | None = None
+    calls: int | None = None
     options: Options = field(default_factory=Options)
     socket: Path | None = None
     timeout: float | None = None
@@ -92,7 +94,7 @@ def acquire_into_file(request: Acquisition, say: Callable[[str], None] = lambda 
         forward,
         api.load_prior(request.prior),
         noise=noise,
-        policy=policy_of(request.policy, **request.policy_parameters),
+        policy=resolve_policy(request.policy),
         budget=request.budget,
         initial=request.initial,
         at_once=request.at_once,
@@ -100,29 +102,43 @@ def acquire_into_file(request: Acquisition, say: Callable[[str], None] = lambda 
         strategy=request.strategy,
         scout=request.scout,
         particles=request.particles,
+        warm=request.warm,
+        calls=request.calls,
         file=store,
         source="" if recorded is None else f"item {request.item} of {recorded.fingerprint}",
         **options,
     )
-    if session.acquired and not finished:
+    told = {"output": str(out), "session": str(store), "groups": session.operator.groups}
+    if finished:
+        _check_same(out, session, _measured(session, recorded))
+        say(f"{out}: was finished by the same command before; nothing is left to do")
+        return told | {"acquired": session.acquired, "spent": session.spent, "finished_before": True}
+    if session.acquired:
         say(f"going on with {store}: {len(session.acquired)} groups were acquired before")
-    if finished and session.ask():
-        raise UserError(f"{out} exists, and its session does not; give --overwrite to replace it")
     if recorded is not None:
         y = recorded.y[request.item : request.item + 1][0]
         for groups in session.rounds(lambda groups: y):
             say(f"round {int(session.order.max())}: {', '.join(map(str, groups))}")
     else:
         _live(session, request, say)
-    if _write(session, request, recorded, finished):
-        say(f"{out}: was finished by the same command before; nothing is left to do")
-    return {
-        "output": str(out),
-        "session": str(store),
-        "acquired": session.acquired,
-        "groups": session.operator.groups,
-        "spent": session.spent,
-    }
+    _write(session, request, recorded)
+    return told | {"acquired": session.acquired, "spent": session.spent, "finished_before": False}
+
+
+def _check_same(out: Path, session: Session, measurement: Measurement) -> None:
+    """Refuse a result that did not come of this session.
+
+    Raises:
+        UserError: it has another configuration, or the session is not at its end.
+    """
+    part = hdf5.glance(out)
+    same = part is not None and bool(session.acquired) and not session.ask()
+    if same and part is not None:
+        order = hdf5.read_result(out).diagnostics.get("acquired_at")
+        config = provenance(session.plan(measurement))["config_sha256"]
+        same = part.config_sha256 == config and order is not None and order[0, 0].tolist() == session.order.tolist()
+    if not same:
+        raise UserError(f"{out} exists, made by another command or session; give --overwrite to replace it")
 
 
 def _recorded(request: Acquisition) -> Measurement | None:
@@ -186,15 +202,19 @@ def _check_timeout(request: Acquisition) -> None:
         )
 
 
-def _write(session: Session, request: Acquisition, recorded: Measurement | None, finished: bool) -> bool:
-    """Write the result, unless it is there already, by the same command."""
+def _measured(session: Session, recorded: Measurement | None) -> Measurement:
+    """What was acquired, with what the replayed scan says of itself."""
     measurement = session.measurement()
-    truth = None
     if recorded is not None:
         measurement.unit, measurement.source = recorded.unit, recorded.source
         measurement.fingerprint = recorded.fingerprint
-        if recorded.truth is not None:
-            truth = torch.as_tensor(recorded.truth[request.item : request.item + 1][0])
+    return measurement
+
+
+def _write(session: Session, request: Acquisition, recorded: Measurement | None) -> None:
+    measurement, truth = _measured(session, recorded), None
+    if recorded is not None and recorded.truth is not None:
+        truth = torch.as_tensor(recorded.truth[request.item : request.item + 1][0])
     run = session.plan(measurement)
     record = provenance(run)
     record["acquisition"] = {
@@ -202,9 +222,6 @@ def _write(session: Session, request: Acquisition, recorded: Measurement | None,
         "acquired": session.acquired,
         "spent": session.spent,
     }
-    if finished:
-        check_same(request.out, range(1), record)
-        return True
     result = hdf5.ResultFile.create(
         request.out, 1, int(session.options.samples), record, request.overwrite, measurement.unit, input_items=1
     )
@@ -212,4 +229,5 @@ def _write(session: Session, request: Acquisition, recorded: Measurement | None,
     with result:
         api.execute(run, _WithOrder(result, session.order, truth))
         result.finish()
-    return False
+    stored = hdf5.read_result(request.out)
+    session.conclude(stored.mean[0:1][0], stored.std[0:1][0])

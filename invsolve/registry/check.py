@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from invsolve import registry
+from invsolve.contracts.acquisition import Policy
 from invsolve.contracts.layout import Layout, Make
 from invsolve.contracts.noise import Noise
 from invsolve.contracts.operator import Operator
@@ -16,7 +17,15 @@ from invsolve.contracts.strategy import Strategy
 from invsolve.engine.needs import takes_noise
 from invsolve.errors import UserError, suggestion
 from invsolve.registry.parameters import build, parameters
-from invsolve.testing import Report, check_layout, check_noise, check_operator, check_prior, check_strategy
+from invsolve.testing import (
+    Report,
+    check_layout,
+    check_noise,
+    check_operator,
+    check_policy,
+    check_prior,
+    check_strategy,
+)
 
 _KINDS: dict[type, str] = {
     Operator: "operator",
@@ -24,6 +33,7 @@ _KINDS: dict[type, str] = {
     Prior: "prior",
     Layout: "layout",
     Noise: "noise",
+    Policy: "policy",
 }
 
 
@@ -78,6 +88,8 @@ def _check(instance: Any, make: Make, device: str) -> Report:
         return check_layout(instance, make)
     if isinstance(instance, Noise):
         return check_noise(instance, device, users_of(instance))
+    if isinstance(instance, Policy):
+        return check_policy(instance)
     return check_prior(instance, device=device)
 
 

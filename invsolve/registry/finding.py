@@ -24,6 +24,7 @@ KINDS = {
     "prior": "invsolve_priors",
     "layout": "invsolve_layouts",
     "noise": "invsolve_noises",
+    "policy": "invsolve_policies",
 }
 
 _FILE_PREFIX = "invsolve_plugin_"
@@ -146,7 +147,7 @@ def aliases(kind: str) -> dict[str, str]:
 
 
 def available(kind: str) -> dict[str, type]:
-    """Everything registered of a kind ("operator", "strategy", "prior", "layout", "noise"), name -> class, sorted by name."""
+    """Everything registered of a kind, one of `KINDS`: name -> class, sorted by name."""
     return _mapping(kind)
 
 

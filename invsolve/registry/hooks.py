@@ -1,4 +1,4 @@
-"""The five hooks by which operators, strategies, priors, layouts and noises enter, built-in and foreign alike."""
+"""The six hooks by which operators, strategies, priors, layouts, noises and policies enter, built-in and foreign alike."""
 
 from collections.abc import Mapping
 
@@ -32,3 +32,8 @@ def invsolve_layouts() -> Mapping[str, type]:  # type: ignore[empty-body]
 @hookspec
 def invsolve_noises() -> Mapping[str, type]:  # type: ignore[empty-body]
     """Return name -> subclass of `invsolve.Noise`."""
+
+
+@hookspec
+def invsolve_policies() -> Mapping[str, type]:  # type: ignore[empty-body]
+    """Return name -> subclass of `invsolve.Policy`."""

@@ -12,7 +12,7 @@ from typing import Literal
 from invsolve import registry
 from invsolve.errors import UserError
 
-Kind = Literal["operator", "strategy", "prior", "layout", "noise"]
+Kind = Literal["operator", "strategy", "prior", "layout", "noise", "policy"]
 
 _TEMPLATES = Path(__file__).with_name("templates")
 #: What the test of each kind calls.
@@ -22,6 +22,7 @@ _CHECKS: dict[str, str] = {
     "prior": 'testing.check_prior(invsolve.load_prior("$name", **parameters))',
     "layout": "testing.check_layout(plugin.$class_name(**parameters), invsolve.make)",
     "noise": 'testing.check_noise(invsolve.noise("$name", **parameters))',
+    "policy": 'testing.check_policy(invsolve.policy("$name", **parameters))',
 }
 
 

@@ -18,6 +18,7 @@ _COLUMNS = {
     "strategy": ("what it does", "network calls per step", "gives"),
     "prior": ("what it knows",),
     "layout": ("what it reads",),
+    "policy": ("what is measured next", "decides by"),
 }
 
 
@@ -81,6 +82,8 @@ def _cells(kind: str, cls: Any) -> list[str]:
         return [text, cls.cost, "samples" if cls.draws else "one image"]
     if kind == "noise":
         return [text, _takers(cls)]
+    if kind == "policy":
+        return [text, "particles" if cls.particles else "the prior's covariance" if cls.covariance else "nothing"]
     return [text]
 
 

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from invsolve.datasets import hdf5
 from invsolve.errors import UserError
 from invsolve.files.opening import open_images
 from invsolve.jobs.origin import Measured, find_scan, open_scan
 from invsolve.jobs.trust import judge_result
+from invsolve.report.acquired import is_session, read_story, write_story
 from invsolve.report.page import MEGABYTES, write_page
 from invsolve.report.sheet import draw, sheet
 
@@ -40,8 +43,8 @@ def write_report(
     hand; that takes some network calls.
 
     Args:
-        recon: result file, finished or partial.
-        out: ends in .png or .html.
+        recon: result file, finished or partial, or a session of `invsolve acquire`, of which the picture of the run is shown.
+        out: ends in .png or .html; of a session of `invsolve acquire` also in .apng, an animated picture.
         items: which rows of the result to show; None for the first four on a sheet, for all on a page.
         truth: images x; None for the truth that the result carries, if any.
         overwrite: replace `out`.
@@ -54,11 +57,15 @@ def write_report(
         UserError: unknown ending, item out of range, `out` exists, the truth is of another size, there are options for one that
             is not given, or the page cannot be made so small.
     """
-    if out.suffix not in (".png", ".html"):
-        raise UserError(f"{out}: the name must end in .png or .html")
+    session = is_session(recon)
+    if out.suffix not in (".png", ".html", *[".apng"] * session):
+        raise UserError(f"{out}: the name must end in .png or .html{' or .apng' * session}")
     hdf5.check_name(out)
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists; give --overwrite to replace it")
+    if session:
+        _write_session(recon, out, None if truth is None else open_images(truth, truth_layout, truth_read).x)
+        return
     result = hdf5.read_result(recon)
     if truth is None and (truth_layout is not None or truth_read):
         raise UserError(
@@ -77,6 +84,22 @@ def write_report(
             measured = _scan(scan, result, layout, read)
             judgement = judge_result(result, measured, items=_ITEMS) if reference is None else None
             write_page(unfinished, result, reference, list(items or range(count)), measured, megabytes, judgement)
+        os.replace(unfinished, out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_session(session: Path, out: Path, truth: Any) -> None:
+    """The picture of a run; the truth is the given one, else that of the result beside the session."""
+    result = session.with_name(session.name.removesuffix(".session.h5"))
+    if truth is None and result != session and result.is_file():
+        truth = hdf5.read_result(result).truth
+    story = read_story(session, None if truth is None else torch.as_tensor(truth[0:1][0]))
+    unfinished = out.with_name(f"{out.stem}.partial{out.suffix}")
+    try:
+        write_story(story, unfinished, session.name)
         os.replace(unfinished, out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None

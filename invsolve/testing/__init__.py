@@ -7,6 +7,7 @@ from invsolve.testing.exact import Exact, exact_posterior
 from invsolve.testing.layouts import check_layout
 from invsolve.testing.noises import check_noise
 from invsolve.testing.operators import check_operator
+from invsolve.testing.policies import check_policy
 from invsolve.testing.priors import check_prior
 from invsolve.testing.report import Finding, Report
 from invsolve.testing.strategies import check_strategy
@@ -19,6 +20,7 @@ __all__ = [
     "check_layout",
     "check_noise",
     "check_operator",
+    "check_policy",
     "check_prior",
     "check_strategy",
     "checks",

@@ -75,6 +75,7 @@ class CT(MaskableOperator):
         "doi:10.1109/TMI.1982.4307572",
     )
     closed_forms = "filtered back-projection, FDK"
+    group_layout = "circle"
     advice = "--set angles=60"
 
     examples: ClassVar[tuple[dict[str, Any], ...]] = (

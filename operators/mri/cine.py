@@ -41,6 +41,7 @@ class CineMRI(CartesianEncoding):
     name = "mri-cine"
     dims = 3
     transformed = 2
+    frame_axis: ClassVar[int | None] = -3
     axes_named = "frames, rows, columns"
     examples = (
         {"image_size": [3, 5, 6], "mask": "uniform", "acceleration": 2, "centre_fraction": 0.0},

@@ -82,12 +82,26 @@ def test_a_recorded_scan_is_replayed(folder: Path, case: Bench, cli: Cli) -> Non
     code, out, err = cli("acquire", folder / "scan.h5", "-o", folder / "r.h5", *options, "--particles", "4", "--json")
     assert code == 0, err
     told = json.loads(out)
-    assert told["acquired"] == [0, 72, 36, 108, 18, 90]
+    # Each half of the rows, then of the columns, by turns: (0, 0), (6, 0), (0, 6), (6, 6), (3, 0), (9, 0).
+    assert told["acquired"] == [0, 72, 6, 78, 36, 108]
     assert with_images.groups == told["groups"]
     with h5py.File(folder / "r.h5") as file:
         at = file["diagnostics/acquired_at"][0, 0]
         assert np.flatnonzero(at >= 0).tolist() == sorted(told["acquired"])
         assert file["samples"].shape == (1, 4, 1, 12, 12)
+    again = ("acquire", folder / "scan.h5", "-o", folder / "r.h5", *options, "--particles", "4", "--json")
+    before = (folder / "r.h5").read_bytes()
+    code, out, err = cli(*again)
+    assert code == 0, err
+    assert json.loads(out) == told | {"finished_before": True}
+    assert "nothing is left to do" in err
+    assert (folder / "r.h5").read_bytes() == before
+    # Another command, or another result under that name.
+    code, _, err = cli(*again, "--seed", "5")
+    assert (code, "other settings (seed)" in err) == (2, True)
+    write_scan(folder / "other.h5", case.y[None].float() + 1, with_images, invsolve.Gaussian(SIGMA))
+    code, _, err = cli("acquire", folder / "other.h5", *again[2:])
+    assert (code, "exists, made by another command" in err) == (2, True)
     assert cli("inspect", folder / "r.h5")[0] == 0
     assert cli("report", folder / "r.h5", "-o", folder / "r.html")[0] == 0
 

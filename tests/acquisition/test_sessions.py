@@ -194,3 +194,19 @@ def test_complex_measurements_are_told_by_column() -> None:
     session.tell([4], k_space[:, :, 4].reshape(1, 8))
     assert torch.equal(session.y[:, :, 4], k_space[:, :, 4])
     assert int((session.y != 0).sum()) == 8
+
+
+def test_groups_of_different_sizes_are_told_in_one_go() -> None:
+    class Uneven(Columns):
+        """Two columns of a whole image, and single rows of the rest."""
+
+        def __init__(self) -> None:
+            super().__init__(4)
+            self.group_index = torch.tensor([[[0, 1, 2, 2], [0, 1, 3, 3], [0, 1, 4, 4], [0, 1, 5, -1]]])
+
+    prior = invsolve.load_prior("gaussian-field", size=4, std=0.3)
+    session = invsolve.acquire(Uneven(), prior, noise=invsolve.Gaussian(0.1), policy="random", budget=3, particles=2)
+    session.tell([1, 3, 5], [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0], [7.0]])
+    assert session.y[0].tolist() == [[0, 1, 0, 0], [0, 2, 5, 6], [0, 3, 0, 0], [0, 4, 7, 0]]
+    with pytest.raises(UserError, match="group 0 has 4 entries, got 1"):
+        session.tell([2, 0], [[1.0, 2.0], [1.0]])

@@ -190,7 +190,14 @@ def _entries() -> dict[str, str]:
 def test_there_is_one_entry_point_a_wing() -> None:
     assert set(_entries().values()) == {
         f"invsolve.{path}"
-        for path in ("operators", "plugins.strategies", "plugins.priors", "plugins.noises", "datasets.layouts")
+        for path in (
+            "operators",
+            "plugins.strategies",
+            "plugins.priors",
+            "plugins.noises",
+            "plugins.policies",
+            "datasets.layouts",
+        )
     }
 
 

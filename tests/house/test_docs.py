@@ -69,11 +69,11 @@ def test_the_page_has_examples() -> None:
     assert len(blocks(EXTENDING.read_text(encoding="utf-8"))) >= 7
 
 
-def test_there_are_five_hooks() -> None:
+def test_there_are_six_hooks() -> None:
     plugins = pluggy.PluginManager(hooks.PROJECT)
     plugins.add_hookspecs(hooks)
     assert sorted(HOOKS) == sorted(name for name in vars(plugins.hook) if name.startswith("invsolve_"))
-    assert len(HOOKS) == 5
+    assert len(HOOKS) == 6
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -101,9 +101,10 @@ def test_strategy_example_is_short() -> None:
     assert len([line for line in body.splitlines() if line.strip()]) <= 40
 
 
-@pytest.mark.parametrize("kind", ["operator", "noise", "strategy", "prior"])
+@pytest.mark.parametrize("kind", ["operator", "noise", "strategy", "prior", "policy"])
 def test_the_readmes_tables_are_generated(kind: str) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = "docs/acquisition.md" if kind == "policy" else "README.md"
+    readme = (ROOT / page).read_text(encoding="utf-8")
     table = readme.split(f"<!-- {kind} -->\n")[1].split("\n<!-- end -->")[0]
     assert table == tables.markdown(kind), "copy the table from: invsolve plugins list --markdown"
     # The list of strategies that take a noise grows with them; no docstring makes it shorter.

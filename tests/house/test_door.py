@@ -192,8 +192,8 @@ for name, (path, options) in json.loads(sys.argv[1]).items():
 #: The demonstration and the bench pose problems that are made of built-ins; everything else asks the registry.
 _SCENES = ("invsolve/cli/demo.py", "invsolve/bench/", "invsolve/cli/bench.py")
 #: Functions and keywords whose text is a plugin's name, and the attribute that holds one.
-_CALLS = ("operator", "strategy", "noise", "load_prior", "find", "make")
-_KEYWORDS = ("operator", "strategy", "prior", "layout", "noise", "name")
+_CALLS = ("operator", "strategy", "noise", "policy", "load_prior", "find", "make")
+_KEYWORDS = ("operator", "strategy", "prior", "layout", "noise", "policy", "name")
 
 
 def _sources() -> list[Path]:

@@ -112,6 +112,7 @@ def test_the_hooks_are_those_of_the_design() -> None:
     plugins = pluggy.PluginManager(hooks.PROJECT)
     plugins.add_hookspecs(hooks)
     names = {"invsolve_operators", "invsolve_strategies", "invsolve_priors", "invsolve_layouts", "invsolve_noises"}
+    names |= {"invsolve_policies"}
     assert {n for n in vars(plugins.hook) if n.startswith("invsolve")} == names == set(registry.KINDS.values())
 
 

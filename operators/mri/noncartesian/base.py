@@ -48,6 +48,7 @@ class NonCartesian(MaskableOperator):
 
     complex_image = True
     closed_forms = "A'A by convolution, density compensation, SENSE"
+    group_layout = "circle"
     #: Whether the directions of spokes are known to be spread evenly.
     even_spokes: bool = False
 
