@@ -133,10 +133,8 @@ class TDS(Strategy):
             mean, variance = particles.reverse_kernel(x, estimate, sigma, sigma_next, 0.0)
         else:
             mean, variance = particles.reverse_kernel(x, estimate, sigma, sigma_next, unknown)
-            if exact:
-                push = short_of_the_data(problem, push, residual)
-            else:
-                push = not_past_the_data(problem, estimate, push, residual)
+            short = short_of_the_data(problem, push, residual) if exact else None
+            push = not_past_the_data(problem, estimate, push, residual) if short is None else short
         noise = math.sqrt(variance) * rng.normal(x)
         # log p~(x' | x) - log p(x' | x) at x' = mean + push + noise.
         favour = (push.square() + 2 * push * noise).flatten(2).sum(2) / (2 * variance)
