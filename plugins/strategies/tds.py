@@ -133,8 +133,8 @@ class TDS(Strategy):
             mean, variance = particles.reverse_kernel(x, estimate, sigma, sigma_next, 0.0)
         else:
             mean, variance = particles.reverse_kernel(x, estimate, sigma, sigma_next, unknown)
-            shorten = short_of_the_data if exact else not_past_the_data
-            push = shorten(problem, estimate, push, residual)
+            short = short_of_the_data(problem, push, residual) if exact else None
+            push = not_past_the_data(problem, estimate, push, residual) if short is None else short
         noise = math.sqrt(variance) * rng.normal(x)
         # log p~(x' | x) - log p(x' | x) at x' = mean + push + noise.
         favour = (push.square() + 2 * push * noise).flatten(2).sum(2) / (2 * variance)
@@ -147,7 +147,7 @@ class TDS(Strategy):
         return state["x"][:, 0]
 
 
-def short_of_the_data(problem: Problem, estimate: Tensor, push: Tensor, residual: Tensor) -> Tensor:
+def short_of_the_data(problem: Problem, push: Tensor, residual: Tensor) -> Tensor:
     """The push (B, K, ...), shortened where it alone would carry a particle past the data.
 
     A long step with a C that is too small in some direction would overshoot, the next one more so. Any proposal is

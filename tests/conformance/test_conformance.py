@@ -18,7 +18,6 @@ ROUNDING = "states that L-BFGS multiplies rounding until it has arrived"
 #: Claims that do not hold everywhere, by operator and strategy, and why.
 KNOWN: dict[str, dict[str, dict[str, str]]] = {
     "blur-": {
-        "adjoint-dpm": {"batch independence": ROUNDING},
         "d-flow": {"batch independence": ROUNDING},
         "dps": {
             "widths along the eigenvectors better than the prior's": "states its widest, of noise that differs by pixel"
@@ -26,7 +25,6 @@ KNOWN: dict[str, dict[str, dict[str, str]]] = {
         "flowchef-fitted": {"widths along the eigenvectors better than the prior's": "states its widest, of ct"},
     },
     "ct-": {
-        "adjoint-dpm": {"batch independence": ROUNDING},
         "enkg": {"mean": "states that it takes as many members as pixels; here are half as many"},
         "dpg": {"mean": "states that it errs most in tomography"},
         "mgdm": {"widths along the eigenvectors": "states that some directions of tomography stay too wide"},
