@@ -35,6 +35,7 @@ def images(path: Path, size: int, complex_: bool) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.discrepant
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_setups_run_small(name: str, cli: Cli, tmp_path: Path) -> None:
