@@ -15,37 +15,29 @@ from invsolve.engine.options import Options
 from invsolve.errors import UserError
 
 
-@partial(with_options, without=("samples",))
+@partial(with_options, without=("samples", "noise_correlation", "planes"))
 def acquire(
-    out: Annotated[Path, typer.Option("-o", "--output", help="Result file to write; the same command goes on.")],
-    prior: Annotated[str, typer.Option(help="Registered prior or checkpoint file.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Result file to write.")],
+    prior: Annotated[str, typer.Option(help="Registered prior or a file.")],
     scan: Annotated[
         Path | None, typer.Argument(help="A fully sampled scan to replay; without it the instrument answers live.")
     ] = None,
     *,
-    policy: Annotated[
-        str, typer.Option(help="What chooses, as NAME or NAME:VALUE; `invsolve plugins list` has them.")
-    ] = "auto",
+    policy: Annotated[str, typer.Option(help="NAME or NAME:VALUE of what chooses.")] = "auto",
     budget: Annotated[float | None, typer.Option(help="Groups in all; default a quarter.")] = None,
-    initial: Annotated[str, typer.Option(help="Groups measured first: 3,4,5 or 60:68.")] = "",
+    initial: Annotated[str, typer.Option(help="Measured first: 3,4,5 or 60:68.")] = "",
     at_once: Annotated[int, typer.Option(help="Groups per round.")] = 1,
-    until: Annotated[float | None, typer.Option(help="Stop at this rms standard deviation, physical units.")] = None,
-    particles: Annotated[int, typer.Option(help="Posterior samples that choose.")] = 16,
-    warm: Annotated[
-        float | None, typer.Option(help="Noise level from which particles go on; default drawn anew.")
-    ] = None,
-    calls: Annotated[
-        int | None, typer.Option(help="Network calls per particle and choice; default the scout's.")
-    ] = None,
+    until: Annotated[float | None, typer.Option(help="Stop at this rms deviation.")] = None,
+    particles: Annotated[int, typer.Option(help="Posterior samples, 2 or more.")] = 16,
+    warm: Annotated[float | None, typer.Option(help="Particles go on from this sigma.")] = None,
+    calls: Annotated[int | None, typer.Option(help="Network calls per particle.")] = None,
     strategy: Annotated[str, typer.Option(help="Of the reconstruction.")] = "auto",
-    scout: Annotated[str | None, typer.Option(help="Strategy that draws the particles; default the same.")] = None,
-    noise: Annotated[str | None, typer.Option(help="NAME:VALUE, where the file does not say.")] = None,
-    operator: Annotated[str | None, typer.Option(help="Of a live instrument; its parameters by --set.")] = None,
+    scout: Annotated[str | None, typer.Option(help="Strategy of the particles.")] = None,
+    noise: Annotated[str | None, typer.Option(help="NAME:VALUE of the noise.")] = None,
+    operator: Annotated[str | None, typer.Option(help="Of a live instrument, see --set.")] = None,
     set_: Settings = None,
-    socket: Annotated[
-        Path | None, typer.Option(help="Local socket for the live instrument; default standard input and output.")
-    ] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds to wait for an answer; default for ever.")] = None,
+    socket: Annotated[Path | None, typer.Option(help="Of the instrument, not stdin.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds to wait for an answer.")] = None,
     item: Annotated[int, typer.Option(help="Item of the scan.")] = 0,
     layout: Annotated[str | None, typer.Option(help="Layout, where not recognised.")] = None,
     read: Read = None,

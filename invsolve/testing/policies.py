@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -123,9 +123,9 @@ def _look(report: Log, policy: Policy, operator: MaskableOperator, complex_: boo
     report.holds(f"the same each time, {label}", first == again, f"asked for {first}, then for {again}")
     same = all(_equal(a, b) for a, b in zip(_tensors(knowledge), _tensors(blank), strict=True))
     report.holds(f"leaves what it is handed, {label}", same, "ask changed a tensor of its Knowledge; clone it first")
-    copy: Policy = pickle.loads(pickle.dumps(policy))
+    twin = copy.deepcopy(policy)
     report.holds(
-        f"a copy asks for the same, {label}", list(copy.ask(blank, 2)) == first, "keep what it needs in its fields"
+        f"a copy asks for the same, {label}", list(twin.ask(blank, 2)) == first, "keep what it needs in its fields"
     )
 
 

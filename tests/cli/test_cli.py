@@ -359,6 +359,7 @@ def test_every_command_explains_itself_on_one_screen(cli: Cli) -> None:
         "demo",
         "simulate",
         "reconstruct",
+        "acquire",
         "evaluate",
         "report",
         "train",
