@@ -130,6 +130,6 @@ def test_the_objective_falls_and_the_data_are_met(problem: Problem) -> None:
 def test_what_makes_no_sense_is_refused(problem: Problem) -> None:
     for given in ({"blend": 2.0}, {"flow_steps": 0}, {"history": 0}):
         with pytest.raises(UserError, match="strategy 'd-flow'"):
-            DFlow(**given)  # type: ignore[arg-type]
+            DFlow(**given)
     with pytest.raises(UserError, match="needs Gaussian noise"):
         check_needs(DFlow(), replace(problem, noise=invsolve.Poisson(10.0)))
