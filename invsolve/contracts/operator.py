@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from invsolve.contracts import combining
 from invsolve.contracts.arguments import matching as matching
-from invsolve.contracts.combining import Arithmetic, added, called, is_operator, items_of, of_one_image, real_factor
+from invsolve.contracts.combining import Arithmetic, NoArithmetic, added, called, is_operator, items_of, real_factor
+from invsolve.contracts.combining import of_one_image as of_one_image
 from invsolve.contracts.guarded import check_image, guarded
 from invsolve.contracts.module import Module
 from invsolve.contracts.ridge import by_noise, by_signal
@@ -26,7 +26,7 @@ from invsolve.numerics.spectrum import SingularSystem
 _ITEMS_KEPT = 4
 
 
-class Operator(combining.NoArithmetic, Module):
+class Operator(NoArithmetic, Module):
     """A forward operator y = A(x): x (B, C, *spatial), y (B, *measurement), of any dtype and device.
 
     Write `forward`. Tensors that you assign to attributes become buffers: they move with `.to()`.
@@ -63,8 +63,8 @@ class Operator(combining.NoArithmetic, Module):
     closed_forms: ClassVar[str] = ""
     advice: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
-    surrogate: ClassVar[str] = ""
-    flat: ClassVar[str] = ""
+    surrogate: str = ""
+    flat: str = ""
     shapes_tried: ClassVar[tuple[tuple[int, ...], ...]] = ((1, 12, 13), (1, 11, 11))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ class LinearOperator(Arithmetic, Operator):
 
     @property
     def ridge_by_noise(self) -> bool:
-        """Whether the noise alone sets the ridge of `baseline`, in any unit of the image; False where that is a formula."""
+        """Whether the ridge of `baseline` is the largest that the noise explains (`contracts.ridge`); False for a formula."""
         return False
 
     def baseline(self, y: Tensor, sigma: float | Tensor = 0.0, solver: CG | None = None) -> Tensor:
@@ -232,8 +232,8 @@ class LinearOperator(Arithmetic, Operator):
 
         Args:
             y: (B, *measurement).
-            sigma: of the noise, for those that regularise by it. Here: Tikhonov with a signal of 0.5, half of [-1, 1], or,
-                with `ridge_by_noise`, with the largest ridge that the noise explains (`contracts.ridge.by_noise`).
+            sigma: of the noise, for those that regularise by it. Here: Tikhonov with a signal of 0.5, half of [-1, 1], or
+                `ridge_by_noise`.
             solver: how to iterate, where it is a solve (`baseline_floor`) without a closed form; the operator's choice if None.
         """
         floor = (self.baseline_floor or 0.0) * self.norm(y) ** 2
@@ -339,14 +339,7 @@ class Composed(Operator):
         # A real operator takes complex images part by part, so what follows it may ask for them.
         self.complex_image = first.complex_image or outer.complex_image
         self.name, self.items = f"{called(outer)} @ {called(first)}", items_of(outer, first)
-
-    @property
-    def surrogate(self) -> str:  # type: ignore[override]
-        return self.outer.surrogate or self.first.surrogate
-
-    @property
-    def flat(self) -> str:  # type: ignore[override]
-        return self.outer.flat or self.first.flat
+        self.surrogate, self.flat = outer.surrogate or first.surrogate, outer.flat or first.flat
 
     def of_item(self, item: int) -> Any:
         return self.outer.for_item(item) @ self.first.for_item(item)

@@ -101,7 +101,7 @@ def test_a_recorded_scan_is_replayed(folder: Path, case: Bench, cli: Cli) -> Non
     assert (code, "other settings (seed)" in err) == (2, True)
     write_scan(folder / "other.h5", case.y[None].float() + 1, with_images, invsolve.Gaussian(SIGMA))
     code, _, err = cli("acquire", folder / "other.h5", *again[2:])
-    assert (code, "exists, made by another command" in err) == (2, True)
+    assert (code, "other settings (source)" in err) == (2, True)
     assert cli("inspect", folder / "r.h5")[0] == 0
     assert cli("report", folder / "r.h5", "-o", folder / "r.html")[0] == 0
 
@@ -120,6 +120,7 @@ def test_an_instrument_that_is_not_python(folder: Path, case: Bench) -> None:
         assert np.flatnonzero(file["diagnostics/acquired_at"][0, 0] >= 0).tolist() == sorted(expected(case).acquired)
 
 
+@pytest.mark.slow
 def test_both_sides_killed_twice_and_nothing_is_lost(folder: Path, case: Bench) -> None:
     rows = [[float(v) for v in line.split(",")] for line in (folder / "rows.txt").read_text().splitlines()]
     asked: list[list[int]] = []

@@ -68,8 +68,14 @@ def test_a_prior_without_gradients_gets_red_diff_and_a_reason(prior: invsolve.Pr
     assert taken(rec) == "red-diff"
 
 
-@pytest.mark.discrepant
-@pytest.mark.parametrize(("name", "why"), [("clip", "saturation"), ("quantize", "rounding"), ("jpeg", "rounding")])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        pytest.param("clip", "saturation", marks=pytest.mark.discrepant),
+        ("quantize", "rounding"),
+        ("jpeg", "rounding"),
+    ],
+)
 def test_what_is_flat_is_not_given_to_moment(name: str, why: str, prior: invsolve.Prior) -> None:
     operator = invsolve.operator(name)
     for given in (operator, operator @ invsolve.operator("blur", sigma=1.0), invsolve.stack([operator, Bent()])):

@@ -149,7 +149,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "nonlinear": (
         _reconstruct(y=truth()[..., ::2], operator=Squared(), strategy="dds"),
-        "mmps, red-diff, daps, dps, ... would do",
+        "mmps, dps-fitted, red-diff, daps, ... would do",
     ),
     "NaN in a mask": (lambda: invsolve.operator("mri", mask=[1.0, float("nan")]), "mask has 1 NaN or infinite entries"),
     "soft mask": (lambda: invsolve.operator("inpainting", mask=[[0.0, 0.5, 1.0]]), "mask has values from 0.5 to 1"),

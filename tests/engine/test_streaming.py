@@ -266,6 +266,7 @@ for count in (16, 64, 256):
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_items(tmp_path: Path) -> None:
     plugin = tmp_path / "wide.py"
     plugin.write_text(PRIOR.replace("size=16", "size=128").replace('"small"', '"wide"'))

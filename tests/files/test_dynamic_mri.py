@@ -94,6 +94,7 @@ def error(mean: np.ndarray, truth: np.ndarray) -> float:
     return float(np.linalg.norm((mean - truth)[:, inside]) / np.linalg.norm(truth[:, inside]))
 
 
+@pytest.mark.slow
 def test_a_moving_object_from_a_file_to_its_frames(tmp_path: Path, cli: Callable[..., tuple[int, str, str]]) -> None:
     """SENSE and total variation of two of the frames, with maps from all, beat what does not move with the object."""
     truth, maps, kspace = scene()

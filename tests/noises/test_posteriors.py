@@ -97,7 +97,7 @@ def test_a_strategy_that_noise_is_wrong_for_names_those_that_take_it(strategy: s
         else "Gaussian noise"
     )
     assert line.startswith(f"strategy '{strategy}' needs {needs}")
-    assert "; it is student; daps, pnp-dm would do" in line
+    assert "; it is student; daps, mgdm, pnp-dm, restarts would do" in line
     assert "\n" not in line
 
 

@@ -234,7 +234,7 @@ def test_a_volume_is_its_slices_where_depth_is_measured_whole() -> None:
     torch.testing.assert_close(volume.normal(x), separate, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("coils", [False, True])
+@pytest.mark.parametrize("coils", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_volumes_go_all_the_way(coils: bool, tmp_path: Path) -> None:
     """Measured, written with two masks of phase encodings for as many items, read back and reconstructed."""
     truth = torch.rand(2, 1, *VOLUME, generator=torch.Generator().manual_seed(2))

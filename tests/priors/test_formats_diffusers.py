@@ -206,6 +206,7 @@ def test_without_scheduler_the_parametrisation_must_be_given(tmp_path: Path) -> 
     assert str(prior.coordinates) == "'v' (schedule 'cosine')"
 
 
+@pytest.mark.slow
 def test_an_untrained_network_is_warned_of(tmp_path: Path) -> None:
     path = folder(tmp_path, diffusers.DDPMScheduler())
     with pytest.warns(invsolve.networks.selftest.PriorWarning, match="does not denoise"):

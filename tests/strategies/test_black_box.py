@@ -143,7 +143,7 @@ def test_enkg_takes_an_ensemble() -> None:
 
 @pytest.mark.parametrize(
     ("strategy", "samples", "settings"),
-    [("enkg", 64, ["steps=30"]), ("dpg", 4, ["steps=60", "draws_a_step=256", "scale=6"])],
+    [("enkg", 64, ["steps=30"]), ("dpg", 4, ["steps=60", "draws_a_step=256"])],
 )
 def test_a_simulator_of_numpy_alone_works_from_the_command_line(
     tmp_path: Path, cli: Cli, strategy: str, samples: int, settings: list[str]
