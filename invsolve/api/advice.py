@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,32 +25,42 @@ class Conditions:
         noise: as it was stated; None where it is not known.
         scale: between network and physical units; None where it is not known.
         doubt: why the scale may be wrong, as found before the run; empty where nothing speaks against it.
+        least: what least squares itself leaves of an item, over what the noise explains (`explained.least_misfit`), by its
+            number among the items judged; None where it cannot be asked.
     """
 
     strategy: Strategy
     noise: Noise | None
     scale: Scale | None
     doubt: str = ""
+    least: Callable[[int], float] | None = None
 
 
-def loose(ratio: float, flagged: Tensor, stride: float, conditions: Conditions) -> str:
+def loose(ratio: float, flagged: Tensor, stride: float, conditions: Conditions, least: float = math.nan) -> str:
     """What to say of samples whose residual is too large.
 
     Args:
         ratio: residual over what the noise explains.
         flagged: boolean (items,), whose residual it is; none for that of all.
         stride: of their longest data step; NaN where it is not known.
+        least: what least squares leaves of one of them, over what the noise explains, where that is too much as well.
     """
     strategy = conditions.strategy
-    causes = [
-        f"the strategy follows the data {_badly(strategy, stride)} ({_words(moves(strategy, 1, stride))})",
-        f"the noise is larger than stated ({_noise(conditions, ratio)})",
-    ]
+    follows = f"the strategy follows the data {_badly(strategy, stride)} ({_words(moves(strategy, 1, stride))})"
+    noisy = f"the noise is larger than stated ({_noise(conditions, ratio)})"
+    what = f"the samples miss the data: residual {ratio:.2f} of what the noise explains{_which(flagged)}"
+    if not math.isnan(least):
+        # No image does better, whatever made it: steps, strategy and scale come after what no image can mend.
+        after = f"; only then: {follows}" if strategy.explains else ""
+        return (
+            f"{what}. Least squares itself leaves {least:.2f}: no image explains these data. Either the operator does not "
+            f"describe the instrument (check its coil maps, centre of rotation, kernel or geometry), or {noisy}{after}"
+        )
+    causes = [follows, noisy]
     if "prior" in strategy.needs:
         causes.append(f"the images reach beyond the prior's range{_range(conditions)}")
     causes.append("the operator does not describe the instrument")
-    what = f"residual {ratio:.2f} of what the noise explains{_which(flagged)}"
-    return f"the samples miss the data: {what}. {_list(causes, conditions)}"
+    return f"{what}. {_list(causes, conditions)}"
 
 
 def tight(ratio: float, flagged: Tensor, stride: float, conditions: Conditions) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from invsolve.api import advice
 from invsolve.api.advice import Conditions
+from invsolve.api.explained import least_misfit
 from invsolve.engine.run import Run
 
 #: Ratios between these are never complained about.
@@ -55,8 +56,12 @@ class Discrepancy:
 
 
 def examine(diagnostics: Mapping[str, Any], run: Run) -> Discrepancy:
-    """Judge a run by the diagnostics of its samples; see `judge`."""
-    return judge(diagnostics, Conditions(run.strategy, run.measurement.noise, run.scale, run.doubt))
+    """Judge a run by the diagnostics of its samples, a row for each item of the run; see `judge`."""
+
+    def least(row: int) -> float:
+        return least_misfit(run, run.items[row])
+
+    return judge(diagnostics, Conditions(run.strategy, run.measurement.noise, run.scale, run.doubt, least))
 
 
 def judge(diagnostics: Mapping[str, Any], conditions: Conditions) -> Discrepancy:
@@ -97,6 +102,10 @@ def judge(diagnostics: Mapping[str, Any], conditions: Conditions) -> Discrepancy
     elif nothing:
         text = ""
     elif not conditions.strategy.explains:
+        if ratio > high and not math.isnan(least := _least(items, spreads, known, conditions)):
+            return Discrepancy(
+                ratio, spread, accepted, advice.loose(ratio, items < 0, _typical(stride, items < 0), conditions, least)
+            )
         return Discrepancy(ratio, spread, accepted, remark=advice.unfitted(conditions))
     else:
         single = 3.0 if len(items) == 1 else 4.5
@@ -105,7 +114,8 @@ def judge(diagnostics: Mapping[str, Any], conditions: Conditions) -> Discrepancy
         text = ""
         if ratio > high or int(too_far.sum()) > int(too_close.sum()):
             told = ratio if ratio > HIGH else float(items[too_far].square().mean().sqrt())
-            text = advice.loose(told, too_far, _typical(stride[known], too_far), conditions)
+            least = _least(items, spreads, known, conditions)
+            text = advice.loose(told, too_far, _typical(stride[known], too_far), conditions, least)
         elif draws and (ratio < low or bool(too_close.any())):
             told = ratio if ratio < LOW else float(items[too_close].square().mean().sqrt())
             text = advice.tight(told, too_close, _typical(stride[known], too_close), conditions)
@@ -117,6 +127,15 @@ def _array(diagnostics: Mapping[str, Any], name: str) -> Tensor:
     like = torch.as_tensor(diagnostics["discrepancy"]).double()
     value = diagnostics.get(name)
     return torch.full_like(like, torch.nan) if value is None else torch.as_tensor(value).double().reshape(like.shape)
+
+
+def _least(items: Tensor, spreads: Tensor, known: Tensor, conditions: Conditions) -> float:
+    """What least squares leaves of the item that fits worst, where that is too much; else NaN. Asked of this one alone."""
+    if conditions.least is None:
+        return math.nan
+    worst = int(items.argmax())
+    left = conditions.least(int(known.nonzero()[worst]))
+    return left if left > max(HIGH, 1 + 3 * float(spreads[worst])) else math.nan
 
 
 def _typical(values: Tensor, flagged: Tensor) -> float:
