@@ -53,8 +53,8 @@ def loose(ratio: float, flagged: Tensor, stride: float, conditions: Conditions, 
         # No image does better, whatever made it: steps, strategy and scale come after what no image can mend.
         after = f"; only then: {follows}" if strategy.explains else ""
         return (
-            f"{what}. Least squares itself leaves {least:.2f}: no image explains these data. Either the operator does not "
-            f"describe the instrument (check its coil maps, centre of rotation, kernel or geometry), or {noisy}{after}"
+            f"{what}. Least squares itself leaves {least:.2f} or more: no image explains these data. Either the operator does "
+            f"not describe the instrument (check its coil maps, centre of rotation, kernel or geometry), or {noisy}{after}"
         )
     causes = [follows, noisy]
     if "prior" in strategy.needs:

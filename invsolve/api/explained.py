@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from invsolve.contracts.noise import Gaussian
 from invsolve.contracts.operator import LinearOperator
@@ -14,8 +15,8 @@ from invsolve.numerics.krylov import CG
 from invsolve.numerics.linalg import inner
 
 #: Images up to so many times the norm of the least-squares solution are considered.
-_BEYOND = 5.0
-#: What the ridge of the bound costs it, of the squared norm that the noise explains.
+_BEYOND = 2.0
+#: What the ridge of the bound costs it, of the squared norm that is left or that the noise explains, whichever is larger.
 _SLACK = 0.1
 
 
@@ -40,9 +41,9 @@ def least(problem: Problem) -> float:
 
     Weak duality: for any residual r, and in particular that of the ridge solution, where it is tight, |y - A x|^2 + rho |x|^2
     >= <r, y>^2 / (|r|^2 + |A' r|^2 / rho) for every x. So the bound also holds where conjugate gradients stop early: it is then
-    too low. rho is so small that rho |x|^2 is a tenth of what the noise explains for an image of 5 times the norm of the
-    least-squares solution. A draw from the posterior leaves 1 on average; a larger bound is the fault of the operator or of the
-    noise level.
+    too low. rho is so small that for an image of twice the norm of the least-squares solution rho |x|^2 is a tenth of what is
+    left, or of what the noise explains. A draw from the posterior leaves 1 on average; a larger bound is the fault of the
+    operator or of the noise level.
 
     Args:
         problem: of one row, with Gaussian noise.
@@ -59,16 +60,22 @@ def least(problem: Problem) -> float:
     floor = 1e-6 * float(torch.as_tensor(problem.operator_norm()).max()) ** 2
     if not floor > 0:
         return math.nan
-    # For its size alone.
+    # For its size, and that of what it leaves.
     image = operator.prox(blank, y, floor, CG(1e-3, 20))
     most = _BEYOND**2 * float(inner(image, image)[0])
     if not 0 < most < math.inf:
         return math.nan
-    rho = _SLACK * expected**2 / most
-    image = operator.prox(blank, y, rho, CG(1e-6, 60, start=image))
-    residual = y - operator(image)
-    residual = residual if mask is None else residual * mask
+    residual = _residual(operator, y, image)
+    rho = _SLACK * max(expected**2, float(inner(residual, residual)[0])) / most
+    image = operator.prox(blank, y, rho, CG(1e-6, 100, start=image))
+    residual = _residual(operator, y, image)
     back = operator.adjoint(residual)
     against = inner(residual, residual) + inner(back, back) / rho
     bound = inner(residual, y).clamp_min(0).square() / against.clamp_min(torch.finfo(against.dtype).tiny)
     return math.sqrt(max(float(bound[0]) - rho * most, 0.0)) / expected
+
+
+def _residual(operator: LinearOperator, y: Tensor, image: Tensor) -> Tensor:
+    """y - A x where something is measured."""
+    residual, mask = y - operator(image), operator.measured()
+    return residual if mask is None else residual * mask

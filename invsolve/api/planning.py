@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -99,7 +100,10 @@ def _plan(
     check_needs(chosen, run.problem(chains), scaled=False)
     run.scale = usable(fit.choose_scale(measurement, forward, knowledge, options.scale, shape, place, run.dtype))
     units.check_range(run)
-    check_needs(chosen, run.problem(chains))
+    problem = run.problem(chains)
+    check_needs(chosen, problem)
+    if doubt := chosen.doubt(problem):
+        warnings.warn(doubt, stacklevel=2)
     return run
 
 

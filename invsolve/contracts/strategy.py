@@ -112,6 +112,10 @@ class Strategy:
         """Whether another strategy couples no items and needs no more than this one."""
         return issubclass(other, Strategy) and not other.couples_items and set(other.needs) <= set(self.needs)
 
+    def doubt(self, problem: Problem) -> str:
+        """Return a line to warn of before a run: why the samples may be far off, as for too few particles; empty for nothing."""
+        return ""
+
     def schedule(self, problem: Problem) -> Tensor:
         """Return the noise levels, descending, (steps + 1,). Their length sets the number of steps."""
         raise NotImplementedError

@@ -14,7 +14,7 @@ from invsolve.contracts.problem import Problem
 from invsolve.contracts.strategy import State, Strategy
 from invsolve.errors import UserError
 from invsolve.numerics import schedules
-from invsolve.numerics.linalg import rows
+from invsolve.numerics.linalg import rows, size_of
 from invsolve.numerics.random import ChainRandom
 
 
@@ -27,8 +27,9 @@ class EnKG(Strategy):
     Zheng et al., 2024 (EnKG), Algorithm 1, with the settings of InverseBench: x is where the probability flow from z ends in
     up to ten steps of Euler, Z are the members less their mean. Only `forward` of the operator is called, so it may be a
     black box. The ensemble are the samples of an item: ask for as many as an image has pixels, theirs is 2048; what is no
-    combination of its members it cannot fit. Ours: residuals are weighed by the precision of the data, and an ensemble whose
-    members meet the data to within the noise on average is not moved further; their steps know no noise level.
+    combination of its members it cannot fit, and fewer members than pixels are warned of. Ours: residuals are weighed by the
+    precision of the data, and an ensemble whose members meet the data to within the noise on average is not moved further; their
+    steps know no noise level.
 
     Known bias: the step's length is set by its norm, so members gather around one image: their spread is no uncertainty, and
     the smaller the ensemble, the further off that image. With half as many members as pixels tomography is not solved.
@@ -71,6 +72,15 @@ class EnKG(Strategy):
 
     def schedule(self, problem: Problem) -> Tensor:
         return schedules.edm(self.steps, problem.prior.sigma_min, problem.prior.sigma_max)
+
+    def doubt(self, problem: Problem) -> str:
+        members, pixels = problem.samples_per_item, size_of(problem.state_shape)
+        if not 2 <= members < pixels:
+            return ""
+        return (
+            f"strategy 'enkg': {members} samples per item are the ensemble, of {pixels} pixels: what is no combination of them "
+            f"is not fitted, and the image may be several standard deviations off; {pixels} samples or more mend it"
+        )
 
     def init(self, problem: Problem, rng: ChainRandom) -> State:
         if problem.samples_per_item < 2:

@@ -54,8 +54,8 @@ def test_the_bound_is_below_least_squares_and_near_it(y: torch.Tensor, seed: int
     operator = Matrix(seed)
     posed = make_problem(None, operator, invsolve.Gaussian(SIGMA), y, operator.image_shape, Scale())
     true = residual(y, operator)
-    # The ridge costs at most a tenth of what the noise explains, and an unfinished solve some more.
-    assert 0.999 * math.sqrt(true**2 - 0.1) <= least(posed) <= true + 1e-9
+    # The ridge costs at most a tenth of what is left, or of what the noise explains, and an unfinished solve some more.
+    assert 0.999 * math.sqrt(true**2 - 0.1 * max(true**2, 1)) <= least(posed) <= true + 1e-9
     assert (true > 10) == (seed == 1)
 
 
@@ -68,7 +68,7 @@ def test_where_nothing_can_be_told(y: torch.Tensor) -> None:
 @pytest.mark.parametrize("strategy", ["linear", "moment"])
 def test_a_wrong_operator_is_named_first(y: torch.Tensor, strategy: str) -> None:
     prior = invsolve.load_prior("gaussian-field", size=SIZE, std=0.5)
-    told = r"the samples miss the data: .*\. Least squares itself leaves [\d.]+: no image explains these data\. Either the op"
+    told = r"the samples miss the data: .*\. Least squares itself leaves [\d.]+ or more: no image explains these data\. Either"
     with pytest.warns(DiscrepancyWarning, match=told) as found:
         invsolve.reconstruct(
             y,
@@ -79,8 +79,8 @@ def test_a_wrong_operator_is_named_first(y: torch.Tensor, strategy: str) -> None
             samples=1,
         )
     text = str(found[0].message)
-    value = float(text.split("itself leaves ")[1].split(":")[0])
-    assert value == pytest.approx(residual(y, Matrix(1)), rel=0.01)
+    value = float(text.split("itself leaves ")[1].split(" ")[0])
+    assert 0.94 * residual(y, Matrix(1)) <= value <= residual(y, Matrix(1)) + 0.01
     assert text.index("coil maps") < text.index("noise is larger than stated")
     assert "the strategy follows" not in text.split("noise is larger than stated")[0]
 

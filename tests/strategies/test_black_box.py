@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -141,6 +142,18 @@ def test_enkg_takes_an_ensemble() -> None:
         )
 
 
+@pytest.mark.parametrize("members", [SIZE * SIZE - 1, SIZE * SIZE])
+def test_enkg_tells_of_fewer_members_than_pixels(members: int) -> None:
+    prior = invsolve.load_prior("gaussian-field", size=SIZE)
+    given = {"noise": invsolve.Gaussian(0.1), "strategy": invsolve.strategy("enkg", steps=2), "samples": members}
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        invsolve.reconstruct(torch.zeros(1, 2 * SIZE), Simulator(), prior, **given)  # type: ignore[arg-type]
+    told = [str(w.message) for w in found if "ensemble" in str(w.message)]
+    assert len(told) == (members < SIZE * SIZE)
+    assert all("35 samples per item are the ensemble, of 36 pixels" in line and "\n" not in line for line in told)
+
+
 @pytest.mark.parametrize(
     ("strategy", "samples", "settings"),
     [("enkg", 64, ["steps=30"]), ("dpg", 4, ["steps=60", "draws_a_step=256"])],
@@ -182,8 +195,12 @@ def test_a_simulator_of_numpy_alone_works_from_the_command_line(
     given = ["--strategy", strategy, "--samples", samples]
     for setting in settings:
         given += ["--set", setting]
-    code, _, err = cli(*command, *given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        code, _, err = cli(*command, *given)
     assert code == 0, err
+    # Far fewer members than pixels, of which one line is said; the blocks that are measured are fewer.
+    assert err.count("64 samples per item are the ensemble, of 4096 pixels") == (strategy == "enkg")
     mean = hdf5.read_result(str(out)).mean[0:1]
     blocks = [x.view(4, 16, 4, 16).mean((1, 3)) for x in (mean.double(), image.double())]
     # Of blocks whose values vary by their own mean square, half of the error at least is gone.
