@@ -9,6 +9,9 @@ from torch import Tensor
 
 from invsolve.errors import UserError
 
+#: Combinations that may stand one inside the other. Each is five calls deep, of which Python allows a thousand in all.
+DEEPEST = 64
+
 
 class Arithmetic:
     """What follows from A + B and s * A."""
@@ -131,3 +134,18 @@ def items_of(*operators: Any) -> int | None:
         names = ", ".join(f"{called(a)} {a.items}" for a in operators if a.items is not None)
         raise UserError(f"operators with parameters for each item have different numbers of items ({names})")
     return counts.pop() if counts else None
+
+
+def nested_in(*operators: Any) -> int:
+    """How many combinations stand one inside the other in a combination of these operators.
+
+    Raises:
+        UserError: more than `DEEPEST`.
+    """
+    depth = 1 + max(operator.nested for operator in operators)
+    if depth > DEEPEST:
+        raise UserError(
+            f"operators are combined {depth} deep, at most {DEEPEST}: combine them in pairs, as (A @ B) @ (C @ D), or write one "
+            "operator whose forward goes through them in a loop"
+        )
+    return depth

@@ -48,6 +48,7 @@ class Wrapped(Module):
     waits: Any = HandedOn()
     surrogate: Any = HandedOn()
     flat: Any = HandedOn()
+    nested: Any = HandedOn()
 
     def __init__(self, inner: Any) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -282,3 +283,50 @@ def test_what_does_not_fit_is_refused_in_one_line(combine: Any, says: str | None
         use()
     assert "\n" not in str(caught.value)
     assert says is None or str(caught.value).startswith(says)
+
+
+@pytest.mark.parametrize("combined", ["product", "not linear", "sum", "multiple", "stack"])
+def test_combinations_are_as_deep_as_python_goes_and_no_deeper(combined: str) -> None:
+    """Combinations of the identity, 64 one inside the other; the next one is refused in a line."""
+
+    class Identity(LinearOperator):
+        image_shape = SHAPE
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+        def adjoint(self, y: Tensor) -> Tensor:
+            return y.view(-1, *SHAPE)
+
+    class Same(Operator):
+        image_shape = SHAPE
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    def more(inner: Any) -> Any:
+        return {
+            "product": lambda: Identity() @ inner,
+            "not linear": lambda: Same() @ inner,
+            "sum": lambda: inner + Identity(),
+            "multiple": lambda: -1 * inner,
+            "stack": lambda: invsolve.stack([inner]),
+        }[combined]()
+
+    operator: Any = Same() if combined == "not linear" else Identity()
+    for _ in range(64):
+        operator = more(operator)
+    x = torch.rand(1, *SHAPE)
+    factor = 65.0 if combined == "sum" else 1.0
+    copied = copy.deepcopy(operator)
+    assert torch.allclose(copied(x).view_as(x), factor * x)
+    if combined != "not linear":
+        assert torch.allclose(copied.normal(x), factor**2 * x)
+        assert torch.allclose(copied.adjoint(copied(x)), factor**2 * x)
+    with pytest.raises(invsolve.UserError, match="operators are combined 65 deep, at most 64: combine them in pairs"):
+        more(operator)
+    # A tree of as many is not deep.
+    pair: Any = Identity()
+    for _ in range(8):
+        pair = pair @ pair
+    assert torch.equal(pair(x), x)
