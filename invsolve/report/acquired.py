@@ -25,6 +25,8 @@ from invsolve.errors import UserError, printable
 _SIDE, _STRIP, _GAP, _LINE = 192, 56, 8, 14
 #: Rows of a still picture.
 _ROWS = 5
+#: Entries of a picture of the mask, and groups, that no measurement has more of.
+_LARGEST = 2**26
 _DARK, _NEW = (24, 26, 38), (255, 214, 90)
 
 
@@ -48,7 +50,8 @@ class Story:
 
     def mask(self, told: int) -> np.ndarray:
         """(rows, columns, 3) uint8: what was measured, the older the bluer."""
-        age = np.full(int(self.index.max(initial=0)) + 2, -1)
+        # Of several coils or frames not all groups are in the one that is shown.
+        age = np.full(max(int(self.index.max(initial=0)), *self.sequence, 0) + 2, -1)
         for place, group in enumerate(self.sequence[:told]):
             age[group] = place
         order = age[self.index]
@@ -74,21 +77,62 @@ def read_story(path: Path, truth: Tensor | None = None) -> Story:
         truth: (C, *spatial), for the errors.
 
     Raises:
-        UserError: nothing was told yet, or no image was ever drawn.
+        UserError: nothing was told yet, no image was ever drawn, or the file is damaged.
     """
     with hdf5.open_readonly(path) as file:
-        sequence = [int(g) for g in file["sequence"][()]]
-        shape = hdf5.dataset(file, "y").shape
-        index = np.broadcast_to(hdf5.read(hdf5.dataset(file, "group_index")), shape)
+        order, y, places = (hdf5.dataset(file, name) for name in ("sequence", "y", "group_index"))
+        if order.ndim != 1 or order.dtype.kind not in "iu" or places.dtype.kind not in "iu" or order.size > y.size:
+            raise _damaged(path)
+        sequence = [int(g) for g in hdf5.read(order)]
+        groups = hdf5.read(places)
+        index = _last_axes(groups, y.shape, path)
         moments = read_history(file)
-        settings = json.loads(hdf5.text(file.attrs.get("settings", "{}")))
+        policy = _policy(hdf5.text(file.attrs.get("settings", "{}")))
     if not moments:
         raise UserError(
             f"{path}: no image was drawn yet; run the acquisition to its end, or take a policy with particles"
         )
-    flat = index.reshape(-1, *index.shape[-2:])[0] if index.ndim > 1 else index[None]
+    fits = groups.min() >= -1 and groups.max() < _LARGEST and all(0 <= g <= groups.max() for g in sequence)
+    if not fits or not all(_fits(moment, moments[0], len(sequence)) for moment in moments):
+        raise _damaged(path)
     shown = None if truth is None else _shown(truth)
-    return Story(sequence, flat, moments, shown, str(dict(settings.get("policy") or {}).get("name", "")))
+    return Story(sequence, index, moments, shown, policy)
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path}: its datasets do not fit one another; go on with a copy of the session, or begin another")
+
+
+def _last_axes(places: np.ndarray, shape: tuple[int, ...], path: Path) -> np.ndarray:
+    """The group of each entry of a measurement's last two axes: of its first coil or frame, where there are several.
+
+    Only sizes that the file itself holds are made, whatever it says of others.
+    """
+    try:
+        index = np.broadcast_to(places, shape)
+    except ValueError:
+        raise _damaged(path) from None
+    flat = index[(0,) * (index.ndim - 2)] if index.ndim > 1 else index[None]
+    if not 0 < flat.size <= _LARGEST:
+        raise _damaged(path)
+    return flat
+
+
+def _policy(settings: str) -> str:
+    """Name of the policy; empty where the settings do not tell."""
+    try:
+        known = json.loads(settings)
+    except (ValueError, RecursionError):
+        return ""
+    policy = known.get("policy") if isinstance(known, dict) else None
+    return str(policy.get("name", "")) if isinstance(policy, dict) else ""
+
+
+def _fits(moment: Moment, first: Moment, told: int) -> bool:
+    """Whether a moment is of so many groups at most, and its images are real pictures or volumes like the first one's."""
+    image = first.mean
+    alike = moment.mean.shape == moment.std.shape == image.shape and image.ndim >= 3 and image.numel() > 0
+    return alike and 0 <= moment.told <= told and moment.scores.ndim == 1 and bool(moment.mean.isfinite().all())
 
 
 def _shown(image: Tensor) -> Tensor:

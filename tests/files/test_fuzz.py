@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,16 @@ import numpy as np
 import pytest
 import torch
 
-from invsolve import registry
+import invsolve
+from invsolve import Geometry, registry
 from invsolve.datasets.hdf5 import glance
 from invsolve.errors import UserError
 from invsolve.files.opening import open_images, open_measurement
+from invsolve.operators.ct.geometry import SUFFIXES
 from tests.conformance.test_layouts import EXAMPLES
+from tests.operators.test_ct_files import DETECTOR, nikon, rtk
 from tests.priors.test_prior_files import ARCHITECTURE, HEADER_FACTS, make_network, save
+from tests.support.acquisition import Columns, bench
 from tests.support.fuzzing import Watched, harm_bytes, harm_hdf5, harmless_hdf5, walls
 from tests.support.pipelines import TEXT, write
 from tests.support.results import write_result
@@ -47,12 +51,14 @@ class Reader:
         path: the file, or folder.
         commands: arguments; PATH and OUT stand for the file and an output.
         options: of the layout, where the file is a scan or images.
+        opens: reads the file from Python, to the end or to one line; None for what commands alone read.
     """
 
     path: Path
     commands: list[list[str]]
     layout: str = ""
     options: dict[str, Any] | None = None
+    opens: Callable[[Path], Any] | None = None
 
 
 def _images(folder: Path) -> Path:
@@ -99,6 +105,41 @@ def _pipeline(folder: Path) -> Path:
     return write(folder, plain)
 
 
+def _session(folder: Path) -> Reader:
+    """A session of `acquire` that waits for an answer, as the one who goes on with it opens it."""
+    case = bench(Columns())
+
+    def opens(path: Path) -> invsolve.Session:
+        settings: dict[str, Any] = {"policy": "uniform", "budget": 4, "particles": 2, "file": path}
+        return invsolve.acquire(case.operator, case.prior, noise=invsolve.Gaussian(0.05), **settings)
+
+    session = opens(folder / "session.h5")
+    session.tell(session.ask(), case.y)
+    session.ask()
+    with h5py.File(folder / "session.h5", "a") as file:
+        # As particles leave it, which take longer to draw.
+        shapes = {"mean": (1, 1, 12, 12), "std": (1, 1, 12, 12), "scores": (1, 12)}
+        file["history/told"] = np.array([1], np.int32)
+        for name, shape in shapes.items():
+            file[f"history/{name}"] = np.ones(shape, np.float32)
+    return Reader(folder / "session.h5", [LOOK, ["report", "PATH", "-o", "OUT.html"]], opens=opens)
+
+
+def _geometry(ending: str, folder: Path) -> Reader:
+    path, more = folder / f"scan.{ending}", {}
+    if ending == "xtekct":
+        path = nikon(folder)
+    elif ending == "xml":
+        path, more = rtk(folder), dict(DETECTOR)
+    else:
+        Geometry(beam="fan", image_size=[8, 9], angles=5, source_distance=20.0, centre=6.2).to_file(path)
+    image = folder.parent / "image.h5"
+    with h5py.File(image, "w") as file:
+        file["x"] = np.ones((1, 1, *Geometry.from_file(path, **more).image_size), np.float32)
+    simulate = ["simulate", str(image), "-o", "OUT.h5", "--operator", "ct", "--set", "geometry=PATH"]
+    return Reader(path, [LOOK if more else simulate], opens=lambda path: Geometry.from_file(path, **more))
+
+
 SIMULATE = ["simulate", "PATH", "-o", "OUT.h5", "--operator", "blur", "--set", "sigma=1"]
 LOOK = ["inspect", "PATH", "--json"]
 OF_RESULTS = [LOOK, ["evaluate", "PATH"], ["report", "PATH", "-o", "OUT.html"], ["join", "PATH", "-o", "OUT.h5"]]
@@ -121,15 +162,32 @@ def reader(name: str, folder: Path) -> Reader:
         return Reader(_pipeline(folder), [["run", "PATH", "--dry-run"], ["run", "PATH", "--points"]])
     if name in ("prior", "diffusers"):
         return Reader(_prior(folder) if name == "prior" else _diffusers(folder), OF_PRIORS)
+    if name == "session":
+        return _session(folder)
+    if name in SUFFIXES:
+        return _geometry(name[1:], folder)
     if name == "images":
         return Reader(_images(folder), [LOOK, SIMULATE])
     return Reader(_tiff(folder) if name == "tif" else _picture(folder, name), [LOOK, SIMULATE])
 
 
-READERS = [*EXAMPLES, "images", "png", "jpg", "tif", "result", "partial", "prior", "diffusers", "pipeline"]
+READERS = [
+    *EXAMPLES,
+    "images",
+    "png",
+    "jpg",
+    "tif",
+    "result",
+    "partial",
+    "prior",
+    "diffusers",
+    "pipeline",
+    "session",
+    *SUFFIXES,
+]
 #: Cases of each; those that take longest have fewer.
 CASES = dict.fromkeys(READERS, 16) | dict.fromkeys(("array", "dxchange", "nxtomo", "result", "partial"), 12)
-CASES |= {"bart": 8, "fastmri": 8, "ismrmrd": 8, "diffusers": 6, "pipeline": 8}
+CASES |= {"bart": 8, "fastmri": 8, "ismrmrd": 8, "diffusers": 6, "pipeline": 8, "session": 10}
 
 
 @pytest.fixture(scope="module")
@@ -236,5 +294,10 @@ def test_the_right_answer_or_one_line(name: str, tmp_path: Path, outside: Path, 
             with walls(SECONDS, MEMORY), contextlib.suppress(UserError), warnings.catch_warnings():
                 warnings.simplefilter("default")
                 _content(good, path)
+        if good.opens is not None:
+            with walls(SECONDS, MEMORY), warnings.catch_warnings():
+                warnings.simplefilter("default")
+                with contextlib.nullcontext() if same else contextlib.suppress(UserError):
+                    good.opens(path)
 
     case()
