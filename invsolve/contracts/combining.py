@@ -33,7 +33,13 @@ class Arithmetic:
 
 
 class NoArithmetic:
-    """Sums and products of operators that are not linear: refused in a line."""
+    """Sums and products of operators that are not linear: refused in a line.
+
+    Attributes:
+        nested: how many combinations stand one inside the other in an operator; 0 for what is none.
+    """
+
+    nested: int = 0
 
     def __add__(self, other: Any) -> Any:
         raise UserError(
@@ -136,16 +142,16 @@ def items_of(*operators: Any) -> int | None:
     return counts.pop() if counts else None
 
 
-def nested_in(*operators: Any) -> int:
+def depth(*operators: Any) -> int:
     """How many combinations stand one inside the other in a combination of these operators.
 
     Raises:
         UserError: more than `DEEPEST`.
     """
-    depth = 1 + max(operator.nested for operator in operators)
-    if depth > DEEPEST:
+    count = 1 + max(operator.nested for operator in operators)
+    if count > DEEPEST:
         raise UserError(
-            f"operators are combined {depth} deep, at most {DEEPEST}: combine them in pairs, as (A @ B) @ (C @ D), or write one "
+            f"operators are combined {count} deep, at most {DEEPEST}: combine them in pairs, as (A @ B) @ (C @ D), or write one "
             "operator whose forward goes through them in a loop"
         )
-    return depth
+    return count

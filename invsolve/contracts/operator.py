@@ -10,16 +10,8 @@ import torch
 from torch import Tensor
 
 from invsolve.contracts.arguments import matching as matching
-from invsolve.contracts.combining import (
-    Arithmetic,
-    NoArithmetic,
-    added,
-    called,
-    is_operator,
-    items_of,
-    nested_in,
-    real_factor,
-)
+from invsolve.contracts.combining import Arithmetic, NoArithmetic, added, called, is_operator, items_of, real_factor
+from invsolve.contracts.combining import depth as depth
 from invsolve.contracts.combining import of_one_image as of_one_image
 from invsolve.contracts.guarded import check_image, guarded
 from invsolve.contracts.module import Module
@@ -51,7 +43,6 @@ class Operator(NoArithmetic, Module):
         surrogate: why autograd's gradient is not the derivative of `forward`, such as "straight through the rounding"; empty
             where it is.
         flat: what makes `forward` constant over ranges of x, such as "saturation", where its derivative tells nothing.
-        nested: how many combinations stand one inside the other in it; 0 for what is none.
         waits: why its calls must wait for what they compute, such as "NumPy code runs on the host"; empty where they need not.
         shapes_tried: image shapes (C, *spatial) with which the conformance tests try those of free size.
         parameters_given: the keyword arguments it was made from, as written to scan files.
@@ -75,7 +66,6 @@ class Operator(NoArithmetic, Module):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     surrogate: str = ""
     flat: str = ""
-    nested: int = 0
     shapes_tried: ClassVar[tuple[tuple[int, ...], ...]] = ((1, 12, 13), (1, 11, 11))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -345,8 +335,7 @@ class Composed(Operator):
 
     def __init__(self, outer: Operator, first: Operator) -> None:
         super().__init__()
-        self.nested = nested_in(outer, first)
-        self.outer, self.first = outer, first
+        self.outer, self.first, self.nested = outer, first, depth(outer, first)
         self.image_shape, self.image_unit, self.waits = first.image_shape, first.image_unit, outer.waits or first.waits
         # A real operator takes complex images part by part, so what follows it may ask for them.
         self.complex_image = first.complex_image or outer.complex_image
@@ -386,8 +375,7 @@ class Sum(LinearOperator):
     def __init__(self, left: LinearOperator, right: LinearOperator) -> None:
         super().__init__()
         of_one_image(left, right)
-        self.nested = nested_in(left, right)
-        self.left, self.right = left, right
+        self.left, self.right, self.nested = left, right, depth(left, right)
         self.image_shape = left.image_shape or right.image_shape
         self.complex_image = left.complex_image or right.complex_image
         self.image_unit, self.waits = left.image_unit or right.image_unit, left.waits or right.waits
@@ -422,8 +410,7 @@ class Scaled(WrappedLinear, LinearOperator):
 
     def __init__(self, factor: float, inner: LinearOperator) -> None:
         super().__init__(inner)
-        self.nested = nested_in(inner)
-        self.factor = real_factor(factor)
+        self.factor, self.nested = real_factor(factor), depth(inner)
         self.name, self.parameters_given = f"{self.factor:g} * {called(inner)}", None
 
     def of_item(self, item: int) -> Any:

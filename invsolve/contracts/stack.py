@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invsolve.contracts.combining import called, is_operator, items_of, nested_in, of_one_image
+from invsolve.contracts.combining import called, depth, is_operator, items_of, of_one_image
 from invsolve.contracts.maskable import MaskableOperator
 from invsolve.contracts.operator import LinearOperator, Operator
 from invsolve.errors import UserError
@@ -36,7 +36,7 @@ class Stacked(Operator):
         for operator in operators:
             is_operator(operator, Operator, "stack")
         of_one_image(*operators)
-        self.nested = nested_in(*operators)
+        self.nested = depth(*operators)
         self.parts = nn.ModuleList(operators)
         self.image_shape = next((a.image_shape for a in operators if a.image_shape is not None), None)
         self.complex_image = any(a.complex_image for a in operators)

@@ -32,7 +32,9 @@ class EnKG(Strategy):
     steps know no noise level.
 
     Known bias: the step's length is set by its norm, so members gather around one image: their spread is no uncertainty, and
-    the smaller the ensemble, the further off that image. With half as many members as pixels tomography is not solved.
+    the smaller the ensemble, the further off that image. With as many members as pixels, on a smooth field of 8 x 8, it is 1.3
+    posterior standard deviations off (at worst of seven fields 2.5) where the noise is ten times what the prior's images vary by
+    (0.25 counts), 1.3 where it is a tenth, and 0.6 between. With half as many members as pixels tomography is not solved.
 
     Args:
         steps: noise levels; each costs up to 2 * flow_steps + 1 network calls and two forward operator calls a member.
@@ -65,7 +67,7 @@ class EnKG(Strategy):
     couples_samples: ClassVar[bool] = True
     draws: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("prior", "gaussian-like")
-    mean_error: ClassVar[float] = 1.1
+    mean_error: ClassVar[float] = 1.3
 
     def at_cost(self, evaluations: int) -> Self:
         return replace(self, steps=max(evaluations // (self.updates * self.flow_steps + 1), 2))
