@@ -67,7 +67,7 @@ class EnKG(Strategy):
     couples_samples: ClassVar[bool] = True
     draws: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("prior", "gaussian-like")
-    mean_error: ClassVar[float] = 1.3
+    mean_error: ClassVar[float] = 1.1
 
     def at_cost(self, evaluations: int) -> Self:
         return replace(self, steps=max(evaluations // (self.updates * self.flow_steps + 1), 2))
