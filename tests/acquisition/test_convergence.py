@@ -97,6 +97,17 @@ def test_groups_chosen_by_particles_are_the_greedy_ones_up_to_chance() -> None:
     assert clear >= 3
 
 
+def test_information_of_groups_of_every_size() -> None:
+    # Sizes 1, 3, 1, 0 and 2, in no order, and two entries that cannot be measured.
+    index = torch.tensor([1, -1, 4, 0, 1, 2, -1, 1, 4])
+    deviations = torch.as_tensor(np.random.default_rng(0).standard_normal((2, 9)))
+    seen = knowledge(Columns(5), torch.zeros(2, 1, 1, 5))
+    score = policy("information").score(deviations, index, seen).numpy()  # type: ignore[attr-defined]
+    for group in range(5):
+        inside = deviations.numpy()[:, index.numpy() == group]
+        assert score[group] == pytest.approx(np.linalg.slogdet(np.eye(2) + inside @ inside.T)[1] / 2)
+
+
 @pytest.mark.slow
 def test_the_reconstruction_is_at_the_floor_of_the_exact_posterior() -> None:
     """Mean error at most 0.13 posterior sd with 64 samples, width 0.97 to 1.03.
