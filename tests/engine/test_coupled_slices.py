@@ -361,8 +361,9 @@ def test_two_processes_share_a_volume(y: Tensor, ct: invsolve.Operator, tmp_path
         command = [*together, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path)
 
-    options = ["--prior", "small", "--plugin", tmp_path / "small.py", "--strategy", "dds-3d", "--set", "steps=8"]
-    options += ["--set", "weight=0.002", "--samples", 2]
+    common = ["--prior", "small", "--plugin", tmp_path / "small.py", "--strategy", "dds-3d", "--set", "weight=0.002"]
+    common += ["--samples", 2]
+    options = [*common, "--set", "steps=8"]
     done = start("reconstruct", scan, "-o", tmp_path / "two.h5", *options, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["items"] == 7
@@ -373,7 +374,7 @@ def test_two_processes_share_a_volume(y: Tensor, ct: invsolve.Operator, tmp_path
         np.testing.assert_allclose(one[residual][:], two[residual][:], rtol=1e-3)
         assert two["done"][:].all()
     # What two processes began, one ends.
-    slow = [*options, "--set", "steps=20", "--snapshot-every", 0]
+    slow = [*common, "--set", "steps=20", "--snapshot-every", 0]
     # The process that saves asks their parent to end them, and goes on when it does.
     process = subprocess.Popen(
         [*together, *map(str, ("reconstruct", scan, "-o", tmp_path / "cut.h5", *slow))],

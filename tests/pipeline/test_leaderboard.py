@@ -36,7 +36,6 @@ def images(path: Path, size: int, complex_: bool) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.discrepant
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_setups_run_small(name: str, cli: Cli, tmp_path: Path) -> None:
     assert setups() == sorted(SMALL)

@@ -45,8 +45,10 @@ class FoldedProjector(Projector):
         self.distinct, count = folded.matrix.shape[0], len(self.symmetries)
         self.slots = self.distinct * count
         self.slot = torch.from_numpy(folded.row * count + folded.copy)
-        # Images at once, fewer where their copies would be so large that the allocator returns them to the system each time.
-        self.at_once = max(1, min(_WIDE // count, (CACHE_BYTES - 1) // (4 * count * geometry.pixels)))
+        # Images at once; from the rays fewer, where their copies, which no strip bounds, would be so large that the allocator
+        # returns them to the system each time.
+        self.at_once = max(1, _WIDE // count)
+        self.back_at_once = max(1, min(self.at_once, (3 * CACHE_BYTES // 2 - 1) // (4 * count * geometry.pixels)))
         high = max(1, _STRIP_BYTES // (4 * count * self.at_once * geometry.columns)) * geometry.columns
         self.strips = [slice(p, min(p + high, geometry.pixels)) for p in range(0, geometry.pixels, high)]
         columns = folded.matrix.tocsc()
@@ -77,14 +79,14 @@ class FoldedProjector(Projector):
         return plan(geometry).bytes(geometry) <= LARGEST
 
     def project(self, x: Tensor) -> Tensor:
-        rays = self._shared(self._to_rays, x.flatten(1))
+        rays = self._shared(self._to_rays, x.flatten(1), self.at_once)
         return rays.view(len(x), *self.geometry.measurement_shape)
 
     def backproject(self, y: Tensor) -> Tensor:
-        images = self._shared(self._to_images, y.flatten(1))
+        images = self._shared(self._to_images, y.flatten(1), self.back_at_once)
         return images.view(len(y), *self.geometry.image_size)
 
-    def _shared(self, work: Callable[[Tensor, int], Tensor], values: Tensor) -> Tensor:
+    def _shared(self, work: Callable[[Tensor, int], Tensor], values: Tensor, at_once: int) -> Tensor:
         """Some whole images at a time; on a CPU several such turns at once, or the rows of the product of one image."""
         products, threads = self.get_buffer("rows_weight").numel() * len(self.symmetries), torch.get_num_threads()
         if values.device.type != "cpu" or products * len(values) < _FEW:
@@ -93,7 +95,7 @@ class FoldedProjector(Projector):
         rows = min(threads, products // _MANY)
         if len(values) == 1 and rows > 1:
             return work(values, rows)
-        return by_images(lambda part: work(part, 1), values, self.at_once)
+        return by_images(lambda part: work(part, 1), values, at_once)
 
     def _to_rays(self, x: Tensor, shares: int) -> Tensor:
         """Images (B, pixels) to rays (B, rays)."""
