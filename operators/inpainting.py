@@ -108,6 +108,10 @@ class Inpainting(MaskableOperator):
 
         return self.remembered("groups", index)
 
+    def group_coordinates(self) -> dict[str, Tensor]:
+        """ "row" and "column" of each pixel, from 0, the first above and on the left."""
+        return self._indices({-2: "row", -1: "column"})
+
     def restricted(self, selected: Tensor) -> LinearOperator:
         return self._with_less(selected)
 

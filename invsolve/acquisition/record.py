@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Record:
         drawn_after: how many groups had been told when they were drawn.
         history: a moment for each time that they were drawn.
         index: the operator's `group_index`, for pictures of the mask.
+        coordinates: the operator's `group_coordinates`.
     """
 
     y: Tensor
@@ -62,6 +63,7 @@ class Record:
     drawn_after: int = -1
     history: list[Moment] = field(default_factory=list)
     index: Tensor | None = None
+    coordinates: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def blank(cls, like: Tensor, groups: int) -> Record:
@@ -149,13 +151,23 @@ class SessionFile:
         particles, drawn_after = None, -1
         if "particles" in file:
             drawn = hdf5.dataset(file, "particles")
-            if not _stored(drawn, self.path):
+            if not is_stored(drawn, self.path):
                 return None
             particles, drawn_after = hdf5.to_tensor(hdf5.read(drawn)), int(drawn.attrs.get("drawn_after", -1))
         history = read_history(file)
         y_ = torch.as_tensor(np.ascontiguousarray(values)).to(blank.y.dtype)
         order_ = torch.as_tensor(at.astype(np.int32))
-        return Record(y_, order_, told, asked, len(rounds), particles, drawn_after, history, blank.index)
+        return replace(
+            blank,
+            y=y_,
+            order=order_,
+            sequence=told,
+            pending=asked,
+            rounds=len(rounds),
+            particles=particles,
+            drawn_after=drawn_after,
+            history=history,
+        )
 
     def write(self, record: Record) -> None:
         """Store what is known now; on disk when this returns.
@@ -179,6 +191,8 @@ class SessionFile:
                 file["particles"].attrs["drawn_after"] = record.drawn_after
             if record.index is not None:
                 file["group_index"] = record.index.cpu().numpy()
+            for name, values in record.coordinates.items():
+                file[f"group_coordinates/{name}"] = values.numpy()
             if record.history:
                 group = file.create_group("history")
                 group["told"] = np.array([moment.told for moment in record.history], np.int32)
@@ -195,7 +209,7 @@ class SessionFile:
         return state.st_ino, state.st_mtime_ns
 
 
-def _stored(part: h5py.Dataset, path: Path) -> bool:
+def is_stored(part: h5py.Dataset, path: Path) -> bool:
     """Whether finite numbers that the file itself holds, and no more of them than it has room for."""
     return bool(part.dtype.kind in "fc" and part.size * part.dtype.itemsize <= path.stat().st_size)
 
@@ -207,7 +221,7 @@ def read_history(file: Any) -> list[Moment]:
     parts = {name: hdf5.dataset(file, f"history/{name}") for name in ("told", "mean", "std", "scores")}
     path = Path(file.filename)
     if not all(
-        len(part) == len(parts["told"]) and (name == "told" or _stored(part, path)) for name, part in parts.items()
+        len(part) == len(parts["told"]) and (name == "told" or is_stored(part, path)) for name, part in parts.items()
     ):
         raise UserError(f"{path}: its history does not fit itself; begin another session")
     arrays = {name: hdf5.read(part) for name, part in parts.items()}

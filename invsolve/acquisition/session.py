@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from invsolve import engine
+from invsolve.acquisition.listing import Listing
 from invsolve.acquisition.particles import Scout
 from invsolve.acquisition.record import Moment, Record, SessionFile
 from invsolve.acquisition.values import as_groups, as_values
@@ -64,7 +66,7 @@ class Session:
         with torch.no_grad():
             kind = operator(blank)
         self._record = Record.blank(kind[0], operator.groups)
-        self._record.index = operator.group_index
+        self._record.index, self._record.coordinates = operator.group_index, operator.group_coordinates()
         self._known_root: Tensor | None = None
         self.calls = 0.0
         if file is not None:
@@ -84,6 +86,25 @@ class Session:
         """Boolean, shaped like one measurement: the entries that were measured."""
         selected = (self._record.order >= 0)[None]
         return self.operator.group_mask(selected)[0].expand(self._record.y.shape).clone()
+
+    def lines(self) -> list[dict[str, float]]:
+        """What was measured, in the order in which it was told: one row per group, as an instrument lists it.
+
+        "order" counts from 0, "round" as in `order`; then "group" and the operator's `group_coordinates`.
+        """
+        return self._listing().rows()
+
+    def write_lines(self, path: str | Path, overwrite: bool = False) -> None:
+        """The same as .csv or .txt, the mask as .npy, or all of it as .npz.
+
+        Raises:
+            UserError: another ending, or the file exists.
+        """
+        self._listing().write(Path(path), overwrite)
+
+    def _listing(self) -> Listing:
+        record = self._record
+        return Listing(record.sequence, record.order.numpy(), self.mask.numpy(), record.coordinates)
 
     @property
     def y(self) -> Tensor:

@@ -234,7 +234,12 @@ def _figure(name: str, value: float) -> str:
 
 def report(
     recon: Annotated[Path, typer.Argument(help="Result file, or a session of acquire.")],
-    out: Annotated[Path, typer.Option("-o", "--output", help="Page (.html) or picture (.png, .apng) to write.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", help="Page (.html), picture (.png, .apng) or list of lines (.csv, .txt, .npy, .npz)."
+        ),
+    ],
     item: Annotated[
         list[int] | None, typer.Option(help="Rows of the result to show; default all on a page, four on a picture.")
     ] = None,

@@ -94,10 +94,8 @@ def _as_real(rows: Tensor) -> Tensor:
 
 def _places(operator: MaskableOperator) -> tuple[Tensor, Tensor]:
     index = operator.group_index.cpu()
-    where = (index >= 0).nonzero()
-    group = index[index >= 0].flatten()
-    total = torch.zeros(operator.groups, index.dim(), dtype=torch.float64).index_add_(0, group, where.double())
-    places = total / group.bincount(minlength=operator.groups).clamp_min(1)[:, None]
+    along = [torch.arange(n).view(-1, *[1] * (index.dim() - 1 - k)) for k, n in enumerate(index.shape)]
+    places = torch.stack([operator.group_mean(positions) for positions in along], 1)
     middle = torch.tensor([side // 2 for side in index.shape], dtype=torch.float64)
     differ = (places.amax(0) > places.amin(0)).nonzero().flatten().tolist() or [index.dim() - 1]
     frames = None if operator.frame_axis is None else index.dim() + operator.frame_axis

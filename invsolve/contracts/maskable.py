@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -45,6 +46,32 @@ class MaskableOperator(LinearOperator):
         kept = torch.where(index >= 0, values.flatten(1), 0.0)
         return values.new_zeros(len(values), groups).index_add_(1, index.clamp_min(0), kept)
 
+    def group_mean(self, values: Tensor) -> Tensor:
+        """The mean over the entries of each group of values that broadcast against one measurement; (groups,), float64."""
+        index, spread = torch.broadcast_tensors(self.group_index.cpu(), values.cpu().double())
+        inside = index >= 0
+        group = index[inside]
+        total = torch.zeros(self.groups, dtype=torch.float64).index_add_(0, group, spread[inside])
+        return total / group.bincount(minlength=self.groups).clamp_min(1)
+
+    def group_coordinates(self) -> dict[str, Tensor]:
+        """What an instrument calls each group, by name: (groups,) float64 each; of a group of several entries their mean.
+
+        By default the index along the axes of a measurement in which groups differ, "axis_-1" for the last; nothing where groups
+        lie in no order. Operators whose axes have a meaning say more: "k_column" in cycles per field of view, "angle" in degrees.
+        """
+        return {} if self.group_layout == "none" else self._indices({})
+
+    def _indices(self, names: Mapping[int, str]) -> dict[str, Tensor]:
+        """The mean index of each group along the axes that have these names, from the end, and those in which groups differ."""
+        shape = self.group_index.shape
+        found = {}
+        for axis in range(-len(shape), 0):
+            mean = self.group_mean(torch.arange(shape[axis]).view(-1, *[1] * (-axis - 1)))
+            if (axis in names and shape[axis] > 1) or bool((mean != mean[0]).any()):
+                found[names.get(axis, f"axis_{axis}")] = mean
+        return found
+
     def restricted(self, selected: Tensor) -> LinearOperator:
         """Return the same operator with only these groups measured: y has the same shape, and is zero elsewhere.
 
@@ -82,6 +109,10 @@ class MaskableView(WrappedLinear):
     group_layout: Any = HandedOn()
     frame_axis: Any = HandedOn()
 
+    def group_coordinates(self) -> dict[str, Tensor]:
+        known: dict[str, Tensor] = self.inner.group_coordinates()
+        return known
+
 
 class MaskableScaled(Scaled, MaskableView, MaskableOperator):
     """s A, with the groups of A."""
@@ -104,6 +135,9 @@ class MaskableComposition(Composition, MaskableOperator):
     def frame_axis(self) -> int | None:  # type: ignore[override]
         return self.outer.frame_axis
 
+    def group_coordinates(self) -> dict[str, Tensor]:
+        return self.outer.group_coordinates()
+
 
 class MaskableSum(Sum, MaskableOperator):
     """A + B of the same groups, with them."""
@@ -121,6 +155,9 @@ class MaskableSum(Sum, MaskableOperator):
     @property
     def frame_axis(self) -> int | None:  # type: ignore[override]
         return self.left.frame_axis
+
+    def group_coordinates(self) -> dict[str, Tensor]:
+        return self.left.group_coordinates()
 
 
 def _same_groups(one: MaskableOperator, other: MaskableOperator) -> bool:

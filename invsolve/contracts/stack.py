@@ -147,6 +147,16 @@ class MaskableStack(Stack, MaskableOperator):
     def group_index(self) -> Tensor:  # type: ignore[override]
         return self.remembered("group_index", self._number)
 
+    def group_coordinates(self) -> dict[str, Tensor]:
+        """Those of the parts, NaN where a part has none of the name, and the number of the "part"."""
+        counts: list[int] = [part.groups for part in self.parts]  # type: ignore[misc]
+        known: list[dict[str, Tensor]] = [part.group_coordinates() for part in self.parts]  # type: ignore[operator]
+        nowhere = [torch.full((count,), torch.nan, dtype=torch.float64) for count in counts]
+        number = torch.cat([torch.full_like(rest, place) for place, rest in enumerate(nowhere)])
+        names = dict.fromkeys(name for part in known for name in part)
+        pairs = list(zip(known, nowhere, strict=True))
+        return {"part": number} | {n: torch.cat([part.get(n, rest) for part, rest in pairs]) for n in names}
+
     def _number(self) -> Tensor:
         indices, before = [], 0
         for part, shape in zip(self.parts, self.shapes(), strict=True):

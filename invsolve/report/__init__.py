@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from invsolve.acquisition.listing import ENDINGS, read_listing
 from invsolve.datasets import hdf5
 from invsolve.errors import UserError
 from invsolve.files.opening import open_images
@@ -44,7 +45,8 @@ def write_report(
 
     Args:
         recon: result file, finished or partial, or a session of `invsolve acquire`, of which the picture of the run is shown.
-        out: ends in .png or .html; of a session of `invsolve acquire` also in .apng, an animated picture.
+        out: ends in .png or .html; of a session of `invsolve acquire` also in .apng, an animated picture, or in .csv, .txt, .npy
+            or .npz, the list of what was measured and the mask.
         items: which rows of the result to show; None for the first four on a sheet, for all on a page.
         truth: images x; None for the truth that the result carries, if any.
         overwrite: replace `out`.
@@ -58,8 +60,13 @@ def write_report(
             is not given, or the page cannot be made so small.
     """
     session = is_session(recon)
+    if session and out.suffix in ENDINGS:
+        read_listing(recon).write(out, overwrite)
+        return
     if out.suffix not in (".png", ".html", *[".apng"] * session):
-        raise UserError(f"{out}: the name must end in .png or .html{' or .apng' * session}")
+        raise UserError(
+            f"{out}: the name must end in .png or .html{' or .apng or ' * session}{' or '.join(ENDINGS * session)}"
+        )
     hdf5.check_name(out)
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists; give --overwrite to replace it")

@@ -129,6 +129,13 @@ class CT(MaskableOperator):
         self.group_index = torch.arange(len(self.geometry.angles)).view(-1, *ones)
         self.projector = make_projector(self.geometry, projector)
 
+    def group_coordinates(self) -> dict[str, Tensor]:
+        """ "angle" of each view in degrees; of views that are placed by vectors, and have none, their number, "view"."""
+        views = len(self.geometry.angles)
+        name, values = ("view", range(views)) if self.geometry.vectors else ("angle", self.geometry.angles)
+        ones = [1] * (len(self.geometry.measurement_shape) - 1)
+        return {name: self.group_mean(torch.tensor(values, dtype=torch.float64).view(-1, *ones))}
+
     def _project(self, x: Tensor) -> Tensor:
         return self.projector.project(x.detach().reshape(len(x), *self.geometry.image_size))
 

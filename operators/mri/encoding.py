@@ -209,6 +209,17 @@ class CartesianEncoding(MaskableOperator):
 
         return self.remembered("groups", index)
 
+    def group_coordinates(self) -> dict[str, Tensor]:
+        """Index from 0 along each axis that is undersampled ("column"), and "k_column" in cycles per field of view."""
+        sides = self.mask.shape[-self.dims :]
+        names = {
+            axis: name.removesuffix("s")
+            for axis, name in zip(range(-self.dims, 0), self.axes_named.split(", "), strict=True)
+        }
+        places = self._indices(names)
+        middles = {names[axis]: sides[axis] // 2 for axis in self._axes}
+        return places | {f"k_{name}": places[name] - middle for name, middle in middles.items() if name in places}
+
     def _first(self, axes: Sequence[int]) -> Tensor:
         """The mask at the first point along these axes, which stay, of length 1."""
         mask = self.mask

@@ -12,6 +12,7 @@ from invsolve.contracts.acquisition import Knowledge, Policy
 from invsolve.contracts.maskable import MaskableOperator
 from invsolve.contracts.paper import Paper
 from invsolve.errors import UserError
+from invsolve.plugins.policies._adaptive import summed
 
 #: Rows of an operator that are applied, at most, to find what its groups' rows have in common.
 _ROWS = 50_000
@@ -50,13 +51,10 @@ class AdaSense(Policy):
         away = (knowledge.predicted - knowledge.predicted.mean(0)).flatten(1)
         index = knowledge.operator.group_index.expand(knowledge.predicted.shape[1:]).flatten().to(away.device)
         whitened = _whitening(knowledge.operator, knowledge.predicted)
-        score = torch.zeros(knowledge.groups, dtype=torch.float64)
-        for group in range(knowledge.groups):
-            inside = away[:, index == group]
-            score[group] = float(
-                (inside if whitened is None else inside @ whitened[group].to(inside)).abs().square().sum()
-            )
-        return score / knowledge.costs
+        if whitened is None:
+            return summed(away.abs().square().sum(0).double(), index, knowledge.groups).cpu() / knowledge.costs
+        parts = (away[:, index == group] @ white.to(away) for group, white in enumerate(whitened))
+        return torch.stack([part.abs().square().sum().double().cpu() for part in parts]) / knowledge.costs
 
 
 def _whitening(operator: MaskableOperator, like: Tensor) -> list[Tensor] | None:

@@ -11,6 +11,9 @@ from torch import Tensor
 from invsolve.contracts.acquisition import Knowledge
 from invsolve.plugins.policies._adaptive import Adaptive, conditioned
 
+#: Numbers that are gathered at once.
+_NUMBERS = 2**22
+
 
 @dataclass(frozen=True)
 class Information(Adaptive):
@@ -26,10 +29,18 @@ class Information(Adaptive):
     name: ClassVar[str] = "information"
 
     def score(self, deviations: Tensor, index: Tensor, knowledge: Knowledge) -> Tensor:
-        inner = (deviations[:, index == group] for group in range(knowledge.groups))
-        # Of the two Gram matrices, which have one determinant, the smaller.
-        small = (z @ z.T if len(z) <= z.shape[1] else z.T @ z for z in inner)
-        return torch.stack([torch.linalg.slogdet(torch.eye(len(c)).to(c) + c)[1] / 2 for c in small])
+        sizes = torch.bincount(index[index >= 0], minlength=knowledge.groups)
+        # The entries of each group side by side; groups of one size at once, of which there may be as many as pixels.
+        places = index.argsort(stable=True)[int((index < 0).sum()) :].split(sizes.tolist())
+        score = deviations.new_zeros(knowledge.groups)
+        for size in sizes.unique().tolist():
+            groups = (sizes == size).nonzero().flatten()
+            for some in groups.split(max(1, _NUMBERS // max(1, size * len(deviations)))):
+                z = deviations[:, torch.stack([places[group] for group in some.tolist()])].transpose(0, 1)
+                # Of the two Gram matrices, which have one determinant, the smaller.
+                gram = z @ z.mT if z.shape[1] <= z.shape[2] else z.mT @ z
+                score[some] = torch.linalg.slogdet(torch.eye(gram.shape[-1]).to(gram) + gram)[1] / 2
+        return score
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,26 @@ class NonCartesian(MaskableOperator):
         ones = [1] * (len(shape) - 1)
         return torch.arange(shape[0], device=self.trajectory_bits.device).view(1, -1, *ones)
 
+    def group_coordinates(self) -> dict[str, Tensor]:
+        """In cycles per field of view, of samples "k_row" and "k_column", of spokes and arms "k_row_first" to "k_column_last".
+
+        In two dimensions arms also have an "angle": the direction from first sample to last, in degrees from 0 to 360,
+        anticlockwise from the axis of the columns.
+        """
+        k = self.trajectory.cpu()
+        names = [f"k_{axis}" for axis in ("depth", "row", "column")[-k.shape[-1] :]]
+        if k.ndim == 2:
+            return dict(zip(names, k.unbind(-1), strict=True))
+        k = k.flatten(1, -2)
+        ends = {"first": k[:, 0], "last": k[:, -1]}
+        found = {
+            f"{name}_{end}": row for end, at in ends.items() for name, row in zip(names, at.unbind(-1), strict=True)
+        }
+        along = ends["last"] - ends["first"]
+        if len(names) == 2:
+            found["angle"] = torch.atan2(-along[:, 0], along[:, 1]).rad2deg() % 360
+        return found
+
     def _times(self, readout_time: float | Tensor) -> Tensor:
         shape = self.trajectory_bits.shape[:-1]
         if isinstance(readout_time, int | float):
