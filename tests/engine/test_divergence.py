@@ -59,6 +59,8 @@ def sabotaged(name: str, factor: float) -> invsolve.Strategy:
     return made
 
 
+# Few members are quick, and are told to be few.
+@pytest.mark.filterwarnings("ignore:strategy 'enkg'")
 @pytest.mark.parametrize("factor", [1e3, 1e30])
 @pytest.mark.parametrize("name", registry.available("strategy"))
 def test_a_strategy_that_ends_far_out_is_told(name: str, factor: float, prior: invsolve.Prior) -> None:
@@ -68,7 +70,7 @@ def test_a_strategy_that_ends_far_out_is_told(name: str, factor: float, prior: i
         rec = invsolve.reconstruct(
             y, operator, prior, noise=invsolve.Gaussian(SIGMA), strategy=sabotaged(name, factor), samples=2
         )
-    assert "the strategy diverged" in str(told[0].message)
+    assert "the strategy diverged" in next(str(w.message) for w in told if w.category is DiscrepancyWarning)
     assert "not judged" not in rec.diagnostics["discrepancy_report"]
 
 

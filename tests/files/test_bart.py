@@ -167,6 +167,7 @@ def test_what_cannot_be_written_is_one_line(write: Callable[[Path], object], lin
     assert read_cfl(tmp_path / "y").size == 4
 
 
+@pytest.mark.discrepant("False")  # maps from few points of noise a thousandth explain no data to within it
 @pytest.mark.parametrize("given", [False, True])
 def test_3d_kspace_is_cut_into_planes_along_the_readout(given: bool, tmp_path: Path) -> None:
     """Two volumes of 10 planes: each is the 2-D k-space of its part of the volume, and SENSE finds the volume."""

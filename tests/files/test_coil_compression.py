@@ -98,6 +98,8 @@ def test_a_scan_of_few_virtual_coils_gives_nearly_the_image_of_all(tmp_path: Pat
         assert float(np.asarray(scan.noise.sigma)) == pytest.approx(0.01, rel=0.1)
         told = [note for note in scan.notes if "virtual" in note]
         assert len(told) == (coils is not None)
+        # Their estimates of the level differ by percents, and so would the ridges.
+        scan.noise = invsolve.Gaussian(0.01)
         images[coils] = np.hypot(*invsolve.reconstruct(scan, strategy="linear").mean[0].numpy())
     inside = body > 0
     full = np.linalg.norm(images[None][inside] - body[inside]) / np.linalg.norm(body[inside])

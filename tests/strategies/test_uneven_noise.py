@@ -75,6 +75,8 @@ def images(y: Tensor, operator: invsolve.Operator, sigma: Any, name: str, items:
     return sink.stack("samples")
 
 
+# Few members are quick, and are told to be few.
+@pytest.mark.filterwarnings("ignore:strategy 'enkg'")
 @pytest.mark.parametrize("name", [p.id for p in strategies() if not p.values[0].couples_items])
 def test_an_item_with_its_own_noise_is_what_it_is_by_itself(name: str) -> None:
     operator = invsolve.operator("inpainting", fraction=0.6, image_size=SIZE)
