@@ -100,6 +100,13 @@ def chosen(layout: KSpaceLayout, path: Path, items: int) -> tuple[int, int]:
     return start, stop
 
 
+def middle(size: Sequence[int], kept: Sequence[int]) -> tuple[tuple[int, int], ...] | None:
+    """(first, last + 1) along each axis of the middle of an image of `size` that is kept; None where that is all of it."""
+    if tuple(kept) == tuple(size):
+        return None
+    return tuple(((n - k) // 2, (n - k) // 2 + k) for n, k in zip(size, kept, strict=True))
+
+
 @dataclass(frozen=True)
 class _Items:
     """What was measured of each item, (items, coils, *shape), read when sliced; white."""

@@ -12,7 +12,7 @@ import torch
 
 from invsolve.contracts.layout import Make
 from invsolve.datasets.hdf5 import open_readonly
-from invsolve.datasets.mri.encoded import Encoded, chosen, told
+from invsolve.datasets.mri.encoded import Encoded, chosen, middle, told
 from invsolve.datasets.mri.kspace import KSpaceLayout
 from invsolve.datasets.mri.lines import Lines, one_handle
 from invsolve.datasets.mri.noise import CoilNoise, Whitening, sample_covariance
@@ -67,7 +67,6 @@ def trajectories(layout: Any, lines: Lines, noise: CoilNoise | None) -> Encoded:
     depth, rows, columns = lines.matrix
     kept = lines.header.kept((rows, columns))
     kept_size = kept if scan.dimensions == 2 else (lines.header.kept_depth(depth), *kept)
-    region = tuple(((n - k) // 2, (n - k) // 2 + k) for n, k in zip(scan.size, kept_size, strict=True))
     return Encoded(
         name=scan.name,
         size=scan.size,
@@ -80,7 +79,7 @@ def trajectories(layout: Any, lines: Lines, noise: CoilNoise | None) -> Encoded:
         noise=(noise or scan.noise(start), how),
         measured=noise is not None,
         axes="item coil spoke sample",
-        region=region if kept_size != scan.size else None,
+        region=middle(scan.size, kept_size),
         places=lines.places(),
         notes=notes,
     )

@@ -11,7 +11,7 @@ import torch
 
 from invsolve.contracts.layout import Make
 from invsolve.datasets.mri.coil_maps import calibration_block
-from invsolve.datasets.mri.encoded import Encoded, averaged, chosen, noise_of_mean, told
+from invsolve.datasets.mri.encoded import Encoded, averaged, chosen, middle, noise_of_mean, told
 from invsolve.datasets.mri.kspace import KSpaceLayout
 from invsolve.datasets.mri.lines import Lines
 from invsolve.datasets.mri.noise import CoilNoise, Whitening, estimate_noise
@@ -51,7 +51,6 @@ def volumes(layout: KSpaceLayout, lines: Lines, noise: CoilNoise | None) -> Enco
         notes.append(f"{kept} of these kept, for acceleration={layout.acceleration:g}")
     how = "from the noise scans" if noise else "where there is least signal; noise scans are not in the file"
     kept_size = (lines.header.kept_depth(depth), *lines.header.kept((rows, columns)))
-    region = tuple(((n - k) // 2, (n - k) // 2 + k) for n, k in zip(scan.size, kept_size, strict=True))
     return Encoded(
         name="mri-3d",
         size=scan.size,
@@ -64,7 +63,7 @@ def volumes(layout: KSpaceLayout, lines: Lines, noise: CoilNoise | None) -> Enco
         noise=(noise or scan.noise(start), how),
         measured=noise is not None,
         axes="item coil depth readout phase",
-        region=region if kept_size != scan.size else None,
+        region=middle(scan.size, kept_size),
         places=lines.places(),
         notes=notes,
     )

@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from invsolve.contracts import combining
 from invsolve.contracts.arguments import matching as matching
 from invsolve.contracts.combining import Arithmetic, NoArithmetic, added, called, is_operator, items_of, real_factor
-from invsolve.contracts.combining import depth as depth
-from invsolve.contracts.combining import of_one_image as of_one_image
 from invsolve.contracts.guarded import check_image, guarded
 from invsolve.contracts.module import Module
 from invsolve.contracts.ridge import by_noise, by_signal
@@ -335,7 +334,7 @@ class Composed(Operator):
 
     def __init__(self, outer: Operator, first: Operator) -> None:
         super().__init__()
-        self.outer, self.first, self.nested = outer, first, depth(outer, first)
+        self.outer, self.first, self.nested = outer, first, combining.depth(outer, first)
         self.image_shape, self.image_unit, self.waits = first.image_shape, first.image_unit, outer.waits or first.waits
         # A real operator takes complex images part by part, so what follows it may ask for them.
         self.complex_image = first.complex_image or outer.complex_image
@@ -374,8 +373,8 @@ class Sum(LinearOperator):
 
     def __init__(self, left: LinearOperator, right: LinearOperator) -> None:
         super().__init__()
-        of_one_image(left, right)
-        self.left, self.right, self.nested = left, right, depth(left, right)
+        combining.of_one_image(left, right)
+        self.left, self.right, self.nested = left, right, combining.depth(left, right)
         self.image_shape = left.image_shape or right.image_shape
         self.complex_image = left.complex_image or right.complex_image
         self.image_unit, self.waits = left.image_unit or right.image_unit, left.waits or right.waits
@@ -410,7 +409,7 @@ class Scaled(WrappedLinear, LinearOperator):
 
     def __init__(self, factor: float, inner: LinearOperator) -> None:
         super().__init__(inner)
-        self.factor, self.nested = real_factor(factor), depth(inner)
+        self.factor, self.nested = real_factor(factor), combining.depth(inner)
         self.name, self.parameters_given = f"{self.factor:g} * {called(inner)}", None
 
     def of_item(self, item: int) -> Any:

@@ -133,8 +133,11 @@ class TDS(Strategy):
             mean, variance = particles.reverse_kernel(x, estimate, sigma, sigma_next, 0.0)
         else:
             mean, variance = particles.reverse_kernel(x, estimate, sigma, sigma_next, unknown)
-            short = short_of_the_data(problem, push, residual) if exact else None
-            push = not_past_the_data(problem, estimate, push, residual) if short is None else short
+            push = (
+                short_of_the_data(problem, push, residual)
+                if exact
+                else not_past_the_data(problem, estimate, push, residual)
+            )
         noise = math.sqrt(variance) * rng.normal(x)
         # log p~(x' | x) - log p(x' | x) at x' = mean + push + noise.
         favour = (push.square() + 2 * push * noise).flatten(2).sum(2) / (2 * variance)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor
 
 import invsolve
 from invsolve.contracts.problem import Problem
@@ -18,31 +16,12 @@ from invsolve.errors import UserError
 from invsolve.numerics.random import ChainRandom
 from invsolve.plugins.strategies.adjoint_dpm import AdjointDPM
 from invsolve.testing.exact import exact_posterior
-from invsolve.testing.operators import dense
-
-CHAINS = [(0, 0), (0, 1)]
-SIGMA_Y = 0.05
+from tests.support.half_pixels import CHAINS, SIGMA_Y, half_of_the_pixels, matrix_of, noise, wiener
 
 
 @pytest.fixture(scope="module")
 def problem() -> Problem:
-    """Every other pixel of an 8 x 8 image."""
-    return exact_posterior(samples=2, size=8, dtype=torch.float64, sigma=SIGMA_Y).problem
-
-
-def matrix_of(problem: Problem) -> Tensor:
-    return dense(problem.linear, problem.image_shape)[0].double()
-
-
-def wiener(problem: Problem, sigma: float) -> Tensor:
-    """D(x, sigma) of the Gaussian prior as a matrix, x in rows."""
-    size = math.prod(problem.image_shape)
-    units = torch.eye(size, dtype=torch.float64).view(size, *problem.image_shape)
-    return problem.prior.denoise(units, torch.tensor(sigma, dtype=torch.float64)).flatten(1)
-
-
-def noise(problem: Problem) -> Tensor:
-    return ChainRandom(0, CHAINS).normal(problem.zeros())
+    return half_of_the_pixels()
 
 
 def test_the_adjoint_is_the_gradient_through_all_steps(problem: Problem) -> None:

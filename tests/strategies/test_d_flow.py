@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -18,32 +17,12 @@ from invsolve.numerics.random import ChainRandom
 from invsolve.plugins.strategies import _lbfgs as lbfgs
 from invsolve.plugins.strategies._flow import midpoint, times
 from invsolve.plugins.strategies.d_flow import DFlow
-from invsolve.testing.exact import exact_posterior
-from invsolve.testing.operators import dense
-
-CHAINS = [(0, 0), (0, 1)]
-SIGMA_Y = 0.05
+from tests.support.half_pixels import CHAINS, SIGMA_Y, half_of_the_pixels, matrix_of, noise, wiener
 
 
 @pytest.fixture(scope="module")
 def problem() -> Problem:
-    """Every other pixel of an 8 x 8 image."""
-    return exact_posterior(samples=2, size=8, dtype=torch.float64, sigma=SIGMA_Y).problem
-
-
-def matrix_of(problem: Problem) -> Tensor:
-    return dense(problem.linear, problem.image_shape)[0].double()
-
-
-def wiener(problem: Problem, sigma: float) -> Tensor:
-    """D(x, sigma) of the Gaussian prior as a matrix, x in rows."""
-    size = math.prod(problem.image_shape)
-    units = torch.eye(size, dtype=torch.float64).view(size, *problem.image_shape)
-    return problem.prior.denoise(units, torch.tensor(sigma, dtype=torch.float64)).flatten(1)
-
-
-def noise(problem: Problem) -> Tensor:
-    return ChainRandom(0, CHAINS).normal(problem.zeros())
+    return half_of_the_pixels()
 
 
 def test_d_flows_objective_is_the_papers(problem: Problem) -> None:
